@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all set-up themselves: an environment in .venv with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow check clean
+
+demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and show it
+	$(BIN)/python -m dhmm_rl.ppo --env CartPole-v1 --pretrained new --runs runs/demo
+	run=$$(ls -td runs/demo/CartPole-v1/dhmm-gpt2/* | head -n 1) && $(BIN)/python -m dhmm_rl.play $$run --episodes 100 --video $$run/play.mp4 && echo "plot:  $$run/curve.png"
+
+test: $(INSTALLED)  ## everything but the slow tests
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## the slow tests: learning at full length
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## format, lint, types, and what the wheel holds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy dhmm_rl benchmarks tests
+	$(BIN)/python -m pytest -q tests/test_package.py -k holds
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

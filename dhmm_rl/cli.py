@@ -1,0 +1,48 @@
+"""What every command does alike: read its arguments, and end in one line when something handed in is not usable."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import tyro
+
+from dhmm_rl.errors import InputError
+
+Args = TypeVar("Args")
+
+
+def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) -> None:
+    """
+    Parse the command line into ``arguments`` and run ``main``.
+
+    Exit status 2 and one line for bad input, 130 for an interruption from the keyboard.
+
+    :param arguments: a dataclass; its docstrings are the command's ``--help``
+    :param name: of the module, as ``python -m`` takes it
+    """
+    args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        main(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on with a run", file=sys.stderr)
+        sys.exit(130)
+
+
+def use_device(device: str, threads: int) -> str:
+    """
+    Set the number of CPU threads and see that the device is there.
+
+    :raises InputError: when it is not
+    """
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+    torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}); cpu always can") from error
+    return device

@@ -1,0 +1,7 @@
+"""Rollouts: collected, kept, and cut into the windows that pretraining reads."""
+
+from dhmm_rl.data.collect import collect
+from dhmm_rl.data.rollouts import Rollouts
+from dhmm_rl.data.windows import Batch, StreamWindows
+
+__all__ = ["Batch", "Rollouts", "StreamWindows", "collect"]

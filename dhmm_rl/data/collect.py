@@ -1,0 +1,141 @@
+"""Letting a policy act, and recording what happens."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from dhmm_rl.data.rollouts import Rollouts
+from dhmm_rl.errors import InputError
+
+Actions = NDArray[Any]
+
+
+class Predicts(Protocol):
+    """What SB3's algorithms and policies have in common."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[Actions, ...] | None = None,
+        episode_start: Actions | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Actions, tuple[Actions, ...] | None]:
+        """Actions for a batch of observations."""
+        ...
+
+
+Policy = Predicts | Callable[[NDArray[Any]], Actions]
+
+
+def collect(
+    env: VecEnv,
+    policy: Policy | None = None,
+    *,
+    episodes: int,
+    imitate: bool,
+    env_id: str = "",
+    seed: int = 0,
+    deterministic: bool = False,
+    progress: bool = False,
+) -> Rollouts:
+    """
+    Record whole episodes.
+
+    Every environment contributes its share of the episodes, decided beforehand: taking whichever end first would favour
+    short ones.
+
+    :param env: the environments, whose spaces the rollouts will have
+    :param policy: an SB3 algorithm or policy, or a function from observations (N, ...) to actions (N, ...); acts at random
+        when ``None``
+    :param episodes: how many
+    :param imitate: whether the policy's actions are worth imitating
+    :param env_id: the name to record
+    :param seed: of the environments and of random actions
+    :param deterministic: take an SB3 policy's likeliest action
+    :param progress: show a bar
+    :raises InputError: for a number of episodes that is not positive
+    """
+    if episodes < 1:
+        raise InputError(f"episodes is {episodes}; it must be at least 1")
+    act = _actor(env, policy, seed, deterministic)
+    quotas = [(episodes + i) // env.num_envs for i in range(env.num_envs)]
+    env.seed(seed)
+    observations = env.reset()
+    assert isinstance(observations, np.ndarray)
+    running = [_Episode(observation) for observation in observations]
+    finished: list[list[_Episode]] = [[] for _ in range(env.num_envs)]
+    starts = np.ones(env.num_envs, dtype=bool)
+    env_steps = 0
+    with tqdm(total=episodes, desc="collecting", unit="episode", disable=not progress) as bar:
+        while any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
+            actions = act(observations, starts)
+            observations, rewards, starts, infos = env.step(actions)
+            assert isinstance(observations, np.ndarray)
+            env_steps += env.num_envs
+            for i, episode in enumerate(running):
+                observation = infos[i]["terminal_observation"] if starts[i] else observations[i]
+                episode.add(actions[i], observation, float(rewards[i]))
+                if starts[i]:
+                    episode.terminated = not infos[i].get("TimeLimit.truncated", False)
+                    if len(finished[i]) < quotas[i]:
+                        finished[i].append(episode)
+                        bar.update()
+                    running[i] = _Episode(observations[i])
+    return _pack([episode for done in finished for episode in done], env, imitate, env_id, env_steps)
+
+
+class _Episode:
+    """An episode being recorded."""
+
+    def __init__(self, observation: NDArray[Any]) -> None:
+        self.observations, self.terminated = [observation], False
+        self.actions: list[Any] = []
+        self.rewards: list[float] = [0.0]
+
+    def add(self, action: Any, observation: NDArray[Any], reward: float) -> None:
+        self.actions.append(action)
+        self.observations.append(observation)
+        self.rewards.append(reward)
+
+
+def _pack(episodes: list[_Episode], env: VecEnv, imitate: bool, env_id: str, env_steps: int) -> Rollouts:
+    lengths = [len(episode.observations) for episode in episodes]
+    return Rollouts(
+        observations=np.concatenate([np.stack(episode.observations) for episode in episodes]),
+        actions=np.concatenate([np.stack([episode.actions[0], *episode.actions]) for episode in episodes]),
+        rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        terminated=np.array([episode.terminated for episode in episodes]),
+        imitate=np.full(len(episodes), imitate),
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        env_id=env_id,
+        env_steps=env_steps,
+    )
+
+
+def _actor(
+    env: VecEnv, policy: Policy | None, seed: int, deterministic: bool
+) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
+    """One way to ask for actions, whatever the policy is."""
+    if policy is None:
+        sampler = spaces.Tuple([env.action_space] * env.num_envs)
+        sampler.seed(seed)
+        return lambda observations, starts: np.array(sampler.sample())
+    if not hasattr(policy, "predict"):
+        return lambda observations, starts: np.asarray(policy(observations))
+    memory: tuple[Actions, ...] | None = None
+
+    def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
+        nonlocal memory
+        actions, memory = policy.predict(observations, state=memory, episode_start=starts, deterministic=deterministic)
+        if isinstance(env.action_space, spaces.Box):
+            actions = np.clip(actions, env.action_space.low, env.action_space.high)
+        return actions
+
+    return act

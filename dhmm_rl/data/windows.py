@@ -1,0 +1,102 @@
+"""
+The training set: fixed-size windows of token streams, cut out of contiguous rollouts.
+
+Shapes: B windows, L steps, C slots.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dhmm_rl.data.rollouts import Rollouts
+from dhmm_rl.errors import InputError
+from dhmm_rl.tokens import NOTHING, RESET, Tokenizer
+
+
+class Batch(NamedTuple):
+    """
+    :param input_ids: (B, L, C)
+    :param labels: the step that follows each step, (B, L, C)
+    :param weights: of each label in the loss, (B, L, C)
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+class StreamWindows:
+    """
+    Every window of ``length`` steps of every episode; never a step of two.
+
+    Windows may begin before their episode does, as a policy's do: so each step stands in equally many. Rollouts are read and
+    tokenised when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time.
+
+    :param rollouts: the episodes
+    :param tokenizer: theirs
+    :param length: L
+    :param field_weights: weight of fields in the loss, by name; 1 where not given
+    :param dither: seeds the dithering of real fields; none when ``None``
+    :raises InputError: when the spaces are not the tokenizer's, or a weight names no field
+    """
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        tokenizer: Tokenizer,
+        length: int,
+        field_weights: dict[str, float] | None = None,
+        dither: int | None = None,
+    ) -> None:
+        if length < 1:
+            raise InputError(f"the length of windows is {length}; it must be at least 1")
+        tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
+        names = [slot.name for slot in tokenizer.slots]
+        for name in field_weights or {}:
+            if name not in names:
+                raise InputError(f"field weights name {name!r}; the fields are {', '.join(names)}")
+        self.rollouts, self.tokenizer, self.length, self.dither = rollouts, tokenizer, length, dither
+        self.weights = np.array([(field_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
+        # A terminated episode has one step more: DONE.
+        self.steps = np.diff(rollouts.starts) + rollouts.terminated
+        # Windows of an episode begin from length - 1 before it to its last step that is followed by another.
+        self._ends = np.cumsum(self.steps - 1 + length - 1)
+
+    def __len__(self) -> int:
+        """The number of windows."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
+        """The windows with these numbers."""
+        indices = np.asarray(indices)
+        episode = np.searchsorted(self._ends, indices, side="right")
+        first = indices - self._ends[episode] + self.steps[episode] - 1
+        return self._batch(episode, first, None if self.dither is None else np.random.default_rng([self.dither, *indices]))
+
+    def tiles(self) -> NDArray[np.int64]:
+        """Numbers of windows that together hold every label once."""
+        per_episode = [
+            end - (steps - 1) + np.arange(0, steps - 1, self.length) for end, steps in zip(self._ends, self.steps, strict=True)
+        ]
+        return np.concatenate(per_episode)
+
+    def _batch(self, episode: NDArray[Any], first: NDArray[Any], rng: np.random.Generator | None) -> Batch:
+        step = first[:, None] + np.arange(self.length + 1)
+        start, rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
+        row = start + np.clip(step, 0, rows - 1)
+        tokens = self.tokenizer.next_step(self.rollouts.actions[row], self.rollouts.observations[row], rng)
+
+        tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
+        tokens[(step < 0) | (step >= rows)] = NOTHING
+        tokens[(step == rows) & self.rollouts.terminated[episode, None]] = self.tokenizer.done_step()
+
+        ids = torch.from_numpy(tokens)
+        labels = ids[:, 1:].clone()
+        labels[torch.from_numpy(step[:, 1:] <= 0)] = NOTHING  # nothing comes before an episode's first step
+        weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
+        weights[~self.rollouts.imitate[episode], :, : self.tokenizer.action_slots] = 0
+        return Batch(ids[:, :-1], labels, torch.from_numpy(weights))

@@ -1,0 +1,135 @@
+"""
+GPT-2's block with attention limited to a window of steps and to the same episode, in parallel and one step at a time.
+
+Shapes: B sequences, T steps, D width, H heads, W window.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention_mask(valid: Tensor, episode: Tensor | None, window: int) -> Tensor:
+    """
+    Who may see whom.
+
+    :param valid: steps that hold something, (B, T)
+    :param episode: number of the episode that a step belongs to, (B, T); ``None`` when there is only one
+    :param window: how many steps, the present one included, can be seen
+    :return: booleans, (B, 1, T, T); a step that holds nothing sees itself only, so that no row is empty
+    """
+    steps = valid.shape[1]
+    age = torch.arange(steps, device=valid.device)[:, None] - torch.arange(steps, device=valid.device)
+    mask = ((age >= 0) & (age < window))[None] & valid[:, None, :]
+    if episode is not None:
+        mask = mask & (episode[:, :, None] == episode[:, None, :])
+    return (mask | (age == 0)[None])[:, None]
+
+
+def rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines of rotary position embedding (Su et al. 2021, arXiv 2104.09864, section 3.2).
+
+    Angles are computed in double precision, so that step 1 000 000 is as exact as step 1.
+
+    :param positions: any shape
+    :return: each (..., head_size / 2), fp32
+    """
+    frequency = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size)
+    angles = positions.double()[..., None] * frequency
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply a rotary table (T, head_size / 2) to queries or keys (B, H, T, head_size)."""
+    cos, sin = (part.to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; parameters are named as in GPT-2."""
+
+    def __init__(self, embed_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.c_attn = nn.Linear(embed_size, 3 * embed_size)
+        self.c_proj = nn.Linear(embed_size, embed_size)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, T, D / H)."""
+        batch, steps, width = x.shape
+        q, k, v = self.c_attn(x).view(batch, steps, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix values; causal over the whole sequence when there is no mask. Returns (B, T, D)."""
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.c_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm GPT-2 block: attention, then a GELU network of width ``ff_hidden``."""
+
+    def __init__(self, embed_size: int, heads: int, ff_hidden: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(embed_size)
+        self.attn = Attention(embed_size, heads)
+        self.ln_2 = nn.LayerNorm(embed_size)
+        self.c_fc = nn.Linear(embed_size, ff_hidden)
+        self.c_proj = nn.Linear(ff_hidden, embed_size)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, table: tuple[Tensor, Tensor] | None, last_only: bool = False
+    ) -> Tensor:
+        """
+        :param x: (B, T, D)
+        :param mask: (B, 1, T, T), or ``None`` for plain causal attention
+        :param table: rotary table of the T positions
+        :param last_only: return only the last step, (B, 1, D), and skip the work that only the others need
+        """
+        q, k, v = self.attn.split(self.ln_1(x))
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        if last_only:
+            if mask is None:
+                mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device)
+            else:
+                mask = mask[..., -1:, :]
+            x, q = x[:, -1:], q[..., -1:, :]
+        return self._finish(x + self.attn.attend(q, k, v, mask))
+
+    def step(
+        self, x: Tensor, keys: Tensor, values: Tensor, at: int, visible: Tensor, table: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """
+        One step against a ring cache, which is written in place.
+
+        :param x: (B, 1, D)
+        :param keys: cached keys, already rotated, (B, H, W, D / H)
+        :param values: (B, H, W, D / H)
+        :param at: the ring's place for this step
+        :param visible: which places may be seen, (B, 1, 1, W)
+        :param table: rotary table of this position
+        """
+        q, k, v = self.attn.split(self.ln_1(x))
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        keys[:, :, at], values[:, :, at] = k[:, :, 0].to(keys.dtype), v[:, :, 0].to(values.dtype)
+        return self._finish(x + self.attn.attend(q, keys.to(q.dtype), values.to(q.dtype), visible))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+
+def init_weights(blocks: nn.ModuleList) -> None:
+    """GPT-2's: normal with deviation 0.02, divided by the root of the number of residual branches where one ends."""
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if parameter.dim() == 2:
+                scale = 1 / math.sqrt(2 * len(blocks)) if name.endswith("c_proj.weight") else 1.0
+                nn.init.normal_(parameter, std=0.02 * scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)

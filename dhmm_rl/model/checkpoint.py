@@ -1,0 +1,71 @@
+"""A language model in one file, with the tokenizer of its streams and how it came to be."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+from dhmm_rl.tokens import Slot, Tokenizer
+
+_FORMAT = "dhmm-rl language model 1"
+
+
+class Checkpoint(NamedTuple):
+    """
+    :param model: in evaluation mode
+    :param tokenizer: of the streams it was trained on; ``None`` for flat sequences
+    :param info: plain values about how it came to be, e.g. ``env_id`` and ``env_steps``
+    """
+
+    model: DHMMGPT2
+    tokenizer: Tokenizer | None
+    info: dict[str, Any]
+
+
+def save_checkpoint(
+    path: str | Path, model: DHMMGPT2, tokenizer: Tokenizer | None = None, info: dict[str, Any] | None = None
+) -> None:
+    """Write a model; ``info`` may hold plain values only."""
+    content = {
+        "format": _FORMAT,
+        "config": model.config,
+        "weights": model.state_dict(),
+        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+        "info": info or {},
+    }
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """
+    Read what :func:`save_checkpoint` wrote.
+
+    :raises InputError: when there is no such file, or it is something else, or it is cut short
+    """
+    content = load_torch(path, _FORMAT, device)
+    slots = [Slot(**slot) for slot in content["config"]["slots"]]
+    model = DHMMGPT2(**{**content["config"], "slots": slots}).to(device)
+    model.load_state_dict(content["weights"])
+    tokenizer = None if content["tokenizer"] is None else Tokenizer.from_dict(content["tokenizer"])
+    return Checkpoint(model.eval(), tokenizer, content["info"])
+
+
+def load_torch(path: str | Path, expected: str, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """
+    Read a file of tensors and plain values whose ``format`` entry is ``expected``.
+
+    :raises InputError: when there is no such file, or it is something else, or it is cut short
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}; python -m dhmm_rl.pretrain writes one")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler met in a damaged file
+        raise InputError(f"{path} cannot be read as a checkpoint: it is cut short or of another program") from error
+    if not isinstance(content, dict) or content.get("format") != expected:
+        raise InputError(f"{path} is no checkpoint of this kind; expected a {expected}")
+    return content

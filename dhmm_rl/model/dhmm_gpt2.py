@@ -1,0 +1,421 @@
+"""
+DHMM-GPT2: a GPT-2 whose input also carries the belief of a hidden Markov layer, and whose logits carry its predictions.
+
+Shapes: B sequences, T steps, C slots, V ids, D width, N chains, K latent states, M transition matrices, W window,
+n the ids of the widest slot. A model with one slot takes and returns arrays without the slot dimension.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_table
+from dhmm_rl.model.hmm import CONTROLS, LatentChain
+from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
+
+
+@dataclass
+class ModelOutput:
+    """
+    What a forward pass gives; read it as ``out["loss"]`` or ``out.loss``.
+
+    :param logits: of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
+        ``model.slots[j]`` and minus infinity beyond them
+    :param hidden: the transformer's output, (B, T, D)
+    :param belief: filtered beliefs, (B, T, N · K)
+    :param loss: weighted mean of the cross-entropy in nats per token; ``None`` without labels
+    :param token_loss: cross-entropy of each token in nats, unweighted, 0 where there is no label; shaped like the labels
+    :param bits: mean cross-entropy per field in bits, (C,); NaN for a field without labels
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    belief: Tensor
+    loss: Tensor | None = None
+    token_loss: Tensor | None = None
+    bits: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        value: Tensor | None = getattr(self, name)
+        return value
+
+
+@dataclass
+class ModelState:
+    """
+    What a model remembers of B streams between steps. :meth:`DHMMGPT2.step` writes into it: use the state it returns.
+
+    :param keys: ring of rotated keys per layer, (L, B, H, W, D / H)
+    :param values: ring of values per layer, the same shape
+    :param belief: (B, N, K)
+    :param position: steps since each stream's episode began, (B,)
+    :param time: steps taken by all streams together
+    """
+
+    keys: Tensor
+    values: Tensor
+    belief: Tensor
+    position: Tensor
+    time: int = 0
+
+    def clone(self) -> "ModelState":
+        """A copy that further steps leave alone."""
+        return ModelState(
+            self.keys.clone(), self.values.clone(), self.belief.clone(), self.position.clone(), self.time
+        )
+
+
+class DHMMGPT2(nn.Module):
+    """
+    A causal language model over steps of one or more tokens.
+
+    For flat sequences of ids, give the sizes and call ``model(ids, labels=labels)``. For token streams of an environment,
+    use :meth:`from_tokenizer`.
+
+    :param vocab_size: number of ids V
+    :param embed_size: width D
+    :param layers: transformer blocks; 0 leaves a plain HMM
+    :param heads: attention heads
+    :param ff_hidden: width of the blocks' feed-forward networks; 4 D when ``None``
+    :param num_states: latent states K of a chain; 0 leaves a plain GPT-2
+    :param max_len: longest sequence for learned positions, and the window where none is given
+    :param window: how many steps, the present one included, attention can see; ``max_len`` when ``None``
+    :param positions: ``rotary`` (streams of any length) or ``learned`` (GPT-2's own)
+    :param matrices: transition matrices M that the gate mixes
+    :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
+    :param chains: independent chains N of K states
+    :param dither: ε, the uniform part of every transition
+    :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute to the belief
+    :param mutation: probability per step that the belief jumps to a random state; in training and sampling only
+    :param slots: the slots of a step; one slot with all ids when ``None``
+    :param action_slots: how many of the first slots are the agent's actions
+    :param reset_id: the id that opens an episode; no id does when ``None``
+    :raises InputError: for sizes that do not fit together
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_size: int = 64,
+        layers: int = 1,
+        heads: int = 4,
+        ff_hidden: int | None = None,
+        num_states: int = 8,
+        max_len: int = 1024,
+        *,
+        window: int | None = None,
+        positions: str = "rotary",
+        matrices: int = 4,
+        control: str = "actions",
+        chains: int = 1,
+        dither: float = 1e-3,
+        evidence_floor: float = 20.0,
+        mutation: float = 0.0,
+        slots: Sequence[Slot] | None = None,
+        action_slots: int = 0,
+        reset_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.slots = tuple(slots) if slots is not None else (Slot("token", 0, vocab_size),)
+        if control == "actions" and action_slots == 0:
+            control = "all" if matrices > 1 else "none"
+        if control == "none":
+            matrices = 1
+        self.config: dict[str, Any] = dict(
+            vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
+            num_states=num_states, max_len=max_len, window=window, positions=positions, matrices=matrices, control=control,
+            chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation, action_slots=action_slots,
+            reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
+        )  # fmt: skip
+        _check(self.config)
+        self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
+        self.positions, self.max_len, self.window = positions, max_len, window or max_len
+        self.action_slots, self.reset_id, self.mutation = action_slots, reset_id, mutation
+        self.belief_size = chains * num_states
+
+        width = max(slot.stop - slot.start for slot in self.slots)
+        ids = torch.arange(width) + torch.tensor([slot.start for slot in self.slots])[:, None]
+        stops = torch.tensor([slot.stop for slot in self.slots])[:, None]
+        self.slot_ids: Tensor
+        self.register_buffer("slot_ids", torch.where(ids < stops, ids, NOTHING), persistent=False)
+
+        self.chain: LatentChain | None = None
+        if num_states > 0:
+            self.chain = LatentChain(
+                vocab_size, self.slots, self.slot_ids, action_slots, num_states, chains, matrices, control, dither, evidence_floor
+            )
+            self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
+            nn.init.normal_(self.read_belief.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(embed_size, heads, ff_hidden or 4 * embed_size) for _ in range(layers))
+        if layers > 0:
+            # One more row, always zero, is what "nothing" looks up.
+            self.embedding = nn.Embedding(vocab_size + 1, embed_size, padding_idx=vocab_size)
+            _init_embedding(self.embedding, self.slots)
+            if positions == "learned":
+                self.position_embedding = nn.Embedding(max_len, embed_size)
+                nn.init.normal_(self.position_embedding.weight, std=0.02)
+            self.ln_f = nn.LayerNorm(embed_size)
+            init_weights(self.blocks)
+            if len(self.slots) > 1:
+                self.slot_mlp = nn.Sequential(
+                    nn.LayerNorm(embed_size), nn.Linear(embed_size, embed_size), nn.GELU(), nn.Linear(embed_size, embed_size)
+                )
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer, **settings: Any) -> Self:
+        """A model of the streams that a tokenizer makes; further keywords as in the constructor."""
+        return cls(
+            tokenizer.vocab_size,
+            slots=tokenizer.slots,
+            action_slots=tokenizer.action_slots,
+            reset_id=RESET,
+            **settings,
+        )
+
+    # Parallel pass
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> ModelOutput:
+        """
+        Predict what follows every step.
+
+        :param input_ids: (B, T), or (B, T, C) with several slots; -1 is nothing
+        :param labels: the ids that follow, ``labels[:, t]`` after ``input_ids[:, : t + 1]``, shaped like ``input_ids``; -1 and
+            -100 are ignored. With several slots, slot j is predicted given the labels of the slots before it; without
+            labels, as though they were unknown
+        :param weights: of every label in the loss, broadcastable to the labels, e.g. one per field (C,)
+        :param position_ids: (B, T), for learned positions; counted from the episode's start when ``None``
+        :raises InputError: for a sequence longer than ``max_len`` with learned positions
+        """
+        hidden, belief = self.encode(input_ids, position_ids=position_ids, mutation=self.mutation if self.training else 0.0)
+        following = torch.full_like(input_ids, NOTHING) if labels is None else labels.clamp_min(NOTHING)
+        out = ModelOutput(self._squeeze(self.decode(hidden, belief, self._slotted(following))), hidden, belief.flatten(2))
+        if labels is not None:
+            self._add_loss(out, labels, weights)
+        return out
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        mutation: float = 0.0,
+        last_only: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Read steps.
+
+        :param input_ids: (B, T) or (B, T, C)
+        :param last_only: return only the last step
+        :return: hidden (B, T, D) and belief (B, T, N, K); T is 1 when ``last_only``
+        """
+        tokens = self._slotted(input_ids)
+        batch, steps, _ = tokens.shape
+        starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        belief = self._filter(tokens, self._initial_belief(batch), starts, mutation)
+        if not self.blocks:
+            hidden = self.read_belief(belief.flatten(2))
+            return (hidden[:, -1:], belief[:, -1:]) if last_only else (hidden, belief)
+        x = self._embed(tokens, belief)
+        episode = None if starts is None else starts.cumsum(dim=1)
+        if self.positions == "learned":
+            x = x + self._position_embedding(position_ids, episode, batch, steps)
+            table = None
+        else:
+            table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
+        mask = None
+        valid = (tokens >= 0).any(dim=-1)
+        if episode is not None or self.window < steps or not bool(valid.all()):
+            mask = attention_mask(valid, episode, self.window)
+        for block in self.blocks:
+            x = block(x, mask, table, last_only and block is self.blocks[-1])
+        return self.ln_f(x), belief[:, -1:] if last_only else belief
+
+    def decode(self, hidden: Tensor, belief: Tensor, following: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """
+        Logits of the next step's slots ``first`` to ``last - 1``, each given the slots of that step before it.
+
+        :param hidden: (B, T, D)
+        :param belief: (B, T, N, K)
+        :param following: ids of the next step, -1 where unknown, (B, T, C)
+        :return: (B, T, last - first, n)
+        """
+        last = len(self.slots) if last is None else last
+        ids = self.slot_ids[first:last]
+        logits = torch.zeros((), device=hidden.device)
+        if self.blocks:
+            x = hidden[:, :, None]
+            if last > 1:
+                known = self.embedding(torch.where(following < 0, self.vocab_size, following))
+                x = x + (known.cumsum(dim=2) - known)[:, :, first:last]
+            if len(self.slots) > 1:
+                x = x + self.slot_mlp(x)
+            logits = torch.einsum("btcd,cnd->btcn", x, self.embedding(ids.clamp_min(0)))
+        if self.chain is not None:
+            with torch.autocast(hidden.device.type, enabled=False):
+                logits = logits + self.chain.slot_logits(belief.float(), following, first, last)
+        return logits.masked_fill(ids < 0, -torch.inf)
+
+    # One step at a time
+
+    def initial_state(self, batch: int) -> ModelState:
+        """The state of B streams before their first step."""
+        device = self.slot_ids.device
+        size = self.embed_size // self.heads
+        cache = torch.zeros(len(self.blocks), batch, self.heads, self.window, size, device=device)
+        position = torch.zeros(batch, dtype=torch.long, device=device)
+        return ModelState(cache, cache.clone(), self._initial_belief(batch).detach(), position)
+
+    def step(self, tokens: Tensor, state: ModelState, labels: Tensor | None = None) -> tuple[ModelOutput, ModelState]:
+        """
+        Read one step of every stream; same outputs as the parallel pass over all steps so far, at constant cost.
+
+        :param tokens: (B,), or (B, C) with several slots
+        :param labels: the step that follows, as in :meth:`forward`
+        :return: outputs with T = 1, and the new state (``state`` itself must not be used again)
+        :raises InputError: past ``max_len`` with learned positions
+        """
+        hidden, belief, state = self.encode_step(tokens, state)
+        following = torch.full_like(tokens, NOTHING) if labels is None else labels.clamp_min(NOTHING)
+        logits = self.decode(hidden, belief, self._slotted(following[:, None]))
+        out = ModelOutput(self._squeeze(logits), hidden, belief.flatten(2))
+        if labels is not None:
+            self._add_loss(out, labels[:, None], None)
+        return out, state
+
+    @torch.no_grad()
+    def encode_step(self, tokens: Tensor, state: ModelState, mutation: float = 0.0) -> tuple[Tensor, Tensor, ModelState]:
+        """Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state."""
+        slotted = self._slotted(tokens[:, None])
+        starts = None if self.reset_id is None else slotted[:, :, 0] == self.reset_id
+        belief = self._filter(slotted, state.belief, starts, mutation)
+        position = state.position if starts is None else torch.where(starts[:, 0], 0, state.position)
+        hidden = self._step_blocks(slotted, belief, position, state) if self.blocks else self.read_belief(belief.flatten(2))
+        return hidden, belief, ModelState(state.keys, state.values, belief[:, 0], position + 1, state.time + 1)
+
+    def _step_blocks(self, tokens: Tensor, belief: Tensor, position: Tensor, state: ModelState) -> Tensor:
+        x = self._embed(tokens, belief)
+        table = None
+        if self.positions == "learned":
+            x = x + self._position_embedding(position[:, None], None, len(position), 1)
+        else:
+            table = rotary_table(torch.tensor([state.time], device=x.device), self.embed_size // self.heads)
+        at = state.time % self.window
+        age = (at - torch.arange(self.window, device=x.device)) % self.window
+        visible = (age <= position[:, None])[:, None, None]
+        for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
+            assert isinstance(block, Block)
+            x = block.step(x, keys, values, at, visible, table)
+        return self.ln_f(x)
+
+    # Pieces
+
+    def _slotted(self, ids: Tensor) -> Tensor:
+        if len(self.slots) == 1 and ids.dim() == 2:
+            return ids[..., None]
+        if ids.dim() != 3 or ids.shape[-1] != len(self.slots):
+            raise InputError(f"ids have shape {tuple(ids.shape)}; a model of {len(self.slots)} slots reads (B, T, {len(self.slots)})")
+        return ids
+
+    def _squeeze(self, logits: Tensor) -> Tensor:
+        return logits[:, :, 0] if len(self.slots) == 1 else logits
+
+    def _initial_belief(self, batch: int) -> Tensor:
+        if self.chain is None:
+            return torch.zeros(batch, 0, 0, device=self.slot_ids.device)
+        return self.chain.start.expand(batch, -1, -1)
+
+    def _filter(self, tokens: Tensor, initial: Tensor, starts: Tensor | None, mutation: float) -> Tensor:
+        if self.chain is None:
+            return torch.zeros(*tokens.shape[:2], 0, 0, device=tokens.device)
+        with torch.autocast(tokens.device.type, enabled=False):
+            belief: Tensor = self.chain(tokens, initial, starts, mutation)
+        return belief
+
+    def _embed(self, tokens: Tensor, belief: Tensor) -> Tensor:
+        ids = torch.where(tokens < 0, self.vocab_size, tokens)
+        if ids.shape[-1] == 1:
+            x = self.embedding(ids[..., 0])
+        else:
+            x = F.embedding_bag(ids.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=self.vocab_size)
+            x = x.unflatten(0, ids.shape[:2])
+        return x if self.chain is None else x + self.read_belief(belief.flatten(2))
+
+    def _position_embedding(self, position_ids: Tensor | None, episode: Tensor | None, batch: int, steps: int) -> Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(steps, device=self.slot_ids.device).expand(batch, -1)
+            if episode is not None:
+                began = F.pad(episode[:, 1:] != episode[:, :-1], (1, 0))
+                position_ids = position_ids - torch.where(began, position_ids, 0).cummax(dim=1).values
+        if int(position_ids.max()) >= self.max_len:
+            raise InputError(
+                f"position {int(position_ids.max())} is past max_len = {self.max_len}; learned positions end there, rotary ones do not"
+            )
+        embedded: Tensor = self.position_embedding(position_ids)
+        return embedded
+
+    def _add_loss(self, out: ModelOutput, labels: Tensor, weights: Tensor | None) -> None:
+        slotted = self._slotted(labels)
+        targets = torch.where(slotted < 0, -100, slotted - self.slot_ids[:, 0])
+        logits = out.logits.reshape(*slotted.shape, -1).float()
+        nll = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none").view_as(slotted)
+        labelled = slotted >= 0
+        weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
+        out.loss = (nll * weight).sum() / weight.sum().clamp_min(1e-9)
+        out.token_loss = nll.detach().view_as(labels)
+        out.bits = nll.detach().sum(dim=(0, 1)) / labelled.sum(dim=(0, 1)) / math.log(2)
+
+
+def _check(config: dict[str, Any]) -> None:
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise InputError(message)
+
+    width, heads = config["embed_size"], config["heads"]
+    need(config["layers"] > 0 or config["num_states"] > 0, "layers = 0 and num_states = 0 leave no model; one must be positive")
+    need(heads > 0 and width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
+    need(config["positions"] in ("rotary", "learned"), f"positions is {config['positions']!r}; known are 'rotary' and 'learned'")
+    need(
+        config["positions"] == "learned" or width // heads % 2 == 0,
+        f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",
+    )
+    need(config["control"] in CONTROLS, f"control is {config['control']!r}; known are {', '.join(CONTROLS)}")
+    need(0 <= config["dither"] < 1, f"dither is {config['dither']}; it is a probability below 1")
+    need(0 <= config["mutation"] < 1, f"mutation is {config['mutation']}; it is a probability below 1")
+    for name in ("vocab_size", "embed_size", "max_len", "matrices", "chains"):
+        need(config[name] > 0, f"{name} is {config[name]}; it must be positive")
+    for name in ("layers", "num_states", "evidence_floor"):
+        need(config[name] >= 0, f"{name} is {config[name]}; it must not be negative")
+    need(config["window"] is None or config["window"] > 0, f"window is {config['window']}; it must be positive")
+
+
+def _init_embedding(embedding: nn.Embedding, slots: Sequence[Slot], std: float = 0.02) -> None:
+    """
+    GPT-2's normal noise; bins of one real field start from smooth features of their centres, so that neighbours look alike.
+
+    The features are sines and cosines of the companded centres in [-1, 1], with amplitudes falling as 1 / frequency,
+    projected at random and scaled to the same deviation.
+    """
+    with torch.no_grad():
+        nn.init.normal_(embedding.weight, std=std)
+        embedding.weight[-1].zero_()
+        for slot in slots:
+            if slot.ordinal:
+                centres = (torch.arange(slot.ordinal) + 0.5) / slot.ordinal * 2 - 1
+                frequency = torch.arange(1, 5)
+                phase = centres[:, None] * frequency * math.pi / 2
+                features = torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
+                smooth = features @ torch.randn(features.shape[1], embedding.embedding_dim)
+                embedding.weight[slot.stop - slot.ordinal : slot.stop] = smooth * (std / smooth.std())

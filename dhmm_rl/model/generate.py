@@ -1,0 +1,139 @@
+"""
+Letting a model continue streams.
+
+Shapes: B streams, T steps, C slots.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+
+
+def choose(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """
+    Pick one entry of each row.
+
+    :param logits: (B, n)
+    :param temperature: above 1 flattens the distribution, below 1 sharpens it
+    :param top_k: keep only so many of the likeliest entries
+    :param greedy: take the likeliest
+    :return: indices, (B,)
+    """
+    if greedy:
+        return logits.argmax(dim=-1)
+    if temperature <= 0:
+        raise InputError(f"temperature is {temperature}; it must be positive (greedy=True takes the likeliest)")
+    if top_k is not None:
+        if top_k < 1:
+            raise InputError(f"top_k is {top_k}; it must be at least 1")
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def sample_slots(
+    model: DHMMGPT2,
+    hidden: Tensor,
+    belief: Tensor,
+    slots: range,
+    following: Tensor | None = None,
+    *,
+    legal: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """
+    Choose the next step's slots one after the other.
+
+    :param hidden: of the step before, (B, 1, D)
+    :param belief: (B, 1, N, K)
+    :param slots: which slots to choose; those before them are read from ``following``
+    :param legal: which ids may be chosen, (V,) booleans; all when ``None``
+    :return: ids of the next step, -1 in slots not chosen or given, (B, C)
+    :raises InputError: when no legal id is left for a slot
+    """
+    if following is None:
+        following = torch.full((len(hidden), len(model.slots)), -1, device=hidden.device)
+    following = following.clone()
+    for j in slots:
+        logits = model.decode(hidden, belief, following[:, None], j, j + 1)[:, 0, 0]
+        ids = model.slot_ids[j]
+        if legal is not None:
+            allowed = legal[ids.clamp_min(0)] & (ids >= 0)
+            if not bool(allowed.any()):
+                raise InputError(f"none of the legal ids belongs to slot {model.slots[j].name}")
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        picked = choose(logits, temperature=temperature, top_k=top_k, greedy=greedy, generator=generator)
+        following[:, j] = ids[picked]
+    return following
+
+
+@torch.no_grad()
+def generate(
+    model: DHMMGPT2,
+    prompt: Tensor,
+    steps: int,
+    *,
+    legal_ids: Collection[int] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """
+    Continue streams on the cached state, so a continuation may be of any length.
+
+    A model with ``mutation`` mutates while it samples; a greedy continuation does not.
+
+    :param prompt: at least one step, (B, T), or (B, T, C) with several slots
+    :param steps: how many steps to add
+    :param legal_ids: the only ids that may be chosen; all when ``None``
+    :param temperature: above 1 flattens the distribution, below 1 sharpens it
+    :param top_k: choose only among so many of the likeliest ids
+    :param greedy: always take the likeliest id
+    :param generator: seeds the choices
+    :return: prompt and continuation, (B, T + steps) or (B, T + steps, C)
+    :raises InputError: for an empty prompt, or legal ids that leave a slot without choice
+    """
+    if prompt.shape[1] == 0:
+        raise InputError("the prompt is empty; generation needs at least one step to continue")
+    if steps < 0:
+        raise InputError(f"steps is {steps}; it must not be negative")
+    legal = None
+    if legal_ids is not None:
+        legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=prompt.device)
+        legal[torch.tensor(sorted(legal_ids), dtype=torch.long, device=prompt.device)] = True
+    state = model.initial_state(len(prompt))
+    for tokens in prompt[:, :-1].unbind(1):
+        _, _, state = model.encode_step(tokens, state)
+    stream, tokens = [prompt], prompt[:, -1]
+    for _ in range(steps):
+        hidden, belief, state = model.encode_step(tokens, state, mutation=0.0 if greedy else model.mutation)
+        tokens = sample_slots(
+            model,
+            hidden,
+            belief,
+            range(len(model.slots)),
+            legal=legal,
+            temperature=temperature,
+            top_k=top_k,
+            greedy=greedy,
+            generator=generator,
+        )
+        tokens = tokens[:, 0] if prompt.dim() == 2 else tokens
+        stream.append(tokens[:, None])
+    return torch.cat(stream, dim=1)

@@ -1,0 +1,126 @@
+"""``python -m dhmm_rl.play``: an agent or a language model acts, to be looked at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import imageio.v3 as imageio
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import set_random_seed
+
+from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.model import load_checkpoint
+from dhmm_rl.policies import LanguageModelActor
+from dhmm_rl.recipes import AgentRecipe
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.training.agents import load_agent
+from dhmm_rl.training.callbacks import BEST
+from dhmm_rl.training.environments import make_envs, wrap
+from dhmm_rl.training.runs import Run
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
+
+
+@dataclass
+class Args:
+    """
+    Let a trained agent act, print its returns, and write a video if asked.
+
+    With --language-model the pretrained model acts with no PPO at all: its likeliest legal next token at the action slots is
+    the action. That is worth looking at when it was pretrained on actions worth imitating (--data teacher:PATH).
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, runs/<env>/<agent>/<n>."""
+    episodes: int = 20
+    """Episodes to play."""
+    language_model: bool = False
+    """The pretrained language model acts, not the agent."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    video: Path | None = None
+    """Write a video of one more episode here, .mp4 or .gif."""
+    seed: int = 1000
+    """Seeds the environments and drawn actions."""
+    device: str = "cpu"
+    """Device to act on."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    if args.episodes < 1:
+        raise InputError(f"episodes is {args.episodes}; it must be at least 1")
+    if args.video is not None and args.video.suffix not in VIDEO_SUFFIXES:
+        raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
+    device = use_device(args.device, args.threads)
+    run = Run.open(args.run)
+    actor, recipe, tokenizer = load_actor(run, args.language_model, device)
+
+    set_random_seed(args.seed)
+    env = wrap(make_envs(run.env, min(args.episodes, 10), args.seed), recipe, tokenizer, training=False)
+    returns, lengths = evaluate_policy(actor, env, args.episodes, deterministic=not args.sample, return_episode_rewards=True)
+    env.close()
+    who = "language model" if args.language_model else run.agent.name
+    print(f"{who} on {run.env.name}: mean return {np.mean(returns):.1f} ± {np.std(returns):.1f} over {args.episodes} episodes")
+    print(f"from {np.min(returns):.1f} to {np.max(returns):.1f}; mean length {np.mean(lengths):.0f} steps")
+    if args.video is not None:
+        frames, fps = record(run, actor, recipe, tokenizer, args)
+        with atomic_write(args.video) as temporary:
+            if args.video.suffix == ".gif":
+                imageio.imwrite(temporary, frames, duration=1000 / fps, loop=0)
+            else:
+                imageio.imwrite(temporary, frames, fps=fps, macro_block_size=2)
+        print(f"video: {args.video}")
+
+
+def load_actor(run: Run, language_model: bool, device: str) -> tuple[Any, AgentRecipe | None, Tokenizer | None]:
+    """
+    Who acts, with the recipe and the tokenizer by which its environments are wrapped (``None``: they are left plain).
+
+    :raises InputError: when the run does not have it
+    """
+    if not language_model:
+        agent = load_agent(run.folder / BEST, None, device)
+        return agent, run.agent, getattr(agent.observation_space, "tokenizer", None)
+    model, tokenizer, info = load_checkpoint(run.language_model, device)
+    if tokenizer is None:
+        raise InputError(f"{run.language_model} was trained on flat sequences; it cannot act")
+    if not info.get("imitates", False):
+        print("note: this model was pretrained on no actions worth imitating, so it acts at random")
+    return LanguageModelActor(model, tokenizer), None, None
+
+
+def record(
+    run: Run, actor: Any, recipe: AgentRecipe | None, tokenizer: Tokenizer | None, args: Args
+) -> tuple[list[NDArray[np.uint8]], float]:
+    """
+    Frames of one episode and how many belong to a second.
+
+    :raises InputError: when the environment cannot be drawn
+    """
+    env = make_envs(run.env, 1, args.seed, render_mode="rgb_array")
+    env = wrap(env, recipe, tokenizer, training=False)
+    observation: Any = env.reset()
+    frames: list[NDArray[np.uint8]] = []
+    state, start = None, np.ones(1, dtype=bool)
+    while not (frames and start[0]):
+        frame = env.render()
+        if frame is None:
+            raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
+        frames.append(frame)
+        action, state = actor.predict(observation, state=state, episode_start=start, deterministic=not args.sample)
+        observation, _, start, _ = env.step(action)
+    fps = float(env.metadata.get("render_fps", 30))
+    env.close()
+    return frames, fps
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "dhmm_rl.play")

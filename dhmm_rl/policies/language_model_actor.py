@@ -1,0 +1,67 @@
+"""
+A pretrained language model that acts by itself: the likeliest next token at the action slots is the action.
+
+Shapes: N environments, C slots.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dhmm_rl.model import DHMMGPT2, ModelState
+from dhmm_rl.model.generate import sample_slots
+from dhmm_rl.tokens import DONE, RESET, Tokenizer
+
+State = tuple[ModelState, NDArray[np.int64]]
+
+
+class LanguageModelActor:
+    """
+    Acts on the environment's own observations; its ``predict`` is what SB3's ``evaluate_policy`` calls.
+
+    The model reads one step at a time on its cached state, so episodes may be of any length.
+
+    :param model: pretrained on streams with actions worth imitating
+    :param tokenizer: of those streams
+    """
+
+    def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        slots = model.slots[: model.action_slots]
+        self.legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=model.slot_ids.device)
+        for slot in slots:
+            self.legal[max(slot.start, DONE + 1) : slot.stop] = True
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: NDArray[Any],
+        state: State | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], State]:
+        """
+        Actions for the present observations.
+
+        :param observation: of the environments, not tokenised, (N, ...)
+        :param state: what the last call returned; ``None`` when all episodes begin
+        :param episode_start: where an episode begins, (N,)
+        :param deterministic: take the likeliest token; else draw one
+        :return: actions (N, ...) and the state for the next call
+        """
+        device = self.model.slot_ids.device
+        if state is None:
+            tokens = self.tokenizer.first_step(observation)
+            memory = self.model.initial_state(len(observation))
+        else:
+            memory, actions = state
+            tokens = np.concatenate([actions, self.tokenizer.encode_observation(observation)], axis=-1)
+            if episode_start is not None:
+                tokens[episode_start, : self.tokenizer.action_slots] = RESET
+        hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
+        slots = range(self.model.action_slots)
+        following = sample_slots(self.model, hidden, belief, slots, legal=self.legal, greedy=deterministic)
+        actions = following[:, : self.model.action_slots].cpu().numpy()
+        return self.tokenizer.decode_action(actions), (memory, actions)

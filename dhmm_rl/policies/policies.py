@@ -1,0 +1,116 @@
+"""DHMM-GPT2 as the policy of stock SB3 algorithms."""
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from dhmm_rl.envs import TokenSpace
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.policies.distribution import ActionTokens
+
+
+class DHMMFeaturesExtractor(BaseFeaturesExtractor):
+    """
+    Runs DHMM-GPT2 over the last H steps; features are the last step's hidden output and belief, (B, D + N · K).
+
+    :param observation_space: of a :class:`TokenStream` or :class:`VecTokenStream`
+    :param settings: keywords of :class:`DHMMGPT2`, e.g. ``embed_size``, ``layers``, ``num_states``
+    :raises InputError: for any other observation space
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], **settings: Any) -> None:
+        if not isinstance(observation_space, TokenSpace):
+            raise InputError("DHMMPolicy reads token streams: wrap the environment in TokenStream, or VecTokenStream if it is a VecEnv")
+        model = DHMMGPT2.from_tokenizer(observation_space.tokenizer, **settings)
+        super().__init__(observation_space, features_dim=model.embed_size + model.belief_size)
+        self.model = model
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """
+        :param observations: ids, (B, H, C); SB3 hands them over as floats, which hold them exactly
+        """
+        hidden, belief = self.model.encode(observations.long(), last_only=True)
+        return torch.cat([hidden[:, 0], belief[:, 0].flatten(1)], dim=1)
+
+
+class DHMMPolicy(ActorCriticPolicy):
+    """
+    Actor and critic on one DHMM-GPT2, for stock ``PPO`` and ``A2C`` on a :class:`TokenStream`.
+
+    The actor is the language model read at its action slots; the critic is a small network of its own on the features.
+    Learn on normalised returns (``VecNormalize(env, norm_obs=False)``): otherwise the critic's gradient drowns the trunk.
+
+    :param observation_space: of a token stream
+    :param action_space: the environment's
+    :param lr_schedule: learning rate
+    :param net_arch: the critic's layers, e.g. ``dict(vf=[64])``
+    :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`
+    :param kwargs: the rest of what ``ActorCriticPolicy`` takes
+    """
+
+    features_extractor: DHMMFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: dict[str, list[int]] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = DHMMFeaturesExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("use_sde", False):
+            raise InputError("DHMMPolicy chooses action tokens; gSDE (use_sde=True) is for Gaussian actions")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch={"pi": [], "vf": (net_arch or {}).get("vf", [64])},
+            ortho_init=False,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            **{key: value for key, value in kwargs.items() if key != "ortho_init"},
+        )
+
+    @property
+    def language_model(self) -> DHMMGPT2:
+        """The DHMM-GPT2 that actor and critic share."""
+        return self.features_extractor.model
+
+    def load_language_model(self, pretrained: DHMMGPT2) -> None:
+        """
+        Start from a pretrained model.
+
+        :raises InputError: when it was built otherwise than this policy's
+        """
+        mine, theirs = self.language_model.config, pretrained.config
+        for name in mine:
+            if mine[name] != theirs[name]:
+                raise InputError(f"the pretrained model has {name} = {theirs[name]}, the policy {mine[name]}")
+        self.language_model.load_state_dict(pretrained.state_dict())
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self._build_mlp_extractor()
+        self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
+        assert isinstance(self.observation_space, TokenSpace)
+        self.action_dist = ActionTokens(self.language_model, self.observation_space.tokenizer)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        model = self.language_model
+        hidden, belief = latent_pi[:, None].split([model.embed_size, model.belief_size], dim=-1)
+        shape = model.chain.shape if model.chain is not None else (0, 0)
+        return ActionTokens(model, self.action_dist.tokenizer).proba_distribution(hidden, belief.unflatten(-1, shape))
+
+
+for _algorithm in (PPO, A2C):
+    _algorithm.policy_aliases["DHMMPolicy"] = DHMMPolicy

@@ -1,0 +1,191 @@
+"""``python -m dhmm_rl.ppo``: an agent trained by PPO, from a pretrained language model where the recipe asks for one."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.model import Checkpoint, load_checkpoint
+from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size
+from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, make_eval_callback
+from dhmm_rl.training.curve import plot_curve
+from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.training.logs import make_logger
+from dhmm_rl.training.pretraining import find_pretrained, pretrain
+from dhmm_rl.training.runs import Run
+
+FINAL_EPISODES = 100
+EVAL_ENVS = 10
+
+
+@dataclass
+class Args:
+    """
+    Train an agent on an environment by PPO, evaluating as it goes.
+
+    The run's folder gets the best agent, a checkpoint to resume from, the evaluations, the learning curve and logs. An agent
+    whose recipe asks for pretraining starts from a pretrained language model: the newest one that python -m dhmm_rl.pretrain
+    made for this environment and fits, or else one that is pretrained first.
+    """
+
+    env: str = "CartPole-v1"
+    """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
+    agent: str = "dhmm-gpt2"
+    """Agent: a recipe's name or path. 'python -m dhmm_rl.recipes' lists those that ship."""
+    seed: int = 0
+    """Seeds environments, weights, actions and pretraining."""
+    steps: int | None = None
+    """Environment steps that PPO takes. Default: what the recipe's budget leaves after the pretraining rollouts."""
+    pretrained: str = "auto"
+    """The language model to start from: 'auto' as above, 'new' to pretrain first in any case, 'none', or a checkpoint's path."""
+    device: str = "cpu"
+    """Device to train on."""
+    threads: int = 1
+    """CPU threads. Small models are faster with one."""
+    runs: Path = Path("runs")
+    """Folder under which runs are kept."""
+    resume: Path | None = None
+    """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    quiet: bool = False
+    """Show no progress bars."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    device = use_device(args.device, args.threads)
+    run = start(args) if args.resume is None else Run.open(args.resume)
+    if (run.folder / "result.json").exists():
+        raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
+    began = time.perf_counter()
+
+    pretrained = get_pretrained(run, device, not args.quiet)
+    pretraining_steps = pretrained.info["env_steps"] if pretrained is not None else 0
+    venv = make_envs(run.env, run.agent.n_envs, run.seed)
+    tokenizer = None
+    if run.agent.reads_tokens:
+        tokenizer = pretrained.tokenizer if pretrained is not None else make_tokenizer(run.env, venv)
+    env = wrap(venv, run.agent, tokenizer, training=True)
+    eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000), run.agent, tokenizer, training=False)
+
+    resumed = resume_agent(run.folder, env, device)
+    agent, env = resumed or (make_agent(run.agent, env, run.seed, device, pretrained), env)
+    agent.set_logger(make_logger(run.folder, "ppo"))
+    steps = ppo_steps(run, agent, pretraining_steps)
+    evaluation = make_eval_callback(
+        run.folder, eval_env, run.env.eval_episodes, run.env.eval_every // env.num_envs, agent.num_timesteps
+    )
+    agent.learn(
+        steps - agent.num_timesteps,
+        callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every)],
+        reset_num_timesteps=resumed is None,
+        progress_bar=not args.quiet,
+    )
+    finish(run, agent, eval_env, evaluation, pretraining_steps, time.perf_counter() - began)
+
+
+def start(args: Args) -> Run:
+    """
+    Make the folder of a new run, once the arguments have been checked.
+
+    :raises InputError: for arguments out of range
+    """
+    if args.steps is not None and args.steps <= 0:
+        raise InputError(f"steps is {args.steps}; it must be positive")
+    env, agent = load_recipes(args.env, args.agent)
+    pretrained = args.pretrained
+    if not agent.reads_tokens:
+        if pretrained not in ("auto", "none"):
+            raise InputError(f"the agent {agent.name} has no language model; --pretrained is for agents that have")
+        pretrained = "none"
+    if pretrained not in ("auto", "new", "none"):
+        load_checkpoint(pretrained)
+    if pretrained == "auto":
+        found = find_pretrained(args.runs, env, agent)
+        pretrained = str(found) if found is not None else "new" if agent.pretrain else "none"
+    return Run.create(args.runs, agent.name, env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
+
+
+def get_pretrained(run: Run, device: str, progress: bool) -> Checkpoint | None:
+    """The language model that the run starts from, kept in its folder."""
+    source = run.args["pretrained"]
+    if source == "none":
+        return None
+    if not run.language_model.exists():
+        if source == "new":
+            pretrain(run, device=device, progress=progress)
+        else:
+            with atomic_write(run.language_model) as temporary:
+                shutil.copyfile(source, temporary)
+            print(f"starting from {source}")
+    checkpoint = load_checkpoint(run.language_model)
+    if checkpoint.tokenizer is None:
+        raise InputError(f"{source} was trained on flat sequences; an agent needs a model of an environment's streams")
+    return checkpoint
+
+
+def ppo_steps(run: Run, agent: PPO, pretraining_steps: int) -> int:
+    """
+    How many environment steps PPO takes altogether; the budget is never exceeded, so it is a whole number of rollouts.
+
+    :raises InputError: when pretraining leaves less than one
+    """
+    if run.args["steps"] is not None:
+        return int(run.args["steps"])
+    budget = run.agent.budget or run.env.budget
+    rollouts = (budget - pretraining_steps) // rollout_size(agent)
+    if rollouts < 1:
+        raise InputError(f"the budget of {budget} steps leaves nothing for PPO after {pretraining_steps} of pretraining; see --steps")
+    return rollouts * rollout_size(agent)
+
+
+def finish(
+    run: Run, agent: PPO, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float
+) -> None:
+    """Evaluate the final agent at length, keep it if it is the best, plot, and say where everything is."""
+    returns, _ = evaluate_policy(agent, env, FINAL_EPISODES, return_episode_rewards=True)
+    assert isinstance(returns, list)
+    final = float(np.mean(returns))
+    if final >= evaluation.best_mean_reward:
+        with atomic_write(run.folder / BEST) as temporary:
+            agent.save(temporary)
+    means = [float(np.mean(results)) for results in evaluation.evaluations_results]
+    result: dict[str, Any] = {
+        "env": run.env.name,
+        "agent": run.agent.name,
+        "seed": run.seed,
+        "pretraining_steps": pretraining_steps,
+        "ppo_steps": agent.num_timesteps,
+        "seconds": seconds,
+        "eval_steps": [pretraining_steps + step for step in evaluation.evaluations_timesteps],
+        "eval_returns": means,
+        "final_return": final,
+        "final_return_std": float(np.std(returns)),
+    }
+    plot_curve(run, result, evaluation.evaluations_results)
+    with atomic_write(run.folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+
+    total = pretraining_steps + agent.num_timesteps
+    print(f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes")
+    print(f"after {total} environment steps ({pretraining_steps} of them random, for pretraining), {seconds:.0f} s")
+    if run.env.solved_at is not None:
+        print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")
+    print(f"learning curve: {run.folder / 'curve.png'}")
+    print(f"best agent:     {run.folder / BEST}")
+    print(f"let it act:     python -m dhmm_rl.play {run.folder} --video {run.folder / 'play.mp4'}")
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "dhmm_rl.ppo")

@@ -1,0 +1,75 @@
+"""``python -m dhmm_rl.pretrain``: rollouts, then a language model of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.pretraining import pretrain, training_settings
+from dhmm_rl.training.runs import Run
+
+
+@dataclass
+class Args:
+    """
+    Pretrain DHMM-GPT2 on rollouts of an environment by next-token prediction.
+
+    Without arguments: 200 random episodes of CartPole-v1. Held-out bits per field are printed at the end, beside those of a
+    model that knows only how frequent each id is. A run that was interrupted goes on with --resume.
+    """
+
+    env: str = "CartPole-v1"
+    """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
+    data: str = "random"
+    """Where rollouts come from: 'random'; a folder that Rollouts.save wrote; or 'teacher:PATH', the zip of an SB3 model whose
+    actions are worth imitating."""
+    agent: str = "dhmm-gpt2"
+    """Agent whose model is trained: a recipe's name or path."""
+    episodes: int | None = None
+    """Episodes to collect. Default: the agent recipe's."""
+    steps: int | None = None
+    """The most gradient steps; training stops sooner when the held-out loss stops falling. Default: the agent recipe's."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: the agent recipe's."""
+    seed: int = 0
+    """Seeds collection, the held-out split, the weights and the order of batches."""
+    device: str = "cpu"
+    """Device to train on; on 'cuda' in mixed precision."""
+    threads: int = 1
+    """CPU threads. Small models are faster with one."""
+    runs: Path = Path("runs")
+    """Folder under which runs are kept."""
+    resume: Path | None = None
+    """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    quiet: bool = False
+    """Show no progress bars."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    device = use_device(args.device, args.threads)
+    if args.resume is None:
+        env, agent = load_recipes(args.env, args.agent)
+        changes = {"steps": args.steps, "learning_rate": args.learning_rate}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        training_settings(agent, **changes).check()
+        kept = {"data": args.data, "episodes": args.episodes, "changes": changes}
+        run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
+    else:
+        run = Run.open(args.resume)
+    checkpoint = pretrain(
+        run,
+        run.args["data"],
+        episodes=run.args["episodes"],
+        settings=training_settings(run.agent, **run.args["changes"]),
+        device=device,
+        progress=not args.quiet,
+    )
+    print(f"\npretrained model: {checkpoint}")
+    print(f"let it act:       python -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")
+    print(f"train it by PPO:  python -m dhmm_rl.ppo --env {run.env.name} --pretrained {checkpoint}")
+    print(f"watch the losses: tensorboard --logdir {run.folder}")
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "dhmm_rl.pretrain")

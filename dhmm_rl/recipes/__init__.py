@@ -1,0 +1,154 @@
+"""
+Recipes: TOML files that say how an agent is built and how an environment is treated.
+
+``agents/`` and ``envs/`` beside this package in a checkout are the ones that ship; in an installed wheel they lie inside it. A
+recipe of the user's own is a path that ends in ``.toml``.
+"""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from dhmm_rl.errors import InputError
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AgentRecipe:
+    """How an agent is built."""
+
+    name: str
+    """Its name: the file's."""
+    description: str
+    """One line for people."""
+    policy: str
+    """``DHMMPolicy``, or a policy of SB3's by its name."""
+    model: Table = field(default_factory=dict)
+    """Keywords of DHMMGPT2."""
+    pretrain: Table = field(default_factory=dict)
+    """Pretraining before PPO: ``episodes`` of random rollouts, and fields of TrainingSettings. No pretraining if empty."""
+    ppo: Table = field(default_factory=dict)
+    """Keywords of SB3's PPO; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
+    n_envs: int = 8
+    """Environments side by side."""
+    normalize_reward: bool = False
+    """Learn on returns normalised by VecNormalize."""
+    budget: int | None = None
+    """Environment steps, if not the environment's."""
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the agent acts on a token stream."""
+        return self.policy == "DHMMPolicy"
+
+
+@dataclass(frozen=True)
+class EnvRecipe:
+    """How an environment is treated."""
+
+    name: str
+    """Its name: the file's."""
+    description: str
+    """One line for people."""
+    id: str
+    """What ``gymnasium.make`` calls it."""
+    budget: int = 100_000
+    """Environment steps an agent may take, those of pretraining rollouts included."""
+    solved_at: float | None = None
+    """Mean return at which it counts as solved."""
+    eval_every: int = 5_000
+    """Environment steps from one evaluation to the next."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation."""
+    tokens: Table = field(default_factory=dict)
+    """``bins`` of real fields, and ``fields``: by name, ``bins``, ``low``, ``high``, ``scale``."""
+    agents: dict[str, Table] = field(default_factory=dict)
+    """What is different for an agent, by its name: the same keys as in the agent's own recipe."""
+
+
+def recipe_folder(kind: str) -> Path:
+    """
+    Where the recipes that ship lie.
+
+    :param kind: ``agents`` or ``envs``
+    """
+    installed = Path(__file__).parent / kind
+    return installed if installed.is_dir() else Path(__file__).parents[2] / kind
+
+
+def list_recipes(kind: str) -> dict[str, str]:
+    """Names and descriptions of the recipes that ship."""
+    return {path.stem: _read(path)["description"] for path in sorted(recipe_folder(kind).glob("*.toml"))}
+
+
+def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
+    """
+    The recipes of an environment and of an agent, with what the environment's changes for this agent.
+
+    :param env: a recipe's name or path, or any id that Gymnasium can make
+    :param agent: a recipe's name or path
+    :raises InputError: for an unknown name or key
+    """
+    env_path = _find("envs", env)
+    if env_path is not None:
+        env_table = {"name": env_path.stem, "id": env_path.stem, **_read(env_path)}
+    elif env.split(":")[-1] in gym.registry:
+        env_table = {"name": env.replace("/", "-").replace(":", "-"), "id": env, "description": "without a recipe"}
+    else:
+        raise InputError(f"unknown environment {env!r}{_suggest(env, [*list_recipes('envs'), *gym.registry])}")
+    env_recipe = EnvRecipe(**_checked(env_table, EnvRecipe, env))
+    if env_recipe.id.split(":")[-1] not in gym.registry and ":" not in env_recipe.id:
+        raise InputError(f"the recipe {env} names an environment {env_recipe.id!r} that Gymnasium does not know")
+
+    agent_path = _find("agents", agent)
+    if agent_path is None:
+        raise InputError(f"unknown agent {agent!r}{_suggest(agent, list(list_recipes('agents')))}")
+    agent_table = _merge({"name": agent_path.stem, **_read(agent_path)}, env_recipe.agents.get(agent_path.stem, {}))
+    return env_recipe, AgentRecipe(**_checked(agent_table, AgentRecipe, agent))
+
+
+def _find(kind: str, name: str) -> Path | None:
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise InputError(f"there is no recipe {name}")
+        return Path(name)
+    path = recipe_folder(kind) / f"{name}.toml"
+    return path if path.is_file() else None
+
+
+def _read(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} is not valid TOML: {error}") from error
+
+
+def _checked(table: Table, kind: type[Any], name: str) -> Table:
+    known = {f.name for f in fields(kind)}
+    for key in table:
+        if key not in known:
+            raise InputError(f"the recipe {name} has a key {key!r}{_suggest(key, sorted(known))}")
+    missing = {"description", "policy"} & known - set(table)
+    if missing:
+        raise InputError(f"the recipe {name} lacks {sorted(missing)[0]!r}")
+    return table
+
+
+def _merge(table: Table, changes: Table) -> Table:
+    merged = dict(table)
+    for key, value in changes.items():
+        merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    listed = ", ".join(known[:12])
+    return f"; known are {listed}{', …' if len(known) > 12 else ''}"

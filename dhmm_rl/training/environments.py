@@ -1,0 +1,52 @@
+"""Environments and tokenizers as recipes ask for them."""
+
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from dhmm_rl.data import Rollouts
+from dhmm_rl.envs import VecTokenStream
+from dhmm_rl.errors import InputError
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+from dhmm_rl.tokens import Tokenizer
+
+
+def make_envs(env: EnvRecipe, n_envs: int, seed: int, **env_kwargs: Any) -> VecEnv:
+    """
+    The plain environments side by side, monitored.
+
+    :raises InputError: when Gymnasium cannot make the environment, with its reason
+    """
+    try:
+        return make_vec_env(env.id, n_envs, seed=seed, env_kwargs=env_kwargs)
+    except gym.error.Error as error:
+        raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = None) -> Tokenizer:
+    """
+    The tokenizer that the environment's recipe asks for.
+
+    :param rollouts: what to fit scales on that the recipe does not give
+    """
+    unknown = set(env.tokens) - {"bins", "fields"}
+    if unknown:
+        raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
+    tokenizer = Tokenizer(
+        venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {})
+    )
+    return tokenizer if rollouts is None else tokenizer.fit(rollouts.observations)
+
+
+def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
+    """The environments as the agent sees them: tokens, normalised rewards. Plain ones when there is no agent."""
+    if agent is None:
+        return venv
+    if agent.reads_tokens:
+        venv = VecTokenStream(venv, tokenizer, history=agent.model.get("window", 16))
+    if agent.normalize_reward:
+        gamma = agent.ppo.get("gamma", 0.99)
+        venv = VecNormalize(venv, training=training, norm_obs=False, norm_reward=training, gamma=gamma)
+    return venv

@@ -1,0 +1,262 @@
+"""
+Training a language model by next-token prediction.
+
+Shapes: C slots.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+from tqdm import tqdm
+
+from dhmm_rl.data import Batch
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model.checkpoint import load_torch
+
+_FORMAT = "dhmm-rl training state 1"
+
+
+class Windows(Protocol):
+    """A training set: numbered windows, fetched a batch at a time."""
+
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch: ...
+
+    def tiles(self) -> NDArray[np.int64]:
+        """Numbers of windows that together hold every label once."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a language model is trained."""
+
+    steps: int = 2000
+    """The most gradient steps."""
+    batch_size: int = 64
+    """Windows in a gradient step."""
+    length: int = 32
+    """Steps in a window."""
+    learning_rate: float = 3e-3
+    """Its peak, after the warm-up; it then falls to a tenth along a cosine."""
+    warmup: int = 100
+    """Gradient steps over which the learning rate rises."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices of the transformer."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened."""
+    eval_every: int = 100
+    """Gradient steps from one look at the held-out episodes to the next; a checkpoint is written each time."""
+    patience: int = 5
+    """Stop after so many looks without a lower held-out loss."""
+    held_out: float = 0.1
+    """Share of the episodes that are held out."""
+    dither: bool = True
+    """Dither the bins of real fields while training."""
+
+    def check(self) -> None:
+        """:raises InputError: for a setting out of its range"""
+        for name in ("steps", "batch_size", "length", "eval_every", "patience", "learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} of pretraining is {getattr(self, name)}; it must be positive")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out of pretraining is {self.held_out}; it is a share between 0 and 1")
+
+
+class Trained(NamedTuple):
+    """
+    :param steps: gradient steps taken
+    :param best_step: the one whose weights the model has now
+    :param loss: weighted held-out loss then, in nats per token
+    :param bits: held-out cross-entropy per slot then, in bits; NaN where the weight is 0, (C,)
+    """
+
+    steps: int
+    best_step: int
+    loss: float
+    bits: NDArray[np.float64]
+
+
+def train_language_model(
+    model: DHMMGPT2,
+    train_set: Windows,
+    held_out: Windows,
+    settings: TrainingSettings,
+    *,
+    folder: Path,
+    logger: Logger,
+    seed: int = 0,
+    progress: bool = False,
+) -> Trained:
+    """
+    Train until the held-out loss stops falling, and leave the model with the weights that had the lowest.
+
+    The state is kept in ``folder``: the same call again goes on where it was interrupted, with the same result as though it
+    had not been.
+
+    :param model: on the device to train on
+    :param logger: SB3's, for the losses
+    :param progress: show a bar
+    :raises InputError: for settings out of range, or a state in ``folder`` that cannot be read
+    """
+    settings.check()
+    state = _State(model, settings, folder / "training.pt")
+    state.resume()
+    device = model.slot_ids.device
+    stream = _batches(train_set, settings.batch_size, seed, state.step)
+    bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=not progress)
+    while state.step < settings.steps and state.stale < settings.patience:
+        model.train()
+        batch = Batch(*(part.to(device) for part in next(stream)))
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, settings)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed_precision(device)):
+            loss = model(batch.input_ids, batch.labels, weights=batch.weights).loss
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        state.optimizer.step()
+        state.step += 1
+        bar.update()
+        logger.record_mean("pretrain/loss", float(loss.detach()))
+        if state.step % settings.eval_every == 0 or state.step == settings.steps:
+            held_out_loss, bits = evaluate_language_model(model, held_out, settings.batch_size)
+            state.keep(held_out_loss, bits)
+            bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
+            logger.record("pretrain/held_out_loss", held_out_loss)
+            logger.record("pretrain/learning_rate", learning_rate(state.step - 1, settings))
+            for slot, value in zip(model.slots, bits, strict=True):
+                if not math.isnan(value):
+                    logger.record(f"bits/{slot.name}", value)
+            logger.dump(state.step)
+            state.save()
+    bar.close()
+    model.load_state_dict(state.best_weights)
+    model.eval()
+    return Trained(state.step, state.best_step, state.best_loss, np.array(state.best_bits))
+
+
+@torch.no_grad()
+def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) -> tuple[float, NDArray[np.float64]]:
+    """
+    The loss over every label of a set once.
+
+    :return: weighted mean in nats per token, and mean per slot in bits (C,), NaN where the weights are 0
+    """
+    model.eval()
+    device = model.slot_ids.device
+    nats = torch.zeros(len(model.slots), dtype=torch.float64)
+    tokens, weight = nats.clone(), nats.clone()
+    weighted = 0.0
+    for indices in np.array_split(windows.tiles(), max(1, len(windows.tiles()) // batch_size)):
+        batch = Batch(*(part.to(device) for part in windows[indices]))
+        losses = model(batch.input_ids, batch.labels).token_loss.double().reshape(-1, len(model.slots))
+        weights = (batch.weights * (batch.labels >= 0)).double().reshape(-1, len(model.slots))
+        counted = weights > 0
+        nats += (losses * counted).sum(dim=0).cpu()
+        tokens += counted.sum(dim=0).cpu()
+        weighted += float((losses * weights).sum())
+        weight += weights.sum(dim=0).cpu()
+    if not weight.sum() > 0:
+        raise InputError("the held-out episodes hold nothing to predict: give more episodes, or weights that are not all 0")
+    return weighted / float(weight.sum()), (nats / tokens / math.log(2)).numpy()
+
+
+def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> NDArray[np.float64]:
+    """
+    Held-out bits per slot of a model that knows only how often each id stands in each slot (add-one smoothing).
+
+    :param slot_ids: ``model.slot_ids``, (C, n)
+    :return: (C,)
+    """
+    starts = slot_ids[:, 0].cpu()
+    sizes = (slot_ids >= 0).sum(dim=1).cpu()
+
+    def counts(windows: Windows) -> list[Tensor]:
+        labels = windows[windows.tiles()].labels.reshape(-1, len(starts))
+        return [
+            torch.bincount(column[column >= 0] - start, minlength=int(size))
+            for column, start, size in zip(labels.T, starts, sizes, strict=True)
+        ]
+
+    bits = []
+    for seen, met in zip(counts(train_set), counts(held_out), strict=True):
+        probability = (seen + 1) / (seen + 1).sum()
+        bits.append(float(-(met * probability.log2()).sum() / met.sum()))
+    return np.array(bits)
+
+
+def learning_rate(step: int, settings: TrainingSettings) -> float:
+    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    share = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(share, 1.0)))
+
+
+def _mixed_precision(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _batches(windows: Windows, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
+    """Endless batches, in an order that depends on the seed alone; an epoch shows every step about once."""
+    per_epoch = max(len(windows) // windows.length // batch_size, 1)
+    epoch, first = divmod(skip, per_epoch)
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(len(windows))
+        for i in range(first, per_epoch):
+            yield windows[order[i * batch_size : (i + 1) * batch_size]]
+        epoch, first = epoch + 1, 0
+
+
+class _State:
+    """Everything that training changes, and its file."""
+
+    def __init__(self, model: DHMMGPT2, settings: TrainingSettings, path: Path) -> None:
+        self.model, self.path = model, path
+        decayed = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith("chain.")]
+        rest = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith("chain.")]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+        self.step = self.best_step = self.stale = 0
+        self.best_loss = math.inf
+        self.best_bits: list[float] = []
+        self.best_weights: dict[str, Any] = {}
+
+    def keep(self, loss: float, bits: NDArray[np.float64]) -> None:
+        """Remember the weights if they are the best so far."""
+        self.stale += 1
+        if loss < self.best_loss:
+            self.stale, self.best_step, self.best_loss, self.best_bits = 0, self.step, loss, bits.tolist()
+            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def save(self) -> None:
+        """Write the state."""
+        content = {name: value for name, value in vars(self).items() if name not in ("model", "path", "optimizer")}
+        content |= {"format": _FORMAT, "weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        content |= {"torch_rng": torch.get_rng_state()}
+        with atomic_write(self.path) as temporary:
+            torch.save(content, temporary)
+
+    def resume(self) -> None:
+        """Read the state if there is one."""
+        if self.path.exists():
+            content = load_torch(self.path, _FORMAT)
+            self.model.load_state_dict(content.pop("weights"))
+            self.optimizer.load_state_dict(content.pop("optimizer"))
+            torch.set_rng_state(content.pop("torch_rng"))
+            del content["format"]
+            vars(self).update(content)

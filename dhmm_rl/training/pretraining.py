@@ -1,0 +1,173 @@
+"""From rollouts to a pretrained language model of an environment's streams."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+from dhmm_rl.training.environments import make_envs, make_tokenizer
+from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, train_language_model
+from dhmm_rl.training.logs import make_logger
+from dhmm_rl.training.runs import Run, pretraining_runs
+
+DEFAULT_EPISODES = 200
+
+
+def pretrain(
+    run: Run,
+    data: str = "random",
+    *,
+    episodes: int | None = None,
+    settings: TrainingSettings | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Path:
+    """
+    Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
+
+    :param run: whose folder takes the rollouts, the logs and the checkpoint
+    :param data: ``random``; the folder of rollouts saved before; or ``teacher:PATH``, an SB3 model's zip
+    :param episodes: how many to collect; the agent recipe's when ``None``
+    :param settings: of the training; the agent recipe's when ``None``
+    :return: the checkpoint
+    :raises InputError: for data that cannot be used
+    """
+    if not run.agent.reads_tokens:
+        raise InputError(f"the agent {run.agent.name} has no language model to pretrain; dhmm-gpt2 has")
+    settings = settings or training_settings(run.agent)
+    settings.check()
+    rollouts = get_rollouts(run, data, episodes, progress)
+    if len(rollouts) < 2:
+        raise InputError("pretraining needs at least 2 episodes, one of them held out; there is 1")
+
+    order = np.random.default_rng(run.seed).permutation(len(rollouts))
+    held_out_count = max(1, round(settings.held_out * len(rollouts)))
+    train_rollouts, test_rollouts = rollouts.select(order[held_out_count:]), rollouts.select(order[:held_out_count])
+    venv = make_envs(run.env, 1, run.seed)
+    tokenizer = make_tokenizer(run.env, venv, train_rollouts)
+    venv.close()
+    train_set = StreamWindows(train_rollouts, tokenizer, settings.length, dither=run.seed if settings.dither else None)
+    held_out = StreamWindows(test_rollouts, tokenizer, settings.length)
+
+    torch.manual_seed(run.seed)
+    model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
+    logger = make_logger(run.folder, "pretrain")
+    try:
+        trained = train_language_model(
+            model, train_set, held_out, settings, folder=run.folder, logger=logger, seed=run.seed, progress=progress
+        )
+    finally:
+        logger.close()
+    baseline = frequency_bits(
+        StreamWindows(train_rollouts, tokenizer, settings.length), held_out, model.slot_ids
+    )
+    if progress:
+        print(report(model, trained, baseline))
+    info = {
+        "env_id": run.env.id,
+        "env_steps": rollouts.env_steps,
+        "imitates": bool(rollouts.imitate.any()),
+        "held_out_loss": trained.loss,
+        "bits": trained.bits.tolist(),
+        "frequency_bits": baseline.tolist(),
+        "gradient_steps": trained.steps,
+    }
+    save_checkpoint(run.language_model, model, tokenizer, info)
+    return run.language_model
+
+
+def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | None:
+    """The newest checkpoint of ``python -m dhmm_rl.pretrain`` that fits the recipes of an environment and an agent."""
+    for path in pretraining_runs(root, env):
+        checkpoint = load_checkpoint(path)
+        tokenizer = checkpoint.tokenizer
+        if tokenizer is None or tokenizer.bins != env.tokens.get("bins", 10):
+            continue
+        if any(tokenizer.overrides.get(name) != wanted for name, wanted in env.tokens.get("fields", {}).items()):
+            continue
+        if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
+            return path
+    return None
+
+
+def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
+    """
+    The agent recipe's settings with changes of the user's.
+
+    :raises InputError: for an unknown name
+    """
+    known = {f.name for f in fields(TrainingSettings)}
+    table = {key: value for key, value in agent.pretrain.items() if key != "episodes"}
+    for name in table:
+        if name not in known:
+            raise InputError(f"the recipe {agent.name} has a key pretrain.{name}; known are episodes, {', '.join(sorted(known))}")
+    return replace(TrainingSettings(**table), **changes)
+
+
+def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> Rollouts:
+    """
+    Rollouts from any source; what is collected is kept in the run, and read from there when the run is resumed.
+
+    :raises InputError: for a source that cannot be used
+    """
+    kept = run.folder / "rollouts"
+    if data != "random" and not data.startswith("teacher:"):
+        return Rollouts.load(data)
+    if kept.exists():
+        return Rollouts.load(kept)
+    teacher = None if data == "random" else load_teacher(data.removeprefix("teacher:"))
+    venv = make_envs(run.env, run.agent.n_envs, run.seed)
+    if teacher is not None and teacher.observation_space != venv.observation_space:
+        raise InputError(
+            f"the teacher sees {teacher.observation_space}, {run.env.id} shows {venv.observation_space}: it is another environment's"
+        )
+    rollouts = collect(
+        venv,
+        teacher,
+        episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
+        imitate=teacher is not None,
+        env_id=run.env.id,
+        seed=run.seed,
+        deterministic=True,
+        progress=progress,
+    )
+    venv.close()
+    rollouts.save(kept)
+    return rollouts
+
+
+def load_teacher(path: str) -> BaseAlgorithm:
+    """
+    An SB3 model from its zip, whichever of SB3's algorithms it is.
+
+    :raises InputError: when there is none at ``path``
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"there is no teacher {path}; an SB3 model's save writes such a zip")
+    for algorithm in (PPO, A2C, DQN, SAC, TD3, DDPG):
+        try:
+            return algorithm.load(file, device="cpu")
+        except Exception:  # SB3 raises whatever another algorithm's parameters run into
+            continue
+    raise InputError(f"{path} is not a model that SB3's {', '.join(a.__name__ for a in (PPO, A2C, DQN, SAC, TD3, DDPG))} can load")
+
+
+def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
+    """A table of held-out bits per field, beside what the frequencies alone give."""
+    lines = [f"held-out bits per field after {trained.best_step} gradient steps", f"{'field':<20}{'frequencies':>12}{'model':>10}"]
+    for slot, known, bits in zip(model.slots, baseline, trained.bits, strict=True):
+        if not np.isnan(bits):
+            lines.append(f"{slot.name:<20}{known:>12.3f}{bits:>10.3f}")
+    trained_slots = ~np.isnan(trained.bits)
+    lines.append(f"{'together':<20}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
+    return "\n".join(lines)
+

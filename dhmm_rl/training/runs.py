@@ -1,0 +1,96 @@
+"""A run's folder, ``runs/<env>/<agent>/<n>/``, and what lies in it."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+
+LANGUAGE_MODEL = "pretrained.pt"
+"""The pretrained language model of a run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A run: its folder and what it is a run of.
+
+    :param folder: everything that belongs to it
+    :param env: the environment's recipe, as resolved
+    :param agent: the agent's recipe, as resolved
+    :param seed: of everything random in it
+    :param args: the command's further arguments
+    """
+
+    folder: Path
+    env: EnvRecipe
+    agent: AgentRecipe
+    seed: int
+    args: dict[str, Any]
+
+    @classmethod
+    def create(cls, root: Path, kind: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
+        """Make the next folder ``root/<env>/<kind>/<n>``."""
+        parent = root / env.name / kind
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
+        while True:
+            folder = parent / str(number)
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:  # another process took the number
+                number += 1
+        run = cls(folder, env, agent, seed, args)
+        description = {
+            "env": asdict(env),
+            "agent": asdict(agent),
+            "seed": seed,
+            "args": args,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")},
+            },
+        }
+        with atomic_write(folder / "run.json") as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """
+        A run that exists.
+
+        :raises InputError: when the folder holds none
+        """
+        path = Path(folder)
+        if not (path / "run.json").is_file():
+            raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
+        try:
+            description = json.loads((path / "run.json").read_text())
+            return cls(
+                path,
+                EnvRecipe(**description["env"]),
+                AgentRecipe(**description["agent"]),
+                description["seed"],
+                description["args"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder}/run.json cannot be read ({error})") from error
+
+    @property
+    def language_model(self) -> Path:
+        """The pretrained language model, if the run has one."""
+        return self.folder / LANGUAGE_MODEL
+
+
+def pretraining_runs(root: Path, env: EnvRecipe) -> list[Path]:
+    """Finished checkpoints of ``python -m dhmm_rl.pretrain`` for an environment, newest first."""
+    found = [path for path in (root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}")]
+    return sorted(found, key=os.path.getmtime, reverse=True)
