@@ -117,7 +117,7 @@ def record(
         frames.append(frame)
         action, state = actor.predict(observation, state=state, episode_start=start, deterministic=not args.sample)
         observation, _, start, _ = env.step(action)
-    fps = float(env.metadata.get("render_fps", 30))
+    fps = float(env.get_attr("metadata")[0].get("render_fps", 30))
     env.close()
     return frames, fps
 

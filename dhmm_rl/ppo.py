@@ -49,7 +49,7 @@ class Args:
     steps: int | None = None
     """Environment steps that PPO takes. Default: what the recipe's budget leaves after the pretraining rollouts."""
     pretrained: str = "auto"
-    """The language model to start from: 'auto' as above, 'new' to pretrain first in any case, 'none', or a checkpoint's path."""
+    """Language model to start from: 'auto' as above, 'new' to pretrain first in any case, 'none', or a checkpoint's path."""
     device: str = "cpu"
     """Device to train on."""
     threads: int = 1
@@ -146,13 +146,13 @@ def ppo_steps(run: Run, agent: PPO, pretraining_steps: int) -> int:
     budget = run.agent.budget or run.env.budget
     rollouts = (budget - pretraining_steps) // rollout_size(agent)
     if rollouts < 1:
-        raise InputError(f"the budget of {budget} steps leaves nothing for PPO after {pretraining_steps} of pretraining; see --steps")
+        raise InputError(
+            f"the budget of {budget} steps leaves nothing for PPO after {pretraining_steps} of pretraining; see --steps"
+        )
     return rollouts * rollout_size(agent)
 
 
-def finish(
-    run: Run, agent: PPO, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float
-) -> None:
+def finish(run: Run, agent: PPO, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float) -> None:
     """Evaluate the final agent at length, keep it if it is the best, plot, and say where everything is."""
     returns, _ = evaluate_policy(agent, env, FINAL_EPISODES, return_episode_rewards=True)
     assert isinstance(returns, list)
@@ -178,7 +178,9 @@ def finish(
         temporary.write_text(json.dumps(result, indent=2) + "\n")
 
     total = pretraining_steps + agent.num_timesteps
-    print(f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes")
+    print(
+        f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes"
+    )
     print(f"after {total} environment steps ({pretraining_steps} of them random, for pretraining), {seconds:.0f} s")
     if run.env.solved_at is not None:
         print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")

@@ -1,7 +1,7 @@
 """Letting a policy act, and recording what happens."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -15,6 +15,7 @@ from dhmm_rl.errors import InputError
 Actions = NDArray[Any]
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """What SB3's algorithms and policies have in common."""
 
@@ -71,7 +72,7 @@ def collect(
     finished: list[list[_Episode]] = [[] for _ in range(env.num_envs)]
     starts = np.ones(env.num_envs, dtype=bool)
     env_steps = 0
-    with tqdm(total=episodes, desc="collecting", unit="episode", disable=not progress) as bar:
+    with tqdm(total=episodes, desc="collecting", unit="episode", disable=None if progress else True) as bar:
         while any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
             actions = act(observations, starts)
             observations, rewards, starts, infos = env.step(actions)
@@ -127,7 +128,7 @@ def _actor(
         sampler = spaces.Tuple([env.action_space] * env.num_envs)
         sampler.seed(seed)
         return lambda observations, starts: np.array(sampler.sample())
-    if not hasattr(policy, "predict"):
+    if not isinstance(policy, Predicts):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None
 

@@ -140,7 +140,9 @@ class Rollouts:
                 f"{len(self.rewards)} rewards, {self.starts[-1]} rows in episodes"
             )
         if not len(self.terminated) == len(self.imitate) == len(lengths) or (lengths < 2).any():
-            raise InputError(f"rollouts of {self.env_id} hold an episode without a step, or flags for another number of episodes")
+            raise InputError(
+                f"rollouts of {self.env_id} hold an episode without a step, or flags for another number of episodes"
+            )
         for name, space, values in (
             ("observation", self.observation_space, self.observations),
             ("action", self.action_space, self.actions),

@@ -51,8 +51,8 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         super().__init__(env)
         self.tokenizer = tokenizer or Tokenizer(env.observation_space, env.action_space)
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
-        self.observation_space: TokenSpace = TokenSpace(self.tokenizer, history)
-        self._steps = np.full(self.observation_space.shape, NOTHING)
+        self.observation_space = TokenSpace(self.tokenizer, history)
+        self._steps = np.full((history, len(self.tokenizer.slots)), NOTHING)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
         """Begin an episode; its stream holds one step."""

@@ -67,7 +67,8 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Mix values; causal over the whole sequence when there is no mask. Returns (B, T, D)."""
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.c_proj(mixed.transpose(1, 2).flatten(2))
+        projected: Tensor = self.c_proj(mixed.transpose(1, 2).flatten(2))
+        return projected
 
 
 class Block(nn.Module):
@@ -81,9 +82,7 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(embed_size, ff_hidden)
         self.c_proj = nn.Linear(ff_hidden, embed_size)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, table: tuple[Tensor, Tensor] | None, last_only: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, table: tuple[Tensor, Tensor] | None, last_only: bool = False) -> Tensor:
         """
         :param x: (B, T, D)
         :param mask: (B, 1, T, T), or ``None`` for plain causal attention
@@ -121,7 +120,8 @@ class Block(nn.Module):
         return self._finish(x + self.attn.attend(q, keys.to(q.dtype), values.to(q.dtype), visible))
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+        added: Tensor = self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+        return x + added
 
 
 def init_weights(blocks: nn.ModuleList) -> None:

@@ -66,9 +66,7 @@ class ModelState:
 
     def clone(self) -> "ModelState":
         """A copy that further steps leave alone."""
-        return ModelState(
-            self.keys.clone(), self.values.clone(), self.belief.clone(), self.position.clone(), self.time
-        )
+        return ModelState(self.keys.clone(), self.values.clone(), self.belief.clone(), self.position.clone(), self.time)
 
 
 class DHMMGPT2(nn.Module):
@@ -148,7 +146,16 @@ class DHMMGPT2(nn.Module):
         self.chain: LatentChain | None = None
         if num_states > 0:
             self.chain = LatentChain(
-                vocab_size, self.slots, self.slot_ids, action_slots, num_states, chains, matrices, control, dither, evidence_floor
+                vocab_size,
+                self.slots,
+                self.slot_ids,
+                action_slots,
+                num_states,
+                chains,
+                matrices,
+                control,
+                dither,
+                evidence_floor,
             )
             self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
             nn.init.normal_(self.read_belief.weight, std=0.02)
@@ -318,7 +325,8 @@ class DHMMGPT2(nn.Module):
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, keys, values, at, visible, table)
-        return self.ln_f(x)
+        normed: Tensor = self.ln_f(x)
+        return normed
 
     # Pieces
 
@@ -326,7 +334,9 @@ class DHMMGPT2(nn.Module):
         if len(self.slots) == 1 and ids.dim() == 2:
             return ids[..., None]
         if ids.dim() != 3 or ids.shape[-1] != len(self.slots):
-            raise InputError(f"ids have shape {tuple(ids.shape)}; a model of {len(self.slots)} slots reads (B, T, {len(self.slots)})")
+            raise InputError(
+                f"ids have shape {tuple(ids.shape)}; a model of {len(self.slots)} slots reads (B, T, {len(self.slots)})"
+            )
         return ids
 
     def _squeeze(self, logits: Tensor) -> Tensor:
@@ -350,8 +360,10 @@ class DHMMGPT2(nn.Module):
             x = self.embedding(ids[..., 0])
         else:
             x = F.embedding_bag(ids.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=self.vocab_size)
-            x = x.unflatten(0, ids.shape[:2])
-        return x if self.chain is None else x + self.read_belief(belief.flatten(2))
+            x = x.view(*ids.shape[:2], -1)
+        if self.chain is not None:
+            x = x + self.read_belief(belief.flatten(2))
+        return x
 
     def _position_embedding(self, position_ids: Tensor | None, episode: Tensor | None, batch: int, steps: int) -> Tensor:
         if position_ids is None:
@@ -361,7 +373,7 @@ class DHMMGPT2(nn.Module):
                 position_ids = position_ids - torch.where(began, position_ids, 0).cummax(dim=1).values
         if int(position_ids.max()) >= self.max_len:
             raise InputError(
-                f"position {int(position_ids.max())} is past max_len = {self.max_len}; learned positions end there, rotary ones do not"
+                f"position {int(position_ids.max())} is past max_len {self.max_len}; learned positions end there, rotary do not"
             )
         embedded: Tensor = self.position_embedding(position_ids)
         return embedded
@@ -384,9 +396,15 @@ def _check(config: dict[str, Any]) -> None:
             raise InputError(message)
 
     width, heads = config["embed_size"], config["heads"]
-    need(config["layers"] > 0 or config["num_states"] > 0, "layers = 0 and num_states = 0 leave no model; one must be positive")
+    need(
+        config["layers"] > 0 or config["num_states"] > 0,
+        "layers = 0 and num_states = 0 leave no model; one must be positive",
+    )
     need(heads > 0 and width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
-    need(config["positions"] in ("rotary", "learned"), f"positions is {config['positions']!r}; known are 'rotary' and 'learned'")
+    need(
+        config["positions"] in ("rotary", "learned"),
+        f"positions is {config['positions']!r}; known are 'rotary' and 'learned'",
+    )
     need(
         config["positions"] == "learned" or width // heads % 2 == 0,
         f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",

@@ -86,7 +86,7 @@ class LatentChain(nn.Module):
         if self.action_slots:
             evident = evident & (torch.arange(slots, device=tokens.device) >= self.action_slots)
         index = torch.where(evident, tokens - self.slot_ids[:, 0] + offset, 0)
-        found = nn.functional.embedding(index, table).unflatten(-1, (chains, states))
+        found = nn.functional.embedding(index, table).view(*index.shape, chains, states)
         return torch.where(evident[..., None, None], found, 0.0)
 
     def gate(self, tokens: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class ActionTokens(Distribution):
     """
 
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.tokenizer = model, tokenizer
         self.hidden, self.belief = torch.empty(0), torch.empty(0)
         self._log_probs: Tensor | None = None  # of the last actions asked for, (B, A, n)

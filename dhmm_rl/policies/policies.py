@@ -28,7 +28,9 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Space[Any], **settings: Any) -> None:
         if not isinstance(observation_space, TokenSpace):
-            raise InputError("DHMMPolicy reads token streams: wrap the environment in TokenStream, or VecTokenStream if it is a VecEnv")
+            raise InputError(
+                "DHMMPolicy reads token streams: wrap the environment in TokenStream, or VecTokenStream if it is a VecEnv"
+            )
         model = DHMMGPT2.from_tokenizer(observation_space.tokenizer, **settings)
         super().__init__(observation_space, features_dim=model.embed_size + model.belief_size)
         self.model = model
@@ -101,15 +103,18 @@ class DHMMPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
         self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
-        assert isinstance(self.observation_space, TokenSpace)
-        self.action_dist = ActionTokens(self.language_model, self.observation_space.tokenizer)
+        self.action_dist = self._action_tokens()
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _action_tokens(self) -> ActionTokens:
+        assert isinstance(self.observation_space, TokenSpace)
+        return ActionTokens(self.language_model, self.observation_space.tokenizer)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         model = self.language_model
-        hidden, belief = latent_pi[:, None].split([model.embed_size, model.belief_size], dim=-1)
+        hidden, belief = latent_pi[:, None, : model.embed_size], latent_pi[:, None, model.embed_size :]
         shape = model.chain.shape if model.chain is not None else (0, 0)
-        return ActionTokens(model, self.action_dist.tokenizer).proba_distribution(hidden, belief.unflatten(-1, shape))
+        return self._action_tokens().proba_distribution(hidden, belief.reshape(len(belief), 1, *shape))
 
 
 for _algorithm in (PPO, A2C):

@@ -19,34 +19,34 @@ class Bins(NamedTuple):
     A field without bounds is binned uniformly in the domain of ``asinh(x / scale)``: linear near zero, logarithmic far
     away, so that distant values still fall into different bins.
 
-    :param count: number of bins, (F,)
+    :param counts: number of bins, (F,)
     :param low: lower edge of the first bin, in the field's own unit, (F,)
     :param high: upper edge of the last bin, in the field's own unit, (F,)
     :param scale: where ``asinh`` bends, in the field's own unit; infinite for a field that is binned linearly, (F,)
     """
 
-    count: NDArray[np.int64]
+    counts: NDArray[np.int64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, count: ArrayLike, low: ArrayLike, high: ArrayLike, scale: ArrayLike = np.inf) -> "Bins":
+    def of(cls, counts: ArrayLike, low: ArrayLike, high: ArrayLike, scale: ArrayLike = np.inf) -> "Bins":
         """Build from anything that broadcasts to (F,)."""
-        counts, lows, highs, scales = np.broadcast_arrays(*np.atleast_1d(count, low, high, scale))
+        sizes, lows, highs, scales = np.broadcast_arrays(*np.atleast_1d(counts, low, high, scale))
         real = np.float64
-        return cls(counts.astype(np.int64), lows.astype(real), highs.astype(real), scales.astype(real))
+        return cls(sizes.astype(np.int64), lows.astype(real), highs.astype(real), scales.astype(real))
 
     def compand(self, values: ArrayLike) -> Floats:
-        """Map values (..., F) to the domain in which bins are uniform, measured in bins: 0 is the low edge, ``count`` the high."""
+        """Map values (..., F) to where bins are uniform, measured in bins: 0 is the low edge, ``counts`` the high one."""
         companded_low = self._bend(self.low)
-        width = (self._bend(self.high) - companded_low) / self.count
+        width = (self._bend(self.high) - companded_low) / self.counts
         return (self._bend(np.asarray(values, dtype=np.float64)) - companded_low) / width
 
     def expand(self, companded: ArrayLike) -> Floats:
         """Invert :meth:`compand`."""
         companded_low = self._bend(self.low)
-        width = (self._bend(self.high) - companded_low) / self.count
+        width = (self._bend(self.high) - companded_low) / self.counts
         bent = np.asarray(companded) * width + companded_low
         linear = np.isinf(self.scale)
         if linear.all():
@@ -56,7 +56,7 @@ class Bins(NamedTuple):
 
     def encode(self, values: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """
-        The bin of every value, 0 to ``count - 1``; values outside the bounds go to the nearest end.
+        The bin of every value, 0 to ``counts - 1``; values outside the bounds go to the nearest end.
 
         :param values: (..., F)
         :param rng: when given, bins are dithered: noise uniform over one full bin width is added in the companded domain
@@ -67,7 +67,7 @@ class Bins(NamedTuple):
         companded = self.compand(values)
         if rng is not None:
             companded = companded + rng.uniform(-0.5, 0.5, size=companded.shape)
-        return np.clip(np.floor(companded), 0, self.count - 1).astype(np.int64)
+        return np.clip(np.floor(companded), 0, self.counts - 1).astype(np.int64)
 
     def decode(self, bins: ArrayLike) -> Floats:
         """The centre of every bin, (..., F), in the field's own unit."""

@@ -133,9 +133,7 @@ class Tokenizer:
         ids = self.encode_observation(observation, rng)
         return np.concatenate([np.full((*ids.shape[:-1], self.action_slots), RESET), ids], axis=-1)
 
-    def next_step(
-        self, action: ArrayLike, observation: ArrayLike, rng: np.random.Generator | None = None
-    ) -> NDArray[np.int64]:
+    def next_step(self, action: ArrayLike, observation: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """The step (..., C) of an action and the observation that it led to."""
         return np.concatenate([self.encode_action(action), self.encode_observation(observation, rng)], axis=-1)
 
@@ -279,7 +277,7 @@ class _Codec:
         self.real = np.array([field.kind == "real" for field in fields])
         self.categorical = ~self.real
         self.first_category = np.array([field.low for field in fields])[self.categorical]
-        self.categories = bins.count[self.categorical]
+        self.categories = bins.counts[self.categorical]
         self.bins = Bins(*(column[self.real] for column in bins))
         self.outside = np.zeros(int(self.real.sum()), dtype=np.int64)
         self.seen = 0

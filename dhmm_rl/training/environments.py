@@ -34,9 +34,7 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
     unknown = set(env.tokens) - {"bins", "fields"}
     if unknown:
         raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
-    tokenizer = Tokenizer(
-        venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {})
-    )
+    tokenizer = Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
     return tokenizer if rollouts is None else tokenizer.fit(rollouts.observations)
 
 

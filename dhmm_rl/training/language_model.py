@@ -117,7 +117,7 @@ def train_language_model(
     state.resume()
     device = model.slot_ids.device
     stream = _batches(train_set, settings.batch_size, seed, state.step)
-    bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=not progress)
+    bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=None if progress else True)
     while state.step < settings.steps and state.stale < settings.patience:
         model.train()
         batch = Batch(*(part.to(device) for part in next(stream)))

@@ -66,9 +66,7 @@ def pretrain(
         )
     finally:
         logger.close()
-    baseline = frequency_bits(
-        StreamWindows(train_rollouts, tokenizer, settings.length), held_out, model.slot_ids
-    )
+    baseline = frequency_bits(StreamWindows(train_rollouts, tokenizer, settings.length), held_out, model.slot_ids)
     if progress:
         print(report(model, trained, baseline))
     info = {
@@ -108,7 +106,9 @@ def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
     table = {key: value for key, value in agent.pretrain.items() if key != "episodes"}
     for name in table:
         if name not in known:
-            raise InputError(f"the recipe {agent.name} has a key pretrain.{name}; known are episodes, {', '.join(sorted(known))}")
+            raise InputError(
+                f"the recipe {agent.name} has a key pretrain.{name}; known are episodes, {', '.join(sorted(known))}"
+            )
     return replace(TrainingSettings(**table), **changes)
 
 
@@ -126,9 +126,7 @@ def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> R
     teacher = None if data == "random" else load_teacher(data.removeprefix("teacher:"))
     venv = make_envs(run.env, run.agent.n_envs, run.seed)
     if teacher is not None and teacher.observation_space != venv.observation_space:
-        raise InputError(
-            f"the teacher sees {teacher.observation_space}, {run.env.id} shows {venv.observation_space}: it is another environment's"
-        )
+        raise InputError(f"the teacher sees {teacher.observation_space}, but {run.env.id} shows {venv.observation_space}")
     rollouts = collect(
         venv,
         teacher,
@@ -158,16 +156,20 @@ def load_teacher(path: str) -> BaseAlgorithm:
             return algorithm.load(file, device="cpu")
         except Exception:  # SB3 raises whatever another algorithm's parameters run into
             continue
-    raise InputError(f"{path} is not a model that SB3's {', '.join(a.__name__ for a in (PPO, A2C, DQN, SAC, TD3, DDPG))} can load")
+    raise InputError(
+        f"{path} is not a model that SB3's {', '.join(a.__name__ for a in (PPO, A2C, DQN, SAC, TD3, DDPG))} can load"
+    )
 
 
 def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
     """A table of held-out bits per field, beside what the frequencies alone give."""
-    lines = [f"held-out bits per field after {trained.best_step} gradient steps", f"{'field':<20}{'frequencies':>12}{'model':>10}"]
+    lines = [
+        f"held-out bits per field after {trained.best_step} gradient steps",
+        f"{'field':<20}{'frequencies':>12}{'model':>10}",
+    ]
     for slot, known, bits in zip(model.slots, baseline, trained.bits, strict=True):
         if not np.isnan(bits):
             lines.append(f"{slot.name:<20}{known:>12.3f}{bits:>10.3f}")
     trained_slots = ~np.isnan(trained.bits)
     lines.append(f"{'together':<20}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
     return "\n".join(lines)
-

@@ -92,5 +92,5 @@ class Run:
 
 def pretraining_runs(root: Path, env: EnvRecipe) -> list[Path]:
     """Finished checkpoints of ``python -m dhmm_rl.pretrain`` for an environment, newest first."""
-    found = [path for path in (root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}")]
+    found = list((root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}"))
     return sorted(found, key=os.path.getmtime, reverse=True)

@@ -1,0 +1,138 @@
+"""
+Tables and plots of runs: interquartile means and 95 % bootstrap intervals over seeds (the conventions of Agarwal et al. 2021,
+arXiv 2108.13264).
+
+Shapes: S seeds, E evaluations.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
+
+from dhmm_rl.files import atomic_write
+from dhmm_rl.recipes import load_recipes
+
+Results = Sequence[dict[str, Any]]
+
+
+class Estimate(NamedTuple):
+    """:param low: and :param high: the ends of the 95 % interval"""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:,.0f} [{self.low:,.0f}, {self.high:,.0f}]"
+
+
+def interquartile_mean(values: NDArray[np.float64]) -> Estimate:
+    """
+    Mean of the middle half of the seeds, and its percentile bootstrap interval; one seed has no interval.
+
+    :param values: (S,)
+    """
+    mean = float(stats.trim_mean(values, 0.25))
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Estimate(mean, mean, mean)
+    interval = stats.bootstrap(
+        (values,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high))
+
+
+def steps_to_stay(result: dict[str, Any], threshold: float) -> float:
+    """Environment steps of the first evaluation from which on every one reaches the threshold; infinite when none is."""
+    below = [i for i, value in enumerate(result["eval_returns"]) if value < threshold]
+    first = below[-1] + 1 if below else 0
+    return float(result["eval_steps"][first]) if first < len(result["eval_steps"]) else np.inf
+
+
+def first_steps(result: dict[str, Any], threshold: float) -> float:
+    """Environment steps of the first evaluation that reaches the threshold; infinite when none does."""
+    reached = [step for step, value in zip(result["eval_steps"], result["eval_returns"], strict=True) if value >= threshold]
+    return float(reached[0]) if reached else np.inf
+
+
+def write_report(out: Path, results: Results) -> None:
+    """Write ``report.md`` and a plot for every environment."""
+    sections = []
+    for env in dict.fromkeys(result["env"] for result in results):
+        of_env = [result for result in results if result["env"] == env]
+        sections.append(table(env, of_env))
+        plot(out / f"{env}.png", env, of_env)
+    with atomic_write(out / "report.md") as temporary:
+        temporary.write_text("\n\n".join(sections) + "\n")
+
+
+def table(env: str, results: Results) -> str:
+    """A Markdown table of one environment's agents."""
+    threshold = load_recipes(env, "mlp")[0].solved_at
+    lines = [
+        f"### {env}",
+        "",
+        "Interquartile mean and 95 % bootstrap interval over seeds. Environment steps include those of pretraining rollouts.",
+        "",
+    ]
+    head = ["agent", "seeds", "return of the final agent", "worst seed", "environment steps", "seconds", "steps/s"]
+    if threshold is not None:
+        head += [f"first {threshold:g}", f"stays ≥ {threshold:g} from", "seeds that stay"]
+    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for agent in dict.fromkeys(result["agent"] for result in results):
+        runs = [result for result in results if result["agent"] == agent]
+        final = np.array([run["final_return"] for run in runs])
+        steps = np.array([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
+        seconds = np.array([run["seconds"] for run in runs])
+        row = [agent, str(len(runs)), str(interquartile_mean(final)), f"{final.min():.0f}", f"{np.median(steps):,.0f}"]
+        row += [str(interquartile_mean(seconds)), f"{np.median(steps / seconds):,.0f}"]
+        if threshold is not None:
+            stays = np.array([steps_to_stay(run, threshold) for run in runs])
+            first = np.array([first_steps(run, threshold) for run in runs])
+            row += [_steps(first), _steps(stays), f"{np.isfinite(stays).sum()} of {len(runs)}"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def plot(path: Path, env: str, results: Results) -> None:
+    """Interquartile mean of the return against environment steps and against wall-clock time."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_steps, by_time = figure.subplots(1, 2, sharey=True)
+    for agent in dict.fromkeys(result["agent"] for result in results):
+        runs = [result for result in results if result["agent"] == agent]
+        evaluations = min(len(run["eval_steps"]) for run in runs)
+        if evaluations == 0:
+            continue
+        returns = np.array([run["eval_returns"][:evaluations] for run in runs])
+        estimates = np.array([interquartile_mean(column) for column in returns.T])
+        steps = np.mean([run["eval_steps"][:evaluations] for run in runs], axis=0)
+        # Evaluations are evenly spaced, so the time of each is its share of the steps.
+        total = np.mean([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
+        seconds = steps / total * np.mean([run["seconds"] for run in runs])
+        for axes, x in ((by_steps, steps), (by_time, seconds)):
+            axes.plot(x, estimates[:, 0], label=f"{agent} ({len(runs)} seeds)")
+            axes.fill_between(x, estimates[:, 1], estimates[:, 2], alpha=0.2, linewidth=0)
+    by_steps.set(
+        xlabel="environment steps, pretraining included", ylabel="return", title=f"{env}: interquartile mean, 95 % interval"
+    )
+    by_time.set(xlabel="seconds, evaluations included")
+    by_steps.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _steps(values: NDArray[np.float64]) -> str:
+    """Seeds that never got there count as infinite, so the middle half may be, too."""
+    with np.errstate(invalid="ignore"):
+        middle = np.sort(values)[len(values) // 4 : len(values) - len(values) // 4]
+    return (
+        str(interquartile_mean(values))
+        if np.isfinite(values).all()
+        else ("∞" if not np.isfinite(middle).all() else f"{middle.mean():,.0f}")
+    )
