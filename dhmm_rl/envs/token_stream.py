@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from dhmm_rl.tokens import NOTHING, Tokenizer
 
-Tokens = NDArray[np.int64]
+Tokens = NDArray[Any]
 
 
 class TokenSpace(spaces.Box):

@@ -125,11 +125,16 @@ class Block(nn.Module):
 
 
 def init_weights(blocks: nn.ModuleList) -> None:
-    """GPT-2's: normal with deviation 0.02, divided by the root of the number of residual branches where one ends."""
+    """
+    Normal with deviation 0.55 / sqrt(inputs), divided by the root of the number of residual branches where one ends.
+
+    At GPT-2's width of 768 that is its 0.02. At a width of 64, 0.02 would leave attention so faint that a policy gradient
+    rarely finds what lies in the past.
+    """
     for block in blocks:
         for name, parameter in block.named_parameters():
             if parameter.dim() == 2:
                 scale = 1 / math.sqrt(2 * len(blocks)) if name.endswith("c_proj.weight") else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=0.55 * scale / math.sqrt(parameter.shape[1]))
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_table
-from dhmm_rl.model.hmm import CONTROLS, LatentChain
+from dhmm_rl.model.hmm import CONTROLS, LatentChain, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 
@@ -158,12 +158,14 @@ class DHMMGPT2(nn.Module):
                 evidence_floor,
             )
             self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
-            nn.init.normal_(self.read_belief.weight, std=0.02)
+            nn.init.normal_(self.read_belief.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(embed_size, heads, ff_hidden or 4 * embed_size) for _ in range(layers))
         if layers > 0:
             # One more row, always zero, is what "nothing" looks up.
             self.embedding = nn.Embedding(vocab_size + 1, embed_size, padding_idx=vocab_size)
-            _init_embedding(self.embedding, self.slots)
+            # Not tied to the input as GPT-2's is: pretraining on actions that are not imitated would tilt the policy.
+            self.head = nn.Parameter(torch.empty(vocab_size, embed_size))
+            _init_embeddings(self.embedding, self.head, self.slots, action_slots)
             if positions == "learned":
                 self.position_embedding = nn.Embedding(max_len, embed_size)
                 nn.init.normal_(self.position_embedding.weight, std=0.02)
@@ -266,10 +268,10 @@ class DHMMGPT2(nn.Module):
             x = hidden[:, :, None]
             if last > 1:
                 known = self.embedding(torch.where(following < 0, self.vocab_size, following))
-                x = x + (known.cumsum(dim=2) - known)[:, :, first:last]
+                x = x + sum_before(known)[:, :, first:last]
             if len(self.slots) > 1:
                 x = x + self.slot_mlp(x)
-            logits = torch.einsum("btcd,cnd->btcn", x, self.embedding(ids.clamp_min(0)))
+            logits = torch.einsum("btcd,cnd->btcn", x, self.head[ids.clamp_min(0)])
         if self.chain is not None:
             with torch.autocast(hidden.device.type, enabled=False):
                 logits = logits + self.chain.slot_logits(belief.float(), following, first, last)
@@ -357,7 +359,7 @@ class DHMMGPT2(nn.Module):
     def _embed(self, tokens: Tensor, belief: Tensor) -> Tensor:
         ids = torch.where(tokens < 0, self.vocab_size, tokens)
         if ids.shape[-1] == 1:
-            x = self.embedding(ids[..., 0])
+            x: Tensor = self.embedding(ids[..., 0])
         else:
             x = F.embedding_bag(ids.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=self.vocab_size)
             x = x.view(*ids.shape[:2], -1)
@@ -419,15 +421,17 @@ def _check(config: dict[str, Any]) -> None:
     need(config["window"] is None or config["window"] > 0, f"window is {config['window']}; it must be positive")
 
 
-def _init_embedding(embedding: nn.Embedding, slots: Sequence[Slot], std: float = 0.02) -> None:
+def _init_embeddings(embedding: nn.Embedding, head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
     """
-    GPT-2's normal noise; bins of one real field start from smooth features of their centres, so that neighbours look alike.
+    Normal noise, with two exceptions.
 
-    The features are sines and cosines of the companded centres in [-1, 1], with amplitudes falling as 1 / frequency,
-    projected at random and scaled to the same deviation.
+    Bins of one real field start from smooth features of their centres, so that neighbours look alike: sines and cosines of the
+    companded centres in [-1, 1], with amplitudes falling as 1 / frequency, projected at random and scaled to the same
+    deviation. What reads out actions starts from zero, so that a new policy is uniform.
     """
     with torch.no_grad():
-        nn.init.normal_(embedding.weight, std=std)
+        nn.init.normal_(embedding.weight, std=0.1)
+        nn.init.normal_(head, std=0.02)
         embedding.weight[-1].zero_()
         for slot in slots:
             if slot.ordinal:
@@ -435,5 +439,9 @@ def _init_embedding(embedding: nn.Embedding, slots: Sequence[Slot], std: float =
                 frequency = torch.arange(1, 5)
                 phase = centres[:, None] * frequency * math.pi / 2
                 features = torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
-                smooth = features @ torch.randn(features.shape[1], embedding.embedding_dim)
-                embedding.weight[slot.stop - slot.ordinal : slot.stop] = smooth * (std / smooth.std())
+                for weight in (embedding.weight, head):
+                    smooth = features @ torch.randn(features.shape[1], embedding.embedding_dim)
+                    bins = weight[slot.stop - slot.ordinal : slot.stop]
+                    bins.copy_(smooth * (bins.std() / smooth.std()))
+        for slot in slots[:action_slots]:
+            head[slot.start : slot.stop] = 0

@@ -141,22 +141,22 @@ class LatentChain(nn.Module):
         prior = belief[:, :, None]
         if last > self.action_slots:
             if self.matrices > 1:
-                gates = self._softmax_gate(_before(self.gate(following))[:, :, span])
+                gates = self._softmax_gate(sum_before(self.gate(following))[:, :, span])
             else:
                 gates = belief.new_ones(1, 1, 1, self.shape[0], 1)
             moved = torch.einsum("btnk,nmkl->btnml", belief, self.transitions)
             moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
             prior = torch.where(action[:, None, None], prior, moved)
-            seen = _before(self.slot_log_likelihood(following, log_emissions))[:, :, span]
+            seen = sum_before(self.slot_log_likelihood(following, log_emissions))[:, :, span]
             prior = hmm.correct(prior, hmm.limit(seen, self.evidence_floor))
         prior = prior.expand(-1, -1, last - first, -1, -1)
         predictive = hmm.log_predictive(prior, log_emissions[span].exp())
         return torch.einsum("btcnv,n->btcv", predictive, self.residual_scale.float())
 
 
-def _before(x: Tensor) -> Tensor:
-    """Sum over the slots before each slot, for (B, T, C, ...)."""
-    return x.cumsum(dim=2) - x
+def sum_before(x: Tensor) -> Tensor:
+    """Sum over the slots before each slot, for (B, T, C, ...); what follows has no part in it, not even by rounding."""
+    return torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], dim=2).cumsum(dim=2)
 
 
 def _sticky(chains: int, matrices: int, states: int, floor: float) -> Tensor:

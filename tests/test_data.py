@@ -1,0 +1,182 @@
+"""Collecting, keeping and cutting up rollouts."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.errors import InputError
+from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
+
+
+class Counter(gym.Env[NDArray[np.float32], int]):
+    """Observation t is the step's number; ends by itself at 3, 4, 5 … in turn when asked to, else by its time limit."""
+
+    observation_space = spaces.Box(0, 100, (1,))
+    action_space = spaces.Discrete(3, start=1)
+
+    def __init__(self, terminates: bool = True) -> None:
+        self.terminates, self.length, self.t = terminates, 2, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.length, self.t = self.length + 1, 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        end = self.t == self.length
+        return np.full(1, self.t, dtype=np.float32), float(action), end and self.terminates, end and not self.terminates, {}
+
+
+def counted(episodes: int = 7, terminates: bool = True, imitate: bool = False) -> Rollouts:
+    env = make_vec_env(Counter, 2, env_kwargs={"terminates": terminates})
+    return collect(env, episodes=episodes, imitate=imitate, env_id="Counter")
+
+
+def test_rows_are_the_steps_of_the_stream() -> None:
+    rollouts = counted()
+    assert len(rollouts) == 7
+    for e in range(7):
+        rows = slice(rollouts.starts[e], rollouts.starts[e + 1])
+        seen = rollouts.observations[rows, 0]
+        assert seen.tolist() == list(range(len(seen)))  # the terminal observation included
+        assert (rollouts.actions[rows][1:] == rollouts.rewards[rows][1:]).all()  # the action that led here
+        assert rollouts.returns[e] == rollouts.rewards[rows][1:].sum()
+    assert rollouts.terminated.all()
+    assert not counted(terminates=False).terminated.any()
+    assert rollouts.env_steps >= rollouts.steps
+
+
+def test_each_environment_contributes_its_share_however_long_its_episodes() -> None:
+    env = make_vec_env("CartPole-v1", 4, seed=0)
+    rollouts = collect(env, episodes=40, imitate=False, seed=0)
+    alone = [collect(make_vec_env("CartPole-v1", 1), episodes=10, imitate=False, seed=s).returns.mean() for s in range(20)]
+    assert abs(rollouts.returns.mean() - np.mean(alone)) < 4 * np.std(alone)
+
+
+def test_policies_of_any_kind_act() -> None:
+    env = make_vec_env("CartPole-v1", 2)
+    always = collect(env, lambda observations: np.ones(len(observations), dtype=int), episodes=3, imitate=True)
+    assert (always.actions == 1).all()
+    assert always.imitate.all()
+    model = PPO("MlpPolicy", env, seed=0)
+    by_model = collect(env, model, episodes=3, imitate=True, deterministic=True)
+    predicted, _ = model.predict(by_model.observations[:-1], deterministic=True)
+    inside = np.setdiff1d(np.arange(1, len(by_model.rewards)), by_model.starts)
+    assert (by_model.actions[inside] == predicted[inside - 1]).all()
+
+
+def test_the_same_seed_collects_the_same() -> None:
+    first, second, other = (collect(make_vec_env("CartPole-v1", 3), episodes=5, imitate=False, seed=s) for s in (4, 4, 5))
+    assert np.array_equal(first.observations, second.observations)
+    assert not np.array_equal(first.observations[:10], other.observations[:10])
+
+
+def test_kept_rollouts_are_mapped_into_memory_and_the_same(tmp_path: Path) -> None:
+    rollouts = counted()
+    rollouts.save(tmp_path / "rollouts")
+    again = Rollouts.load(tmp_path / "rollouts")
+    assert isinstance(again.observations, np.memmap)
+    for name in ("observations", "actions", "rewards", "starts", "terminated", "imitate"):
+        assert np.array_equal(getattr(again, name), getattr(rollouts, name))
+    assert again.action_space == rollouts.action_space
+
+
+def damage(folder: Path, how: str) -> None:
+    if how == "cut":
+        path = folder / "observations.npy"
+        path.write_bytes(path.read_bytes()[:-40])
+    elif how == "missing":
+        (folder / "rewards.npy").unlink()
+    elif how == "nan":
+        values = np.load(folder / "observations.npy")
+        values[5] = np.nan
+        np.save(folder / "observations.npy", values)
+    elif how == "short":
+        np.save(folder / "actions.npy", np.load(folder / "actions.npy")[:-1])
+    else:
+        (folder / "rollouts.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut", "cut short"),
+        ("missing", "cut short"),
+        ("nan", r"observation\[0\] is NaN in row 5"),
+        ("short", "do not fit together"),
+        ("json", "cannot be read"),
+    ],
+)
+def test_damaged_rollouts_are_named(how: str, message: str, tmp_path: Path) -> None:
+    counted().save(tmp_path / "rollouts")
+    damage(tmp_path / "rollouts", how)
+    with pytest.raises(InputError, match=message):
+        Rollouts.load(tmp_path / "rollouts")
+    with pytest.raises(InputError, match="holds no rollouts"):
+        Rollouts.load(tmp_path)
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+@pytest.mark.parametrize("length", [1, 4, 50])
+def test_windows_hold_every_step_equally_often_and_never_two_episodes(terminates: bool, length: int) -> None:
+    rollouts = counted(terminates=terminates)
+    tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space, bins=100)
+    windows = StreamWindows(rollouts, tokenizer, length)
+    batch = windows[np.arange(len(windows))]
+    ids, labels = batch.input_ids.numpy(), batch.labels.numpy()
+    first_bin = tokenizer.slots[1].start
+
+    for window, following in zip(ids, labels, strict=True):
+        steps = window[:, 1][window[:, 1] != NOTHING]
+        assert (np.diff(steps) == 1).all()  # the counter never jumps: one episode
+        assert ((window[:, 0] == RESET) == (window[:, 1] == first_bin)).all()
+        inner = window[1:][window[:-1, 1] != NOTHING]
+        assert (following[:-1][window[:-1, 1] != NOTHING] == inner).all()
+
+    is_label = labels[..., 1] != NOTHING
+    assert is_label.sum() == rollouts.steps * length
+    assert (labels[..., 0] == DONE).sum() == (len(rollouts) * length if terminates else 0)
+    assert (labels[..., 0] != RESET).all()
+    tiles = windows[windows.tiles()].labels.numpy()
+    assert (tiles[..., 1] != NOTHING).sum() == rollouts.steps
+    assert (tiles[..., 0] != NOTHING).sum() == rollouts.steps + terminates * len(rollouts)
+
+
+def test_actions_not_worth_imitating_have_no_weight() -> None:
+    for imitate in (True, False):
+        rollouts = counted(imitate=imitate)
+        tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space)
+        windows = StreamWindows(rollouts, tokenizer, 4, field_weights={"observation[0]": 2.5})
+        weights = windows[[0, 5]].weights
+        assert (weights[..., 0] == float(imitate)).all()
+        assert (weights[..., 1] == 2.5).all()
+    with pytest.raises(InputError, match="field weights name"):
+        StreamWindows(rollouts, tokenizer, 4, field_weights={"obs": 1})
+
+
+def test_dither_changes_bins_by_at_most_one_and_repeats_with_its_seed() -> None:
+    rollouts = collect(make_vec_env("CartPole-v1", 1), episodes=5, imitate=False)
+    tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space, bins=50).fit(rollouts.observations)
+    plain, dithered, again = (StreamWindows(rollouts, tokenizer, 8, dither=d)[np.arange(40)].input_ids for d in (None, 1, 1))
+    assert (dithered == again).all()
+    assert (dithered != plain).any()
+    assert (dithered - plain).abs().max() == 1
+    assert (dithered[..., 0] == plain[..., 0]).all()
+
+
+def test_foreign_spaces_and_no_episodes_are_refused(cartpole: Tokenizer) -> None:
+    with pytest.raises(InputError, match="the environment has it as"):
+        StreamWindows(counted(), cartpole, 4)
+    with pytest.raises(InputError, match="at least 1"):
+        counted(episodes=0)

@@ -1,0 +1,137 @@
+"""The filter against brute force, and the bounds that dithering guarantees (DESIGN, section 4)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dhmm_rl.model import filter as hmm
+from dhmm_rl.model.hmm import LatentChain
+from dhmm_rl.tokens import Slot
+
+seeds = st.integers(0, 2**31)
+
+
+def random_rows(*shape: int, generator: torch.Generator, sharpness: float = 3.0) -> Tensor:
+    return (sharpness * torch.randn(*shape, generator=generator)).softmax(dim=-1)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2))
+def test_filter_equals_enumeration_of_every_path(seed: int, steps: int, states: int, matrices: int, chains: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    transitions = hmm.dither(random_rows(chains, matrices, states, states, generator=generator), 1e-3)
+    gates = random_rows(1, steps, chains, matrices, generator=generator)
+    evidence = -5 * torch.rand(1, steps, chains, states, generator=generator)
+    start = random_rows(chains, states, generator=generator)
+    beliefs = hmm.run_filter(start[None], gates, evidence, transitions)
+    for n in range(chains):
+        weight = torch.zeros(states, dtype=torch.float64)
+        for path in itertools.product(range(states), repeat=steps + 1):
+            p = start[n, path[0]].double()
+            for t in range(steps):
+                step = (gates[0, t, n, :, None, None].double() * transitions[n].double()).sum(0)
+                p = p * step[path[t], path[t + 1]] * evidence[0, t, n, path[t + 1]].double().exp()
+            weight[path[-1]] += p
+        torch.testing.assert_close(beliefs[0, -1, n].double(), weight / weight.sum(), atol=1e-6, rtol=1e-5)
+
+
+def two_filters(seed: int, states: int, floor: float, steps: int) -> Tensor:
+    """Beliefs of two filters that are fed the same tokens from different starts, (2, steps + 1, K), in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    transitions = hmm.dither(random_rows(1, 2, states, states, generator=generator, sharpness=8.0), floor).double()
+    gates = random_rows(1, steps, 1, 2, generator=generator).double().expand(2, -1, -1, -1)
+    evidence = hmm.limit(-20 * torch.rand(1, steps, 1, states, generator=generator), 20.0).double().expand(2, -1, -1, -1)
+    starts = random_rows(2, 1, states, generator=generator, sharpness=8.0).double()
+    return torch.cat([starts, hmm.run_filter(starts, gates, evidence, transitions)[:, :, 0]], dim=1)
+
+
+def hilbert(p: Tensor, q: Tensor) -> Tensor:
+    ratio = p.log() - q.log()
+    return ratio.amax(dim=-1) - ratio.amin(dim=-1)
+
+
+@given(seeds, st.integers(2, 12), st.sampled_from([1e-3, 0.01, 0.1, 0.5]))
+def test_hilbert_distance_and_total_variation_of_two_filters_shrink_as_promised(seed: int, states: int, floor: float) -> None:
+    p, q = two_filters(seed, states, floor, steps=30)
+    bound = 1 + states * (1 - floor) / floor
+    rho = (bound - 1) / (bound + 1)
+    distance = hilbert(p, q)
+    assert (distance[1:] <= rho * distance[:-1] + 1e-9).all()
+    variation = 0.5 * (p - q).abs().sum(dim=-1)
+    t = torch.arange(1, 31, dtype=torch.float64)
+    assert (variation[1:] <= 0.5 * rho ** (t - 1) * math.log(bound) + 1e-9).all()
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.3])
+def test_expected_divergence_from_a_wrong_start_falls_geometrically(floor: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    states, symbols, steps, runs = 4, 3, 12, 20_000
+    transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator), floor)
+    emissions = random_rows(states, symbols, generator=generator, sharpness=1.0)
+    right, wrong = random_rows(2, states, generator=generator, sharpness=1.0)
+    state = torch.multinomial(right, runs, replacement=True, generator=generator)
+    tokens = []
+    for _ in range(steps):
+        state = torch.multinomial(transitions[0, 0, state], 1, generator=generator)[:, 0]
+        tokens.append(torch.multinomial(emissions[state], 1, generator=generator)[:, 0])
+    evidence = hmm.limit(emissions.log().T[torch.stack(tokens, dim=1)], 1e9)[:, :, None]
+    gates = torch.ones(runs, steps, 1, 1)
+    p, q = (
+        hmm.run_filter(start.expand(runs, 1, -1), gates, evidence, transitions)[:, :, 0].double() for start in (right, wrong)
+    )
+    divergence = (p * (p.log() - q.log())).sum(dim=-1)
+    mean, error = divergence.mean(dim=0), divergence.std(dim=0) / runs**0.5
+    first = (right * (right.log() - wrong.log())).sum().double()
+    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    assert (mean - 4 * error <= (1 - floor) ** t * first).all()
+    assert mean[0] > 0
+
+
+def test_long_sequences_stay_finite_and_normalised() -> None:
+    steps, states = 10_000, 100
+    generator = torch.Generator().manual_seed(0)
+    transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator, sharpness=20.0), 1e-3)
+    evidence = hmm.limit(-1000 * torch.rand(1, steps, 1, states, generator=generator), 20.0)
+    start = torch.full((1, 1, states), 1 / states)
+    beliefs = hmm.run_filter(start, torch.ones(1, steps, 1, 1), evidence, transitions)
+    assert beliefs.isfinite().all()
+    assert (beliefs.sum(dim=-1) - 1).abs().max() < 1e-5
+    assert beliefs.min() >= 0
+
+
+def test_episode_starts_make_the_belief_forget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    transitions = hmm.dither(random_rows(1, 2, 4, 4, generator=generator), 1e-3)
+    gates = random_rows(3, 9, 1, 2, generator=generator)
+    evidence = -5 * torch.rand(3, 9, 1, 4, generator=generator)
+    start = random_rows(1, 4, generator=generator)
+    episode_start = torch.zeros(3, 9, dtype=torch.bool)
+    episode_start[1, 4] = True
+    whole = hmm.run_filter(start.expand(3, -1, -1), gates, evidence, transitions, start=start, episode_start=episode_start)
+    second = hmm.run_filter(start[None], gates[1:2, 4:], evidence[1:2, 4:], transitions)
+    torch.testing.assert_close(whole[1, 4:], second[0])
+    plain = hmm.run_filter(start.expand(3, -1, -1), gates, evidence, transitions)
+    torch.testing.assert_close(whole[[0, 2]], plain[[0, 2]])
+    assert (whole[1, 4:] - plain[1, 4:]).abs().max() > 1e-3
+
+
+def test_mutation_jumps_at_its_rate_to_single_states() -> None:
+    belief = torch.full((20_000, 1, 5), 0.2)
+    mutated = hmm.mutate(belief, 0.3, torch.Generator().manual_seed(0))
+    jumped = mutated.amax(dim=-1) == 1
+    assert abs(float(jumped.float().mean()) - 0.3) < 0.02
+    assert (mutated[jumped].sum(dim=0) / jumped.sum() - 0.2).abs().max() < 0.03
+    assert (mutated[~jumped] == 0.2).all()
+
+
+def test_new_chains_stay_for_dwell_times_from_a_few_steps_to_the_dithers_limit() -> None:
+    slots = [Slot("token", 0, 6)]
+    chain = LatentChain(6, slots, torch.arange(6)[None], 0, 8, 1, 2, "all", 1e-3, 20.0)
+    stay = chain.transitions[0].diagonal(dim1=-2, dim2=-1)
+    assert ((1 / (1 - stay[:, 0])) < 5).all()
+    assert ((1 / (1 - stay[:, -1])) > 300).all()
+    assert chain.log_emissions().exp().sub(1 / 6).abs().max() < 0.1

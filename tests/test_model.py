@@ -1,0 +1,355 @@
+"""The model against itself step by step, against GPT-2, and on data whose entropy is known."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
+from dhmm_rl.tokens import Slot, Tokenizer
+
+
+def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list[int]]) -> tuple[Tensor, Tensor]:
+    """Random steps with episodes that begin in mid-batch, and their labels."""
+    ids = torch.stack([torch.randint(max(s.start, 2), s.stop, (batch, steps)) for s in tokenizer.slots], dim=-1)
+    ids[:, 0, 0] = 0
+    for row, times in starts.items():
+        ids[row, times, 0] = 0
+    labels = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
+    labels[labels[..., 0] == 0] = -1
+    return ids, labels
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("layers", "num_states", "chains"), [(2, 8, 1), (1, 0, 1), (0, 8, 1), (2, 4, 3)])
+def test_step_by_step_equals_one_pass_through_episode_ends(
+    cartpole: Tokenizer, positions: str, layers: int, num_states: int, chains: int
+) -> None:
+    model = DHMMGPT2.from_tokenizer(
+        cartpole, layers=layers, num_states=num_states, chains=chains, window=7, positions=positions, max_len=60
+    ).eval()
+    # Make every part count.
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    ids, labels = streams(cartpole, 5, 60, {1: [13], 2: [20, 21], 3: [1], 4: [59]})
+    with torch.no_grad():
+        out = model(ids, labels)
+        state = model.initial_state(5)
+        for t in range(60):
+            stepped, state = model.step(ids[:, t], state, labels[:, t])
+            torch.testing.assert_close(stepped.hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stepped.belief[:, 0], out.belief[:, t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stepped.logits[:, 0], out.logits[:, t], atol=1e-5, rtol=1e-5)
+
+
+def test_an_episode_knows_nothing_of_the_one_before(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
+    ids, _ = streams(cartpole, 1, 20, {0: [8]})
+    alone, _ = model.encode(ids[:, 8:])
+    together, _ = model.encode(ids)
+    torch.testing.assert_close(together[:, 8:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_before_an_episode_changes_nothing(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
+    ids, _ = streams(cartpole, 3, 9, {})
+    hidden, belief = model.encode(ids)
+    padded = torch.cat([torch.full((3, 4, 5), -1), ids], dim=1)
+    late_hidden, late_belief = model.encode(padded)
+    torch.testing.assert_close(late_hidden[:, 4:], hidden, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(late_belief[:, 4:], belief, atol=1e-5, rtol=1e-5)
+    last_hidden, last_belief = model.encode(padded, last_only=True)
+    torch.testing.assert_close(last_hidden, hidden[:, -1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last_belief, belief[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_sees_the_window_and_nothing_before_or_after() -> None:
+    model = DHMMGPT2(20, layers=1, num_states=0, window=5).eval()
+    ids = torch.randint(20, (1, 30))
+    changed = ids.clone()
+    changed[0, 10] = (ids[0, 10] + 1) % 20
+    difference = (model(ids).logits - model(changed).logits)[0].abs().amax(dim=-1)
+    assert (difference[:10] == 0).all()
+    assert (difference[10:15] > 1e-6).all()
+    assert (difference[15:] == 0).all()
+
+
+def test_the_belief_carries_what_attention_no_longer_sees() -> None:
+    model = DHMMGPT2(20, layers=1, num_states=8, window=5).eval()
+    ids = torch.randint(20, (1, 30))
+    changed = ids.clone()
+    changed[0, 10] = (ids[0, 10] + 1) % 20
+    assert ((model(ids).belief - model(changed).belief)[0, 10:].abs().amax(dim=-1) > 0).all()
+
+
+def test_a_slot_is_predicted_from_the_slots_before_it_only(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole, control="all").eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    ids, labels = streams(cartpole, 2, 8, {})
+    out = model(ids, labels).logits
+    for j in range(5):
+        changed = labels.clone()
+        slot = cartpole.slots[j]
+        changed[:, :7, j] = slot.start + (labels[:, :7, j] - slot.start + 1) % (slot.stop - slot.start)
+        difference = (model(ids, changed).logits - out)[:, :7].nan_to_num(0.0).abs().amax(dim=(0, 1, 3))
+        assert (difference[: j + 1] == 0).all()
+        assert (difference[j + 1 :] > 1e-6).all()
+    probabilities = out.softmax(dim=-1)
+    for j, slot in enumerate(cartpole.slots):
+        assert (probabilities[:, :, j, slot.stop - slot.start :] == 0).all()
+
+
+def test_without_states_and_with_learned_positions_it_is_hugging_faces_gpt2() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=32, n_embd=48, n_layer=3, n_head=4, n_inner=96, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    ours = DHMMGPT2(50, embed_size=48, layers=3, heads=4, ff_hidden=96, num_states=0, max_len=32, positions="learned").eval()
+    weights = theirs.state_dict()
+    mine = ours.state_dict()
+    with torch.no_grad():
+        for name, value in mine.items():
+            if name == "embedding.weight":
+                value[:-1] = weights["transformer.wte.weight"]
+            elif name == "head":
+                value.copy_(weights["lm_head.weight"])
+            elif name == "position_embedding.weight":
+                value.copy_(weights["transformer.wpe.weight"])
+            elif name.startswith("ln_f"):
+                value.copy_(weights[f"transformer.{name}"])
+            else:
+                inner = name.replace("blocks.", "transformer.h.").replace(".c_fc", ".mlp.c_fc")
+                inner = inner.replace(".c_proj", ".mlp.c_proj") if ".attn." not in inner else inner
+                source = weights[inner]
+                value.copy_(source.T if source.dim() == 2 else source)  # their Conv1D is a transposed Linear
+    ids = torch.randint(50, (3, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_as_a_plain_language_model() -> None:
+    model = DHMMGPT2(vocab_size=44, embed_size=128, layers=2, heads=4, ff_hidden=256, num_states=8, max_len=1000)
+    ids = torch.randint(44, (2, 33))
+    out = model(ids[:, :-1], labels=ids[:, 1:])
+    assert out["logits"] is out.logits
+    assert out.logits.shape == (2, 32, 44)
+    assert out.loss is not None
+    assert abs(out.loss.item() - math.log(44)) < 0.3
+    ignored = ids[:, 1:].clone()
+    ignored[:, 10:] = -100
+    partial = model(ids[:, :-1], labels=ignored)
+    assert partial.token_loss[:, 10:].abs().max() == 0
+    torch.testing.assert_close(partial.loss, out.token_loss[:, :10].mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_choose_what_the_loss_counts(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole)
+    ids, labels = streams(cartpole, 4, 10, {})
+    plain = model(ids, labels)
+    weighted = model(ids, labels, weights=torch.tensor([0.0, 0, 3, 0, 0]))
+    torch.testing.assert_close(weighted.loss / math.log(2), plain.bits[2])
+    weighted.loss.backward()
+    assert model.head.grad is not None
+    assert model.head.grad[:14].abs().max() == 0
+    assert model.head.grad[14:24].abs().max() > 0
+
+
+def test_bins_of_a_real_field_start_as_neighbours(cartpole: Tokenizer) -> None:
+    embedding = DHMMGPT2.from_tokenizer(cartpole, embed_size=128).embedding.weight[4:14]
+    distance = torch.cdist(embedding, embedding)
+    assert (distance.diagonal(1) < distance[0, -1] / 3).all()
+
+
+MESS3_X, MESS3_A = 0.05, 0.85
+
+
+def mess3() -> tuple[Tensor, Tensor]:
+    """Transitions and emissions of Mess3: stay with 1 - 2x, move with x; emit the state's symbol with a."""
+    eye = torch.eye(3, dtype=torch.float64)
+    transition = MESS3_X + (1 - 3 * MESS3_X) * eye
+    emission = (1 - MESS3_A) / 2 + (MESS3_A - (1 - MESS3_A) / 2) * eye
+    return transition, emission
+
+
+def mess3_entropy_rate(block: int) -> tuple[float, float]:
+    """Lower and upper bound in nats: H(X_n | X_1..X_{n-1}, S_0) and H(X_n | X_1..X_{n-1}) (Cover and Thomas, section 4.5)."""
+    transition, emission = mess3()
+
+    def block_entropies(weights: Tensor) -> list[float]:
+        entropies = []
+        for _ in range(block):
+            # (words, states) -> (words · symbols, states): joint probability of a word and the state after it
+            weights = ((weights @ transition)[:, None, :] * emission.T[None]).flatten(0, 1)
+            p = weights.sum(dim=1)
+            entropies.append(float(-(p * p.log()).sum()))
+        return entropies
+
+    upper = block_entropies(torch.full((1, 3), 1 / 3, dtype=torch.float64))
+    lower = block_entropies(torch.tensor([[1.0, 0, 0]], dtype=torch.float64))  # the same from each state, by symmetry
+    return lower[-1] - lower[-2], upper[-1] - upper[-2]
+
+
+def sample_mess3(sequences: int, steps: int, seed: int) -> Tensor:
+    transition, emission = mess3()
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.randint(3, (sequences,), generator=generator)
+    symbols = []
+    for _ in range(steps):
+        state = torch.multinomial(transition[state], 1, generator=generator)[:, 0]
+        symbols.append(torch.multinomial(emission[state], 1, generator=generator)[:, 0])
+    return torch.stack(symbols, dim=1)
+
+
+def exact_loss(ids: Tensor) -> float:
+    """What the true filter loses on these sequences, nats per token after the first."""
+    transition, emission = mess3()
+    belief = torch.full((len(ids), 3), 1 / 3, dtype=torch.float64)
+    nats = []
+    for t in range(ids.shape[1]):
+        prior = belief @ transition
+        joint = prior * emission.T[ids[:, t]]
+        nats.append(-joint.sum(dim=1).log())
+        belief = joint / joint.sum(dim=1, keepdim=True)
+    return float(torch.stack(nats[1:]).mean())
+
+
+def test_without_layers_it_reaches_the_entropy_rate_of_a_known_hmm() -> None:
+    lower, upper = mess3_entropy_rate(12)
+    assert 0 <= upper - lower < 1e-3
+    model = DHMMGPT2(3, layers=0, num_states=3, control="none")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    train = sample_mess3(512, 129, seed=1)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        batch = train[torch.randint(len(train), (32,), generator=order)]
+        loss = model(batch[:, :-1], batch[:, 1:]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    held_out = sample_mess3(400, 1000, seed=2)
+    with torch.no_grad():
+        measured = model(held_out[:, :-1], held_out[:, 1:]).loss.item()
+    print(
+        f"Mess3: entropy rate {lower:.4f} to {upper:.4f}, held-out loss {measured:.4f}, true filter {exact_loss(held_out):.4f}"
+    )
+    assert abs(measured - upper) < 0.005
+    assert measured - exact_loss(held_out) < 0.002
+
+
+def test_one_step_costs_the_same_late_as_early() -> None:
+    model = DHMMGPT2(44, layers=2, num_states=8, window=64).eval()
+    state = model.initial_state(8)
+    tokens = torch.randint(44, (8,))
+
+    def fastest() -> float:
+        nonlocal state
+        times = []
+        for _ in range(100):
+            began = time.perf_counter()
+            _, state = model.step(tokens, state)
+            times.append(time.perf_counter() - began)
+        return float(np.median(times))
+
+    for _ in range(100):
+        _, state = model.step(tokens, state)
+    early = fastest()
+    while state.time < 10_000:
+        _, state = model.step(tokens, state)
+    late = fastest()
+    print(f"one step at 100: {1e3 * early:.2f} ms, at 10 000: {1e3 * late:.2f} ms")
+    assert late / early <= 1.2
+
+
+def test_generation_keeps_to_legal_ids_and_to_its_seed() -> None:
+    model = DHMMGPT2(10, layers=1, num_states=4, window=8)
+    prompt = torch.randint(10, (3, 2))
+    legal = generate(model, prompt, 30, legal_ids={2, 5}, generator=torch.Generator().manual_seed(0))
+    assert set(legal[:, 2:].flatten().tolist()) == {2, 5}
+    assert (legal[:, :2] == prompt).all()
+    again = [generate(model, prompt, 30, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert (again[0] == again[1]).all()
+    assert (again[0] != again[2]).any()
+    greedy = generate(model, prompt, 30, greedy=True)
+    assert (greedy == generate(model, prompt, 30, top_k=1)).all()
+    assert (greedy == generate(model, prompt, 30, temperature=1e-4)).all()
+    with torch.no_grad():
+        assert (model.eval()(greedy).logits[:, 1:-1].argmax(-1) == greedy[:, 2:]).all()
+    with pytest.raises(InputError, match="prompt is empty"):
+        generate(model, prompt[:, :0], 1)
+    with pytest.raises(InputError, match="temperature"):
+        generate(model, prompt, 1, temperature=0)
+
+
+def test_generation_of_steps_fills_every_slot_with_its_own_ids(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole)
+    ids, _ = streams(cartpole, 4, 3, {})
+    continued = generate(model, ids, 10)[:, 3:]
+    for j, slot in enumerate(cartpole.slots):
+        assert ((continued[..., j] >= slot.start) & (continued[..., j] < slot.stop)).all()
+
+
+def test_learned_positions_end_and_rotary_ones_do_not() -> None:
+    ids = torch.randint(9, (1, 20))
+    with pytest.raises(InputError, match="max_len 10"):
+        DHMMGPT2(9, positions="learned", max_len=10)(ids)
+    DHMMGPT2(9, max_len=10)(ids)
+    model = DHMMGPT2(9, positions="learned", max_len=100, num_states=0)
+    shifted = model(ids, position_ids=torch.arange(50, 70)[None])
+    assert (shifted.logits - model(ids).logits).abs().max() > 1e-4
+
+
+def test_mutation_acts_in_training_only() -> None:
+    model = DHMMGPT2(9, num_states=4, mutation=0.5)
+    ids = torch.randint(9, (8, 20))
+    assert (model.train()(ids).belief.amax(dim=-1) == 1).float().mean() > 0.3
+    assert (model.eval()(ids).belief.amax(dim=-1) == 1).float().mean() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embed_size": 30, "heads": 4}, "not a multiple"),
+        ({"layers": 0, "num_states": 0}, "leave no model"),
+        ({"positions": "absolute"}, "rotary"),
+        ({"control": "some"}, "known are"),
+        ({"dither": 1.0}, "below 1"),
+        ({"window": 0}, "positive"),
+        ({"embed_size": 12, "heads": 4}, "even head size"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_errors(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DHMMGPT2(9, **settings)  # type: ignore[arg-type]
+
+
+def test_ids_of_the_wrong_shape_are_an_error(cartpole: Tokenizer) -> None:
+    with pytest.raises(InputError, match="5 slots"):
+        DHMMGPT2.from_tokenizer(cartpole)(torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_checkpoints_come_back_and_bad_ones_are_named(cartpole: Tokenizer, tmp_path: Path) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole).eval()
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model, cartpole, {"env_steps": 3})
+    loaded = load_checkpoint(path)
+    ids, labels = streams(cartpole, 2, 5, {})
+    assert (loaded.model(ids, labels).logits == model(ids, labels).logits).all()
+    assert loaded.tokenizer == cartpole
+    assert loaded.info == {"env_steps": 3}
+    assert isinstance(loaded.model.slots[0], Slot)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cut short"):
+        load_checkpoint(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(InputError, match="no checkpoint of this kind"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "other.pt")
