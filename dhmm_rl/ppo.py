@@ -19,7 +19,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size
-from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, make_eval_callback
+from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, make_eval_callback, seconds_before
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
@@ -68,7 +68,10 @@ def main(args: Args) -> None:
     run = start(args) if args.resume is None else Run.open(args.resume)
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
-    began = time.perf_counter()
+    before, began = seconds_before(run.folder), time.perf_counter()
+
+    def clock() -> float:
+        return before + time.perf_counter() - began
 
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info["env_steps"] if pretrained is not None else 0
@@ -84,15 +87,15 @@ def main(args: Args) -> None:
     agent.set_logger(make_logger(run.folder, "ppo"))
     steps = ppo_steps(run, agent, pretraining_steps)
     evaluation = make_eval_callback(
-        run.folder, eval_env, run.env.eval_episodes, run.env.eval_every // env.num_envs, agent.num_timesteps
+        run.folder, eval_env, run.env.eval_episodes, run.env.eval_every // env.num_envs, agent.num_timesteps // env.num_envs
     )
     agent.learn(
         steps - agent.num_timesteps,
-        callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every)],
+        callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
         reset_num_timesteps=resumed is None,
         progress_bar=not args.quiet,
     )
-    finish(run, agent, eval_env, evaluation, pretraining_steps, time.perf_counter() - began)
+    finish(run, agent, eval_env, evaluation, pretraining_steps, clock())
 
 
 def start(args: Args) -> Run:

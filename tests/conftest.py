@@ -1,7 +1,5 @@
 """What tests share."""
 
-from collections.abc import Iterator
-
 import gymnasium as gym
 import pytest
 import torch
@@ -14,11 +12,10 @@ settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)
-def _steady() -> Iterator[None]:
+def _steady() -> None:
     """One thread and the same numbers in every run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
 
 
-class Counter(gym.Env[NDArray[np.float32], int]):
+class Counter(gym.Env[NDArray[np.float32], np.int64]):
     """Observation t is the step's number; ends by itself at 3, 4, 5 … in turn when asked to, else by its time limit."""
 
     observation_space = spaces.Box(0, 100, (1,))
@@ -32,7 +32,7 @@ class Counter(gym.Env[NDArray[np.float32], int]):
         self.length, self.t = self.length + 1, 0
         return np.zeros(1, dtype=np.float32), {}
 
-    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         self.t += 1
         end = self.t == self.length
         return np.full(1, self.t, dtype=np.float32), float(action), end and self.terminates, end and not self.terminates, {}

@@ -62,7 +62,7 @@ def test_values_far_outside_what_was_fitted_still_get_different_tokens() -> None
 
 def test_values_outside_clip_to_the_ends_and_are_counted() -> None:
     tokenizer = Tokenizer(box([-1, -1], [1, 1]), spaces.Discrete(2))
-    ids = tokenizer.encode_observation([[5, 0], [0, -5], [0, 0.5], [-9, 0]])
+    ids = tokenizer.encode_observation(np.array([[5, 0], [0, -5], [0, 0.5], [-9, 0]]))
     assert ids[0, 0] == tokenizer.slots[1].stop - 1
     assert ids[1, 1] == tokenizer.slots[2].start
     assert tokenizer.clipped == {"observation[0]": 0.5, "observation[1]": 0.25}
@@ -70,7 +70,7 @@ def test_values_outside_clip_to_the_ends_and_are_counted() -> None:
 
 def test_nan_is_an_error_that_names_the_field(cartpole: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"observation\[2\] is NaN"):
-        cartpole.encode_observation([[0, 0, 0, 0], [0, 0, np.nan, 0]])
+        cartpole.encode_observation(np.array([[0, 0, 0, 0], [0, 0, np.nan, 0]]))
 
 
 def test_a_category_outside_the_space_is_an_error(cartpole: Tokenizer) -> None:
@@ -111,6 +111,7 @@ def test_other_spaces_are_refused_naming_the_field(cartpole: Tokenizer) -> None:
     env = gym.make("CartPole-v1")
     with pytest.raises(InputError, match="1 action fields"):
         cartpole.check_spaces(env.observation_space, box([0, 0], [1, 1]))
+    assert isinstance(env.observation_space, spaces.Box)
     other = env.observation_space.low.copy()
     other[2] = -1
     with pytest.raises(InputError, match=r"observation\[2\]"):

@@ -1,5 +1,6 @@
 """What happens beside the learning of an agent: keeping the best, keeping a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from dhmm_rl.files import atomic_write
 
 BEST = "best_model.zip"
 CHECKPOINT = "checkpoint"
+SECONDS = "seconds.txt"
 
 
 class KeepBest(BaseCallback):
@@ -31,11 +33,12 @@ class KeepCheckpoint(BaseCallback):
 
     :param folder: of the run
     :param every: environment steps
+    :param clock: seconds that the run has taken so far; kept beside the agent
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, clock: Callable[[], float]) -> None:
         super().__init__()
-        self.folder, self.every, self.last = folder, every, 0
+        self.folder, self.every, self.clock, self.last = folder, every, clock, 0
 
     def _on_training_start(self) -> None:
         self.last = self.num_timesteps
@@ -49,17 +52,24 @@ class KeepCheckpoint(BaseCallback):
                 normalize = self.model.get_vec_normalize_env()
                 if normalize is not None:
                     normalize.save(str(temporary / "vecnormalize.pkl"))
+                (temporary / SECONDS).write_text(f"{self.clock():.1f}\n")
 
     def _on_step(self) -> bool:
         return True
+
+
+def seconds_before(folder: Path) -> float:
+    """What a run had taken when its checkpoint was written; 0 without one."""
+    path = folder / CHECKPOINT / SECONDS
+    return float(path.read_text()) if path.is_file() else 0.0
 
 
 def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: int, resumed_at: int) -> EvalCallback:
     """
     SB3's evaluation as learning goes on; earlier evaluations of a resumed run are read back.
 
-    :param every_calls: steps of the vector environment between evaluations
-    :param resumed_at: environment steps of the checkpoint that a run goes on from; 0 for a new one
+    :param every_calls: steps of the training environments between evaluations
+    :param resumed_at: such steps taken before the checkpoint that a run goes on from; 0 for a new one
     """
     callback = EvalCallback(
         env,
@@ -69,10 +79,11 @@ def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: in
         log_path=str(folder),
         verbose=0,
     )
+    callback.n_calls = resumed_at
     path = folder / "evaluations.npz"
     if resumed_at and path.is_file():
         earlier = np.load(path)
-        kept = earlier["timesteps"] <= resumed_at
+        kept = np.arange(len(earlier["timesteps"])) < resumed_at // callback.eval_freq
         callback.evaluations_timesteps = earlier["timesteps"][kept].tolist()
         callback.evaluations_results = earlier["results"][kept].tolist()
         callback.evaluations_length = earlier["ep_lengths"][kept].tolist()

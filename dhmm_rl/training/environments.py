@@ -30,12 +30,16 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
     The tokenizer that the environment's recipe asks for.
 
     :param rollouts: what to fit scales on that the recipe does not give
+    :raises InputError: for settings that fit no field, and rollouts of another environment
     """
     unknown = set(env.tokens) - {"bins", "fields"}
     if unknown:
         raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
     tokenizer = Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
-    return tokenizer if rollouts is None else tokenizer.fit(rollouts.observations)
+    if rollouts is None:
+        return tokenizer
+    tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
+    return tokenizer.fit(rollouts.observations)
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:

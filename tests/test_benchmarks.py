@@ -1,0 +1,96 @@
+"""The benchmark: its baseline is SB3's own, its statistics are right, its runs survive interruption."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+
+from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
+
+STEPS = 3_840  # a whole number of rollouts
+
+
+def benchmark(out: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.run", "--out", str(out), *arguments]
+
+
+def test_the_mlp_agent_is_sb3s_own_ppo_with_rl_zoos_settings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dhmm_rl.ppo", "--agent", "mlp", "--steps", str(STEPS), "--seed", "3", "--quiet"]
+    subprocess.run([*command, "--runs", str(tmp_path)], check=True)
+    ours = PPO.load(tmp_path / "CartPole-v1/mlp/1/best_model.zip", device="cpu")
+    final = json.loads((tmp_path / "CartPole-v1/mlp/1/result.json").read_text())
+
+    torch.set_num_threads(1)
+    env = make_vec_env("CartPole-v1", n_envs=8, seed=3)
+    settings = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0}
+    theirs = PPO(
+        "MlpPolicy",
+        env,
+        seed=3,
+        device="cpu",
+        learning_rate=LinearSchedule(0.001, 0, 1),
+        clip_range=LinearSchedule(0.2, 0, 1),
+        **settings,  # type: ignore[arg-type]
+    )
+    theirs.learn(STEPS)
+    assert final["ppo_steps"] == theirs.num_timesteps == ours.num_timesteps
+    for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_it_goes_on_after_being_killed_and_writes_one_row_a_run(tmp_path: Path) -> None:
+    arguments = ["--agents", "mlp", "--seeds", "2", "--steps", "5120", "--jobs", "2"]
+    with subprocess.Popen(benchmark(tmp_path, *arguments), start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/**/checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "report.md").exists()
+    done = subprocess.run(benchmark(tmp_path, *arguments), capture_output=True, text=True, check=True)
+    assert "| mlp | 2 |" in done.stdout
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    for row in rows:
+        assert int(row["ppo_steps"]) == 5120
+        steps = [float(step) for step in row["eval_steps"].split()]
+        assert steps == [2496.0, 4992.0]
+        assert len(row["eval_returns"].split()) == 2
+    assert (tmp_path / "CartPole-v1.png").stat().st_size > 10_000
+    began = time.monotonic()
+    again = subprocess.run(benchmark(tmp_path, *arguments), capture_output=True, text=True, check=True)
+    assert again.stdout == done.stdout
+    assert time.monotonic() - began < 20
+
+
+def test_interquartile_mean_and_its_interval() -> None:
+    values = np.array([0.0, 1, 2, 3, 4, 5, 6, 1000])
+    estimate = interquartile_mean(values)
+    assert estimate.mean == pytest.approx(3.5)
+    assert estimate.low < 3.5 < estimate.high
+    assert interquartile_mean(np.full(5, 7.0)) == (7, 7, 7)
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        estimate = interquartile_mean(rng.normal(size=20))
+        covered += estimate.low <= 0 <= estimate.high
+    assert 85 <= covered <= 99
+
+
+def test_steps_to_a_threshold_first_and_for_good() -> None:
+    run = {"eval_steps": [10, 20, 30, 40], "eval_returns": [500.0, 400, 480, 490]}
+    assert first_steps(run, 475) == 10
+    assert steps_to_stay(run, 475) == 30
+    assert steps_to_stay({**run, "eval_returns": [500, 500, 500, 1]}, 475) == np.inf
+    assert first_steps(run, 501) == np.inf

@@ -1,0 +1,211 @@
+"""The commands, run as processes like a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3 import DQN, PPO
+
+from dhmm_rl.data import Rollouts
+from dhmm_rl.model import load_checkpoint
+
+SHORT = """
+description = "small and quick"
+policy = "DHMMPolicy"
+normalize_reward = true
+n_envs = 2
+[model]
+embed_size = 16
+heads = 2
+num_states = 4
+window = 4
+[pretrain]
+episodes = 10
+steps = 20
+length = 4
+eval_every = 10
+[ppo]
+n_steps = 64
+batch_size = 64
+n_epochs = 2
+"""
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error::DeprecationWarning:dhmm_rl", "-m", f"dhmm_rl.{module}", *map(str, arguments)]
+
+
+def run(cwd: Path, module: str, *arguments: object) -> str:
+    done = subprocess.run(command(module, *arguments), cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    path = tmp_path / "short.toml"
+    path.write_text(SHORT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which pretraining and PPO have been run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "short.toml").write_text(SHORT)
+    run(folder, "pretrain", "--agent", "short.toml")
+    run(folder, "ppo", "--agent", "short.toml", "--steps", 512)
+    return folder
+
+
+def test_pretrain_then_ppo_then_play(finished: Path) -> None:
+    pretraining, training = finished / "runs/CartPole-v1/pretrain/1", finished / "runs/CartPole-v1/short/1"
+    checkpoint = load_checkpoint(pretraining / "pretrained.pt")
+    assert checkpoint.info["env_steps"] >= Rollouts.load(pretraining / "rollouts").steps
+    assert json.loads((training / "run.json").read_text())["args"]["pretrained"].endswith("pretrain/1/pretrained.pt")
+    result = json.loads((training / "result.json").read_text())
+    assert result["pretraining_steps"] == checkpoint.info["env_steps"]
+    assert result["ppo_steps"] == 512
+    for name in ("curve.png", "best_model.zip", "progress_ppo.csv", "pretrained.pt"):
+        assert (training / name).stat().st_size > 0
+    assert list(training.glob("events.out.tfevents*"))
+    out = run(finished, "play", training, "--episodes", 3, "--video", "a.mp4")
+    assert "mean return" in out
+    assert "over 3 episodes" in out
+    assert (finished / "a.mp4").read_bytes()[4:8] == b"ftyp"
+    run(finished, "play", training, "--episodes", 1, "--language-model", "--sample", "--video", "b.gif")
+    assert (finished / "b.gif").read_bytes()[:3] == b"GIF"
+    assert run(finished, "play", training, "--episodes", 3) == run(finished, "play", training, "--episodes", 3)
+
+
+def test_the_same_seed_gives_the_same_run(finished: Path) -> None:
+    results = []
+    for seed, root in ((7, "x"), (7, "y"), (8, "z")):
+        run(finished, "ppo", "--agent", "short.toml", "--steps", 256, "--seed", seed, "--runs", root)
+        results.append(json.loads((finished / root / "CartPole-v1/short/1/result.json").read_text()))
+        del results[-1]["seconds"], results[-1]["seed"]
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
+    kept = finished / "runs/CartPole-v1/pretrain/1/rollouts"
+    run(finished, "pretrain", "--agent", "short.toml", "--data", kept, "--runs", "again")
+    first, second = (load_checkpoint(finished / root / "CartPole-v1/pretrain/1/pretrained.pt") for root in ("runs", "again"))
+    assert json.dumps(first.info) == json.dumps(second.info)
+    DQN("MlpPolicy", "CartPole-v1", learning_starts=10).learn(50).save(finished / "teacher.zip")
+    run(finished, "pretrain", "--agent", "short.toml", "--data", "teacher:teacher.zip", "--runs", "taught")
+    taught = load_checkpoint(finished / "taught/CartPole-v1/pretrain/1/pretrained.pt")
+    assert taught.info["imitates"]
+    assert not np.isnan(taught.info["bits"]).any()
+    assert "mean return" in run(finished, "play", "taught/CartPole-v1/pretrain/1", "--language-model", "--episodes", 2)
+
+
+def kill_when(process: subprocess.Popen[str], file: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
+    agent.write_text(SHORT.replace("steps = 20", "steps = 400"))
+    arguments = ["--agent", str(agent), "--steps", "8192"]
+    with subprocess.Popen(command("ppo", *arguments), cwd=tmp_path, start_new_session=True, text=True) as process:
+        kill_when(process, tmp_path / "runs/CartPole-v1/short/1/training.pt")
+    folder = tmp_path / "runs/CartPole-v1/short/1"
+    assert not (folder / "pretrained.pt").exists()
+    with subprocess.Popen(command("ppo", "--resume", folder), cwd=tmp_path, start_new_session=True, text=True) as process:
+        kill_when(process, folder / "checkpoint")
+    assert not (folder / "result.json").exists()
+    before = np.load(folder / "evaluations.npz")["timesteps"][0]
+    run(tmp_path, "ppo", "--resume", folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["ppo_steps"] == 8192
+    steps = np.load(folder / "evaluations.npz")["timesteps"]
+    assert steps[0] == before
+    assert (np.diff(steps) > 0).all()
+    assert len(steps) == 3
+    assert PPO.load(folder / "best_model.zip").num_timesteps > 0
+
+
+def test_help_teaches() -> None:
+    for module in ("pretrain", "ppo", "play"):
+        out = subprocess.run(command(module, "--help"), capture_output=True, text=True, check=True).stdout
+        assert "--device" in out
+        assert "CPU threads" in out
+
+
+BAD = {
+    "unknown environment": ("ppo", ["--env", "CartPoel-v1"], "did you mean 'CartPole-v1'"),
+    "unknown agent": ("ppo", ["--agent", "dhmm-gpt"], "did you mean 'dhmm-gpt2'"),
+    "missing checkpoint": ("ppo", ["--pretrained", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+    "foreign checkpoint": ("ppo", ["--pretrained", "foreign.pt"], "cut short or of another program"),
+    "truncated checkpoint": ("ppo", ["--pretrained", "truncated.pt"], "cut short"),
+    "checkpoint of another build": ("ppo", ["--pretrained", "small.pt"], "the pretrained model has embed_size = 16"),
+    "spaces that differ": ("ppo", ["--env", "Acrobot-v1", "--agent", "short.toml", "--pretrained", "small.pt"], "action"),
+    "negative budget": ("ppo", ["--steps", "-5"], "steps is -5; it must be positive"),
+    "negative gradient steps": ("pretrain", ["--steps", "-5"], "steps of pretraining is -5"),
+    "no episodes": ("pretrain", ["--episodes", "0"], "episodes is 0"),
+    "no rollouts": ("pretrain", ["--data", "nowhere"], "holds no rollouts"),
+    "NaN observation": ("pretrain", ["--data", "nan"], "observation[2] is NaN in row 3"),
+    "rollouts of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "kept"], "action"),
+    "no teacher": ("pretrain", ["--data", "teacher:nowhere.zip"], "there is no teacher"),
+    "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt"], "is not a model"),
+    "teacher of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"], "the teacher sees"),
+    "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
+    "no such device": ("ppo", ["--device", "abacus"], "cannot be used here"),
+    "complete run": ("ppo", ["--resume", "runs/CartPole-v1/short/1"], "is complete"),
+    "no run": ("play", ["nowhere"], "not the folder of a run"),
+    "truncated agent": ("play", ["broken"], "cannot be read as an agent"),
+    "no language model": ("play", ["broken", "--language-model"], "there is no checkpoint"),
+    "video of no kind": ("play", ["runs/CartPole-v1/short/1", "--video", "a.avi"], "must end in .mp4 or .gif"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_things(finished: Path) -> Path:
+    training = finished / "runs/CartPole-v1/short/1"
+    checkpoint = (training / "pretrained.pt").read_bytes()
+    (finished / "small.pt").write_bytes(checkpoint)
+    (finished / "truncated.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
+    (finished / "foreign.pt").write_text("something else")
+    agent = (training / "best_model.zip").read_bytes()
+    PPO("MlpPolicy", "CartPole-v1").save(finished / "agent.zip")
+    (finished / "broken").mkdir()
+    (finished / "broken/run.json").write_bytes((training / "run.json").read_bytes())
+    (finished / "broken/best_model.zip").write_bytes(agent[: len(agent) // 2])
+    rollouts = Rollouts.load(finished / "runs/CartPole-v1/pretrain/1/rollouts")
+    rollouts.save(finished / "kept")
+    rollouts.save(finished / "nan")
+    values = np.load(finished / "nan/observations.npy")
+    values[3, 2] = np.nan
+    np.save(finished / "nan/observations.npy", values)
+    return finished
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_ends_in_one_line_and_status_2(what: str, bad_things: Path) -> None:
+    module, arguments, message = BAD[what]
+    before = contents(bad_things)
+    done = subprocess.run(command(module, *arguments), cwd=bad_things, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    after = contents(bad_things)
+    assert {name: after[name] for name in before} == before

@@ -1,0 +1,47 @@
+"""What is shipped: the wheel holds dhmm_rl alone, and works where nothing else is."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_dhmm_rl_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dhmm_rl"}
+    assert "dhmm_rl/py.typed" in names
+    for kind in ("agents", "envs"):
+        shipped = {Path(name).name for name in names if name.startswith(f"dhmm_rl/recipes/{kind}/")}
+        assert shipped == {path.name for path in (ROOT / kind).glob("*.toml")}
+
+
+def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv/bin/python")
+
+    def run(*command: str) -> str:
+        done = subprocess.run([python, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel))
+    recipes = run("dhmm_rl.recipes")
+    for kind in ("agents", "envs"):
+        for path in (ROOT / kind).glob("*.toml"):
+            assert path.stem in recipes
+    assert str(ROOT) not in recipes
+    run("dhmm_rl.ppo", "--env", "CartPole-v1", "--steps", "512", "--quiet")
+    assert (tmp_path / "runs/CartPole-v1/dhmm-gpt2/1/best_model.zip").is_file()

@@ -1,0 +1,63 @@
+"""Every recipe that ships loads and builds; bad ones are named."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.recipes import list_recipes, load_recipes
+from dhmm_rl.training.agents import make_agent
+from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.training.pretraining import training_settings
+
+
+@pytest.mark.parametrize(("env", "agent"), [*itertools.product(list_recipes("envs"), list_recipes("agents"))])
+def test_every_agent_builds_on_every_environment(env: str, agent: str) -> None:
+    env_recipe, agent_recipe = load_recipes(env, agent)
+    training_settings(agent_recipe).check()
+    venv = make_envs(env_recipe, agent_recipe.n_envs, seed=0)
+    tokenizer = make_tokenizer(env_recipe, venv) if agent_recipe.reads_tokens else None
+    built = make_agent(agent_recipe, wrap(venv, agent_recipe, tokenizer, training=True), 0, "cpu", None)
+    assert built.get_vec_normalize_env() is not None or not agent_recipe.normalize_reward
+    if tokenizer is not None:
+        assert isinstance(built.policy.language_model, DHMMGPT2)
+
+
+def test_names_without_a_recipe_are_looked_up_in_gymnasium() -> None:
+    env, _ = load_recipes("Acrobot-v1", "mlp")
+    assert env.id == "Acrobot-v1"
+
+
+def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('description = "x"\nid = "CartPole-v1"\n[agents.dhmm-gpt2.model]\nlayers = 3\n')
+    _, changed = load_recipes(str(path), "dhmm-gpt2")
+    _, plain = load_recipes("CartPole-v1", "dhmm-gpt2")
+    assert changed.model == plain.model | {"layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("description = ", "not valid TOML"),
+        ('description = "x"\nbudgt = 3', "did you mean 'budget'"),
+        ("budget = 3", "lacks 'description'"),
+        ('description = "x"\nid = "Nothing-v0"', "does not know"),
+    ],
+)
+def test_bad_recipes_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipes(str(path), "mlp")
+
+
+def test_unknown_names_come_with_a_suggestion() -> None:
+    with pytest.raises(InputError, match="did you mean 'CartPole-v1'"):
+        load_recipes("CartPoel-v1", "mlp")
+    with pytest.raises(InputError, match="did you mean 'dhmm-gpt2'"):
+        load_recipes("CartPole-v1", "dhmm-gpt")
+    with pytest.raises(InputError, match="there is no recipe"):
+        load_recipes("nowhere.toml", "mlp")
