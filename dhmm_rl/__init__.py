@@ -1,3 +1,23 @@
-"""dhmm-rl: a latent hidden-Markov GPT-2 as a Stable-Baselines3 policy."""
+"""
+dhmm-rl: DHMM-GPT2, a GPT-2 with a latent hidden-Markov layer, as a Stable-Baselines3 policy over token streams.
+
+Importing it makes the policy known to SB3 by name: ``PPO("DHMMPolicy", TokenStream(env))``.
+"""
+
+from dhmm_rl.envs import TokenStream, VecTokenStream
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2, generate
+from dhmm_rl.policies import DHMMFeaturesExtractor, DHMMPolicy
+from dhmm_rl.tokens import Tokenizer
 
 __version__ = "0.1.0"
+__all__ = [
+    "DHMMGPT2",
+    "DHMMFeaturesExtractor",
+    "DHMMPolicy",
+    "InputError",
+    "TokenStream",
+    "Tokenizer",
+    "VecTokenStream",
+    "generate",
+]

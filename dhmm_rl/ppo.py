@@ -19,7 +19,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size
-from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, make_eval_callback, seconds_before
+from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, last_checkpoint, make_eval_callback, seconds_before
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
@@ -68,7 +68,8 @@ def main(args: Args) -> None:
     run = start(args) if args.resume is None else Run.open(args.resume)
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
-    before, began = seconds_before(run.folder), time.perf_counter()
+    checkpoint = last_checkpoint(run.folder)
+    before, began = seconds_before(checkpoint), time.perf_counter()
 
     def clock() -> float:
         return before + time.perf_counter() - began
@@ -82,17 +83,19 @@ def main(args: Args) -> None:
     env = wrap(venv, run.agent, tokenizer, training=True)
     eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000), run.agent, tokenizer, training=False)
 
-    resumed = resume_agent(run.folder, env, device)
-    agent, env = resumed or (make_agent(run.agent, env, run.seed, device, pretrained), env)
+    if checkpoint is None:
+        agent = make_agent(run.agent, env, run.seed, device, pretrained)
+    else:
+        agent = resume_agent(checkpoint, env, device)
     agent.set_logger(make_logger(run.folder, "ppo"))
     steps = ppo_steps(run, agent, pretraining_steps)
-    evaluation = make_eval_callback(
-        run.folder, eval_env, run.env.eval_episodes, run.env.eval_every // env.num_envs, agent.num_timesteps // env.num_envs
-    )
+    every_calls = run.env.eval_every // env.num_envs
+    evaluation = make_eval_callback(run.folder, eval_env, run.env.eval_episodes, every_calls, checkpoint)
+    evaluation.n_calls = agent.num_timesteps // env.num_envs
     agent.learn(
         steps - agent.num_timesteps,
         callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
-        reset_num_timesteps=resumed is None,
+        reset_num_timesteps=checkpoint is None,
         progress_bar=not args.quiet,
     )
     finish(run, agent, eval_env, evaluation, pretraining_steps, clock())

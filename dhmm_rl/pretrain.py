@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
 from dhmm_rl.training.runs import Run
@@ -57,6 +58,8 @@ def main(args: Args) -> None:
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
         run = Run.open(args.resume)
+        if run.language_model.exists():
+            raise InputError(f"the run {run.folder} is complete: {run.language_model}")
     checkpoint = pretrain(
         run,
         run.args["data"],

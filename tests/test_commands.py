@@ -125,7 +125,7 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs/CartPole-v1/short/1"
     assert not (folder / "pretrained.pt").exists()
     with subprocess.Popen(command("ppo", "--resume", folder), cwd=tmp_path, start_new_session=True, text=True) as process:
-        kill_when(process, folder / "checkpoint")
+        kill_when(process, folder / "checkpoints")
     assert not (folder / "result.json").exists()
     before = np.load(folder / "evaluations.npz")["timesteps"][0]
     run(tmp_path, "ppo", "--resume", folder)
@@ -164,6 +164,7 @@ BAD = {
     "teacher of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"], "the teacher sees"),
     "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
     "no such device": ("ppo", ["--device", "abacus"], "cannot be used here"),
+    "complete pretraining": ("pretrain", ["--resume", "runs/CartPole-v1/pretrain/1"], "is complete"),
     "complete run": ("ppo", ["--resume", "runs/CartPole-v1/short/1"], "is complete"),
     "no run": ("play", ["nowhere"], "not the folder of a run"),
     "truncated agent": ("play", ["broken"], "cannot be read as an agent"),

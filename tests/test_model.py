@@ -161,6 +161,18 @@ def test_weights_choose_what_the_loss_counts(cartpole: Tokenizer) -> None:
     assert model.head.grad[14:24].abs().max() > 0
 
 
+def test_mixed_precision_stays_close(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole, layers=2)
+    ids, labels = streams(cartpole, 4, 20, {1: [5]})
+    exact = model(ids, labels).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(ids, labels)
+    assert mixed.belief.dtype == torch.float32
+    torch.testing.assert_close(mixed.loss, exact, atol=0.02, rtol=0.02)
+    mixed.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_bins_of_a_real_field_start_as_neighbours(cartpole: Tokenizer) -> None:
     embedding = DHMMGPT2.from_tokenizer(cartpole, embed_size=128).embedding.weight[4:14]
     distance = torch.cdist(embedding, embedding)

@@ -60,6 +60,9 @@ def test_stock_algorithms_take_it_by_name_and_save_and_load_it(algorithm: type[A
     observation = env.reset()
     assert (loaded.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
     assert loaded.observation_space.tokenizer == model.observation_space.tokenizer
+    model.policy.save(str(tmp_path / "policy"))
+    policy = DHMMPolicy.load(str(tmp_path / "policy"))
+    assert (policy.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
     loaded.learn(64)
     returns, _ = evaluate_policy(loaded, evaluation, n_eval_episodes=2)
     assert np.isfinite(returns)

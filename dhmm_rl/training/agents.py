@@ -12,7 +12,6 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.policies import DHMMPolicy
 from dhmm_rl.recipes import AgentRecipe
-from dhmm_rl.training.callbacks import CHECKPOINT
 
 
 def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> PPO:
@@ -37,20 +36,17 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
     return ppo
 
 
-def resume_agent(folder: Path, env: VecEnv, device: str) -> tuple[PPO, VecEnv] | None:
+def resume_agent(checkpoint: Path, env: VecEnv, device: str) -> PPO:
     """
-    The agent of a run's checkpoint on its environments, whose reward statistics are read back; ``None`` without one.
+    The agent of a run's checkpoint on its environments, whose reward statistics are read back.
 
     :raises InputError: when the checkpoint cannot be read
     """
-    path = folder / CHECKPOINT
-    if not path.is_dir():
-        return None
     if isinstance(env, VecNormalize):
-        env = VecNormalize.load(str(path / "vecnormalize.pkl"), env.venv)
-    agent = load_agent(path / "model.zip", env, device)
+        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), env.venv)
+    agent = load_agent(checkpoint / "model.zip", env, device)
     agent.set_random_seed((agent.seed or 0) + agent.num_timesteps)
-    return agent, env
+    return agent
 
 
 def load_agent(path: Path, env: VecEnv | None, device: str) -> PPO:

@@ -1,5 +1,7 @@
 """What happens beside the learning of an agent: keeping the best, keeping a checkpoint."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from dhmm_rl.files import atomic_write
 
 BEST = "best_model.zip"
-CHECKPOINT = "checkpoint"
-SECONDS = "seconds.txt"
+CHECKPOINTS = "checkpoints"
+EVALUATIONS = "evaluations.npz"
 
 
 class KeepBest(BaseCallback):
@@ -29,7 +31,7 @@ class KeepBest(BaseCallback):
 
 class KeepCheckpoint(BaseCallback):
     """
-    Saves agent and reward statistics, to resume from, at the first update after so many environment steps.
+    Saves what a run needs to be resumed, at the first update after so many environment steps, in ``checkpoints/<steps>/``.
 
     :param folder: of the run
     :param every: environment steps
@@ -46,30 +48,40 @@ class KeepCheckpoint(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self.last + self.every:
             self.last = self.num_timesteps
-            with atomic_write(self.folder / CHECKPOINT) as temporary:
+            older = last_checkpoint(self.folder)
+            with atomic_write(self.folder / CHECKPOINTS / str(self.num_timesteps)) as temporary:
                 temporary.mkdir()
                 self.model.save(temporary / "model.zip")
                 normalize = self.model.get_vec_normalize_env()
                 if normalize is not None:
                     normalize.save(str(temporary / "vecnormalize.pkl"))
-                (temporary / SECONDS).write_text(f"{self.clock():.1f}\n")
+                if (self.folder / EVALUATIONS).is_file():
+                    shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
+                (temporary / "clock.json").write_text(json.dumps({"seconds": self.clock()}))
+            if older is not None:
+                shutil.rmtree(older)
 
     def _on_step(self) -> bool:
         return True
 
 
-def seconds_before(folder: Path) -> float:
-    """What a run had taken when its checkpoint was written; 0 without one."""
-    path = folder / CHECKPOINT / SECONDS
-    return float(path.read_text()) if path.is_file() else 0.0
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run."""
+    found = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name), default=None)
 
 
-def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: int, resumed_at: int) -> EvalCallback:
+def seconds_before(checkpoint: Path | None) -> float:
+    """What the run had taken when a checkpoint was written; 0 without one."""
+    return 0.0 if checkpoint is None else float(json.loads((checkpoint / "clock.json").read_text())["seconds"])
+
+
+def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: int, checkpoint: Path | None) -> EvalCallback:
     """
-    SB3's evaluation as learning goes on; earlier evaluations of a resumed run are read back.
+    SB3's evaluation as learning goes on; evaluations before the checkpoint of a resumed run are read back.
 
-    :param every_calls: steps of the training environments between evaluations
-    :param resumed_at: such steps taken before the checkpoint that a run goes on from; 0 for a new one
+    :param every_calls: steps of the vector environment between evaluations
+    :param checkpoint: from which the run goes on
     """
     callback = EvalCallback(
         env,
@@ -79,14 +91,10 @@ def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: in
         log_path=str(folder),
         verbose=0,
     )
-    callback.n_calls = resumed_at
-    path = folder / "evaluations.npz"
-    if resumed_at and path.is_file():
-        earlier = np.load(path)
-        kept = np.arange(len(earlier["timesteps"])) < resumed_at // callback.eval_freq
-        callback.evaluations_timesteps = earlier["timesteps"][kept].tolist()
-        callback.evaluations_results = earlier["results"][kept].tolist()
-        callback.evaluations_length = earlier["ep_lengths"][kept].tolist()
-        if kept.any():
-            callback.best_mean_reward = float(earlier["results"][kept].mean(axis=1).max())
+    if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
+        earlier = np.load(checkpoint / EVALUATIONS)
+        callback.evaluations_timesteps = earlier["timesteps"].tolist()
+        callback.evaluations_results = earlier["results"].tolist()
+        callback.evaluations_length = earlier["ep_lengths"].tolist()
+        callback.best_mean_reward = float(earlier["results"].mean(axis=1).max())
     return callback
