@@ -144,6 +144,10 @@ def test_windows_hold_every_step_equally_often_and_never_two_episodes(terminates
         inner = window[1:][window[:-1, 1] != NOTHING]
         assert (following[:-1][window[:-1, 1] != NOTHING] == inner).all()
 
+    some = StreamWindows(rollouts, tokenizer, length, episodes=np.array([4, 2]))
+    part = some[some.tiles()].labels.numpy()
+    assert (part[..., 1] != NOTHING).sum() == np.diff(rollouts.starts)[[2, 4]].sum() - 2
+
     is_label = labels[..., 1] != NOTHING
     assert is_label.sum() == rollouts.steps * length
     assert (labels[..., 0] == DONE).sum() == (len(rollouts) * length if terminates else 0)

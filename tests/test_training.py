@@ -34,8 +34,8 @@ def rollouts() -> Rollouts:
 
 def sets(rollouts: Rollouts, settings: TrainingSettings = SETTINGS) -> tuple[Tokenizer, StreamWindows, StreamWindows]:
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts.observations)
-    train = StreamWindows(rollouts.select(np.arange(30)), tokenizer, settings.length, dither=0)
-    return tokenizer, train, StreamWindows(rollouts.select(np.arange(30, 40)), tokenizer, settings.length)
+    train = StreamWindows(rollouts, tokenizer, settings.length, episodes=np.arange(30), dither=0)
+    return tokenizer, train, StreamWindows(rollouts, tokenizer, settings.length, episodes=np.arange(30, 40))
 
 
 def train(rollouts: Rollouts, folder: Path, settings: TrainingSettings = SETTINGS) -> tuple[DHMMGPT2, Trained]:

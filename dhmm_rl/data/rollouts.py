@@ -5,7 +5,7 @@ Shapes: R rows of all episodes together, E episodes.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,6 @@ class Rollouts:
         rewards = np.asarray(self.rewards, dtype=np.float64).copy()
         rewards[self.starts[:-1]] = 0
         return np.add.reduceat(rewards, self.starts[:-1])
-
-    def select(self, episodes: NDArray[np.integer[Any]]) -> "Rollouts":
-        """Some of the episodes, in the order given."""
-        rows = np.concatenate([np.arange(self.starts[e], self.starts[e + 1]) for e in episodes])
-        lengths = (self.starts[1:] - self.starts[:-1])[episodes]
-        return replace(
-            self,
-            observations=self.observations[rows],
-            actions=self.actions[rows],
-            rewards=self.rewards[rows],
-            starts=np.concatenate([[0], np.cumsum(lengths)]),
-            terminated=self.terminated[episodes],
-            imitate=self.imitate[episodes],
-        )
 
     def save(self, path: str | Path) -> None:
         """Write a folder of NumPy arrays and a description."""

@@ -39,6 +39,7 @@ class StreamWindows:
     :param rollouts: the episodes
     :param tokenizer: theirs
     :param length: L
+    :param episodes: numbers of the episodes to use; all when ``None``
     :param field_weights: weight of fields in the loss, by name; 1 where not given
     :param dither: seeds the dithering of real fields; none when ``None``
     :raises InputError: when the spaces are not the tokenizer's, or a weight names no field
@@ -49,6 +50,8 @@ class StreamWindows:
         rollouts: Rollouts,
         tokenizer: Tokenizer,
         length: int,
+        *,
+        episodes: NDArray[np.integer[Any]] | None = None,
         field_weights: dict[str, float] | None = None,
         dither: int | None = None,
     ) -> None:
@@ -61,8 +64,9 @@ class StreamWindows:
                 raise InputError(f"field weights name {name!r}; the fields are {', '.join(names)}")
         self.rollouts, self.tokenizer, self.length, self.dither = rollouts, tokenizer, length, dither
         self.weights = np.array([(field_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
+        self.episodes = np.arange(len(rollouts)) if episodes is None else episodes
         # A terminated episode has one step more: DONE.
-        self.steps = np.diff(rollouts.starts) + rollouts.terminated
+        self.steps = (np.diff(rollouts.starts) + rollouts.terminated)[self.episodes]
         # Windows of an episode begin from length - 1 before it to its last step that is followed by another.
         self._ends = np.cumsum(self.steps - 1 + length - 1)
 
@@ -73,9 +77,11 @@ class StreamWindows:
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
         """The windows with these numbers."""
         indices = np.asarray(indices)
-        episode = np.searchsorted(self._ends, indices, side="right")
-        first = indices - self._ends[episode] + self.steps[episode] - 1
-        return self._batch(episode, first, None if self.dither is None else np.random.default_rng([self.dither, *indices]))
+        place = np.searchsorted(self._ends, indices, side="right")
+        first = indices - self._ends[place] + self.steps[place] - 1
+        return self._batch(
+            self.episodes[place], first, None if self.dither is None else np.random.default_rng([self.dither, *indices])
+        )
 
     def tiles(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""

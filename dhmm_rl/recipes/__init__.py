@@ -31,7 +31,8 @@ class AgentRecipe:
     model: Table = field(default_factory=dict)
     """Keywords of DHMMGPT2."""
     pretrain: Table = field(default_factory=dict)
-    """Pretraining before PPO: ``episodes`` of random rollouts, and fields of TrainingSettings. No pretraining if empty."""
+    """Pretraining before PPO: ``episodes`` of random rollouts, ``field_weights`` by name, and fields of TrainingSettings; none
+    if empty."""
     ppo: Table = field(default_factory=dict)
     """Keywords of SB3's PPO; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
     n_envs: int = 8

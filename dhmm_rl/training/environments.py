@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -11,6 +12,9 @@ from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
+
+FITTED_ROWS = 100_000
+"""A tokenizer is fitted on so many rows, evenly spaced: rollouts may be larger than memory."""
 
 
 def make_envs(env: EnvRecipe, n_envs: int, seed: int, **env_kwargs: Any) -> VecEnv:
@@ -39,7 +43,8 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
     if rollouts is None:
         return tokenizer
     tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
-    return tokenizer.fit(rollouts.observations)
+    some = np.linspace(0, len(rollouts.observations) - 1, FITTED_ROWS).astype(int)
+    return tokenizer.fit(rollouts.observations[np.unique(some)])
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:

@@ -161,7 +161,7 @@ def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) 
     nats = torch.zeros(len(model.slots), dtype=torch.float64)
     tokens, weight = nats.clone(), nats.clone()
     weighted = 0.0
-    for indices in np.array_split(windows.tiles(), max(1, len(windows.tiles()) // batch_size)):
+    for indices in _split(windows.tiles(), batch_size):
         batch = Batch(*(part.to(device) for part in windows[indices]))
         losses = model(batch.input_ids, batch.labels).token_loss.double().reshape(-1, len(model.slots))
         weights = (batch.weights * (batch.labels >= 0)).double().reshape(-1, len(model.slots))
@@ -186,11 +186,12 @@ def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> N
     sizes = (slot_ids >= 0).sum(dim=1).cpu()
 
     def counts(windows: Windows) -> list[Tensor]:
-        labels = windows[windows.tiles()].labels.reshape(-1, len(starts))
-        return [
-            torch.bincount(column[column >= 0] - start, minlength=int(size))
-            for column, start, size in zip(labels.T, starts, sizes, strict=True)
-        ]
+        total = [torch.zeros(int(size), dtype=torch.long) for size in sizes]
+        for indices in _split(windows.tiles(), 4096):
+            labels = windows[indices].labels.reshape(-1, len(starts))
+            for slot, column, start in zip(total, labels.T, starts, strict=True):
+                slot += torch.bincount(column[column >= 0] - start, minlength=len(slot))
+        return total
 
     bits = []
     for seen, met in zip(counts(train_set), counts(held_out), strict=True):
@@ -205,6 +206,10 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
         return settings.learning_rate * (step + 1) / settings.warmup
     share = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
     return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(share, 1.0)))
+
+
+def _split(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return np.array_split(indices, math.ceil(len(indices) / size))
 
 
 def _mixed_precision(device: torch.device) -> bool:

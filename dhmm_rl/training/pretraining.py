@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -50,12 +51,16 @@ def pretrain(
 
     order = np.random.default_rng(run.seed).permutation(len(rollouts))
     held_out_count = max(1, round(settings.held_out * len(rollouts)))
-    train_rollouts, test_rollouts = rollouts.select(order[held_out_count:]), rollouts.select(order[:held_out_count])
     venv = make_envs(run.env, 1, run.seed)
-    tokenizer = make_tokenizer(run.env, venv, train_rollouts)
+    tokenizer = make_tokenizer(run.env, venv, rollouts)
     venv.close()
-    train_set = StreamWindows(train_rollouts, tokenizer, settings.length, dither=run.seed if settings.dither else None)
-    held_out = StreamWindows(test_rollouts, tokenizer, settings.length)
+
+    def windows(episodes: NDArray[np.int64], dither: int | None = None) -> StreamWindows:
+        weights = run.agent.pretrain.get("field_weights")
+        return StreamWindows(rollouts, tokenizer, settings.length, episodes=episodes, field_weights=weights, dither=dither)
+
+    train_set = windows(order[held_out_count:], run.seed if settings.dither else None)
+    held_out = windows(order[:held_out_count])
 
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
@@ -66,7 +71,7 @@ def pretrain(
         )
     finally:
         logger.close()
-    baseline = frequency_bits(StreamWindows(train_rollouts, tokenizer, settings.length), held_out, model.slot_ids)
+    baseline = frequency_bits(windows(order[held_out_count:]), held_out, model.slot_ids)
     if progress:
         print(report(model, trained, baseline))
     info = {
@@ -103,12 +108,11 @@ def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
     :raises InputError: for an unknown name
     """
     known = {f.name for f in fields(TrainingSettings)}
-    table = {key: value for key, value in agent.pretrain.items() if key != "episodes"}
+    table = {key: value for key, value in agent.pretrain.items() if key not in ("episodes", "field_weights")}
     for name in table:
         if name not in known:
-            raise InputError(
-                f"the recipe {agent.name} has a key pretrain.{name}; known are episodes, {', '.join(sorted(known))}"
-            )
+            names = ", ".join(["episodes", "field_weights", *sorted(known)])
+            raise InputError(f"the recipe {agent.name} has a key pretrain.{name}; known are {names}")
     return replace(TrainingSettings(**table), **changes)
 
 

@@ -1,0 +1,32 @@
+"""Learning at full length, by the commands as the README gives them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def run(cwd: Path, module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_default_command_solves_cartpole_within_its_budget(seed: int, tmp_path: Path) -> None:
+    run(tmp_path, "dhmm_rl.ppo", "--quiet", "--seed", str(seed))
+    result = json.loads((tmp_path / "runs/CartPole-v1/dhmm-gpt2/1/result.json").read_text())
+    assert result["pretraining_steps"] + result["ppo_steps"] <= 50_000
+    assert result["final_return"] >= 475
+    assert min(result["eval_returns"][-2:]) >= 475
+
+
+def test_a_teachers_rollouts_alone_make_the_language_model_act_as_well(tmp_path: Path) -> None:
+    run(tmp_path, "dhmm_rl.ppo", "--agent", "mlp", "--quiet")
+    teacher = "teacher:runs/CartPole-v1/mlp/1/best_model.zip"
+    run(tmp_path, "dhmm_rl.pretrain", "--data", teacher, "--episodes", "50", "--steps", "3000", "--quiet")
+    out = run(tmp_path, "dhmm_rl.play", "runs/CartPole-v1/pretrain/1", "--language-model", "--episodes", "100")
+    assert float(out.split("mean return ")[1].split(" ")[0]) >= 475
