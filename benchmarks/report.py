@@ -100,10 +100,10 @@ def table(env: str, results: Results) -> str:
 
 
 def plot(path: Path, env: str, results: Results) -> None:
-    """Interquartile mean of the return against environment steps and against wall-clock time."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    """Interquartile mean of the return and its interval, against environment steps."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    by_steps, by_time = figure.subplots(1, 2, sharey=True)
+    axes = figure.add_subplot()
     for agent in dict.fromkeys(result["agent"] for result in results):
         runs = [result for result in results if result["agent"] == agent]
         evaluations = min(len(run["eval_steps"]) for run in runs)
@@ -112,17 +112,12 @@ def plot(path: Path, env: str, results: Results) -> None:
         returns = np.array([run["eval_returns"][:evaluations] for run in runs])
         estimates = np.array([interquartile_mean(column) for column in returns.T])
         steps = np.mean([run["eval_steps"][:evaluations] for run in runs], axis=0)
-        # Evaluations are evenly spaced, so the time of each is its share of the steps.
-        total = np.mean([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
-        seconds = steps / total * np.mean([run["seconds"] for run in runs])
-        for axes, x in ((by_steps, steps), (by_time, seconds)):
-            axes.plot(x, estimates[:, 0], label=f"{agent} ({len(runs)} seeds)")
-            axes.fill_between(x, estimates[:, 1], estimates[:, 2], alpha=0.2, linewidth=0)
-    by_steps.set(
+        axes.plot(steps, estimates[:, 0], label=f"{agent} ({len(runs)} seeds)")
+        axes.fill_between(steps, estimates[:, 1], estimates[:, 2], alpha=0.2, linewidth=0)
+    axes.set(
         xlabel="environment steps, pretraining included", ylabel="return", title=f"{env}: interquartile mean, 95 % interval"
     )
-    by_time.set(xlabel="seconds, evaluations included")
-    by_steps.legend()
+    axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
