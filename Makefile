@@ -8,7 +8,8 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and show it
 	$(BIN)/python -m dhmm_rl.ppo --env CartPole-v1 --pretrained new --runs runs/demo
-	run=$$(ls -td runs/demo/CartPole-v1/dhmm-gpt2/* | head -n 1) && $(BIN)/python -m dhmm_rl.play $$run --episodes 100 --video $$run/play.mp4 && echo "plot:  $$run/curve.png"
+	@run=$$(ls -td runs/demo/CartPole-v1/dhmm-gpt2/* | head -n 1) && \
+	$(BIN)/python -m dhmm_rl.play $$run --episodes 100 --video $$run/play.mp4 && echo "plot:  $$run/curve.png"
 
 test: $(INSTALLED)  ## everything but the slow tests
 	$(BIN)/python -m pytest

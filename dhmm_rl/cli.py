@@ -32,12 +32,15 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
         sys.exit(130)
 
 
-def use_device(device: str, threads: int) -> str:
+def set_up(device: str, threads: int, seed: int) -> str:
     """
-    Set the number of CPU threads and see that the device is there.
+    Set the number of CPU threads and see that device and seed can be used.
 
-    :raises InputError: when it is not
+    :return: the device
+    :raises InputError: when they cannot
     """
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must not be negative")
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
     torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """``python -m dhmm_rl.play``: an agent or a language model acts, to be looked at."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 
-from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
@@ -59,7 +60,7 @@ def main(args: Args) -> None:
         raise InputError(f"episodes is {args.episodes}; it must be at least 1")
     if args.video is not None and args.video.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
-    device = use_device(args.device, args.threads)
+    device = set_up(args.device, args.threads, args.seed)
     run = Run.open(args.run)
     actor, recipe, tokenizer = load_actor(run, args.language_model, device)
 
@@ -105,6 +106,7 @@ def record(
 
     :raises InputError: when the environment cannot be drawn
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
     env = make_envs(run.env, 1, args.seed, render_mode="rgb_array")
     env = wrap(env, recipe, tokenizer, training=False)
     observation: Any = env.reset()

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
@@ -47,7 +47,7 @@ class Args:
     seed: int = 0
     """Seeds environments, weights, actions and pretraining."""
     steps: int | None = None
-    """Environment steps that PPO takes. Default: what the recipe's budget leaves after the pretraining rollouts."""
+    """Environment steps that PPO takes, rounded up to whole rollouts. Default: what the recipe's budget leaves after the pretraining rollouts."""
     pretrained: str = "auto"
     """Language model to start from: 'auto' as above, 'new' to pretrain first in any case, 'none', or a checkpoint's path."""
     device: str = "cpu"
@@ -64,7 +64,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the command."""
-    device = use_device(args.device, args.threads)
+    device = set_up(args.device, args.threads, args.seed)
     run = start(args) if args.resume is None else Run.open(args.resume)
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")

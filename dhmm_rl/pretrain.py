@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhmm_rl.cli import run_command, use_device
+from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
@@ -48,7 +48,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the command."""
-    device = use_device(args.device, args.threads)
+    device = set_up(args.device, args.threads, args.seed)
     if args.resume is None:
         env, agent = load_recipes(args.env, args.agent)
         changes = {"steps": args.steps, "learning_rate": args.learning_rate}

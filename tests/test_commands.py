@@ -154,6 +154,7 @@ BAD = {
     "checkpoint of another build": ("ppo", ["--pretrained", "small.pt"], "the pretrained model has embed_size = 16"),
     "spaces that differ": ("ppo", ["--env", "Acrobot-v1", "--agent", "short.toml", "--pretrained", "small.pt"], "action"),
     "negative budget": ("ppo", ["--steps", "-5"], "steps is -5; it must be positive"),
+    "negative seed": ("ppo", ["--seed", "-1"], "seed is -1; it must not be negative"),
     "negative gradient steps": ("pretrain", ["--steps", "-5"], "steps of pretraining is -5"),
     "no episodes": ("pretrain", ["--episodes", "0"], "episodes is 0"),
     "no rollouts": ("pretrain", ["--data", "nowhere"], "holds no rollouts"),
