@@ -47,7 +47,8 @@ class Args:
     seed: int = 0
     """Seeds environments, weights, actions and pretraining."""
     steps: int | None = None
-    """Environment steps that PPO takes, rounded up to whole rollouts. Default: what the recipe's budget leaves after the pretraining rollouts."""
+    """Environment steps that PPO takes, rounded up to whole rollouts. Default: what the recipe's budget leaves after the
+    pretraining rollouts."""
     pretrained: str = "auto"
     """Language model to start from: 'auto' as above, 'new' to pretrain first in any case, 'none', or a checkpoint's path."""
     device: str = "cpu"
