@@ -30,6 +30,11 @@ class Args:
     """Episodes to collect. Default: the agent recipe's."""
     steps: int | None = None
     """The most gradient steps; training stops sooner when the held-out loss stops falling. Default: the agent recipe's."""
+    length: int | None = None
+    """Steps in a training window. A model that is to act by itself carries its belief through whole episodes, so let it see
+    long windows: 64 rather than 16. Default: the agent recipe's."""
+    batch_size: int | None = None
+    """Windows in a gradient step. Default: the agent recipe's."""
     learning_rate: float | None = None
     """Peak learning rate. Default: the agent recipe's."""
     seed: int = 0
@@ -51,8 +56,8 @@ def main(args: Args) -> None:
     device = set_up(args.device, args.threads, args.seed)
     if args.resume is None:
         env, agent = load_recipes(args.env, args.agent)
-        changes = {"steps": args.steps, "learning_rate": args.learning_rate}
-        changes = {name: value for name, value in changes.items() if value is not None}
+        given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
+        changes = {name: value for name, value in given.items() if value is not None}
         training_settings(agent, **changes).check()
         kept = {"data": args.data, "episodes": args.episodes, "changes": changes}
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
