@@ -6,7 +6,7 @@ Shapes: C slots in a step, of which the first A are the action's; ``...`` any le
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +317,3 @@ class _Codec:
     def clipped(self) -> dict[str, float]:
         names = [field.name for field in self.fields if field.kind == "real"]
         return {name: float(n) / max(self.seen, 1) for name, n in zip(names, self.outside, strict=True)}
-
-
-def slots_to_dicts(slots: tuple[Slot, ...]) -> list[dict[str, Any]]:
-    """Slots for JSON or a checkpoint."""
-    return [asdict(slot) for slot in slots]
