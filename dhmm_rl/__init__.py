@@ -8,6 +8,7 @@ from dhmm_rl.envs import TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, generate
 from dhmm_rl.policies import DHMMFeaturesExtractor, DHMMPolicy
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "DHMMFeaturesExtractor",
     "DHMMPolicy",
     "InputError",
+    "SequencePPO",
     "TokenStream",
     "Tokenizer",
     "VecTokenStream",

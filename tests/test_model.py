@@ -63,7 +63,7 @@ def test_padding_before_an_episode_changes_nothing(cartpole: Tokenizer) -> None:
     late_hidden, late_belief = model.encode(padded)
     torch.testing.assert_close(late_hidden[:, 4:], hidden, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(late_belief[:, 4:], belief, atol=1e-5, rtol=1e-5)
-    last_hidden, last_belief = model.encode(padded, last_only=True)
+    last_hidden, last_belief = model.encode(padded, last=1)
     torch.testing.assert_close(last_hidden, hidden[:, -1:], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(last_belief, belief[:, -1:], atol=1e-5, rtol=1e-5)
 

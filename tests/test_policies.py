@@ -13,6 +13,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from dhmm_rl.envs import TokenSpace, TokenStream, VecTokenStream
@@ -168,7 +169,8 @@ def test_it_learns_what_needs_memory(seed: int, num_states: int) -> None:
         env,
         n_steps=32,
         batch_size=64,
-        learning_rate=1e-3,
+        n_epochs=4,
+        learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
         ent_coef=0.01,
         seed=seed,
         policy_kwargs=small(num_states=num_states),

@@ -4,11 +4,15 @@ GPT-2's block with attention limited to a window of steps and to the same episod
 Shapes: B sequences, T steps, D width, H heads, W window.
 """
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ROTARY_ROWS = 1024
+"""Rotary tables of single steps are computed for so many positions at once."""
 
 
 def attention_mask(valid: Tensor, episode: Tensor | None, window: int) -> Tensor:
@@ -40,6 +44,18 @@ def rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
     frequency = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size)
     angles = positions.double()[..., None] * frequency
     return angles.cos().float(), angles.sin().float()
+
+
+@functools.lru_cache(maxsize=64)
+def _rotary_rows(chunk: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_table(torch.arange(ROTARY_ROWS, device=device) + chunk * ROTARY_ROWS, head_size)
+    return cos[:, None], sin[:, None]
+
+
+def rotary_at(position: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rotary table of one position, each (1, head_size / 2); computed for many positions at once and kept."""
+    cos, sin = _rotary_rows(position // ROTARY_ROWS, head_size, device)
+    return cos[position % ROTARY_ROWS], sin[position % ROTARY_ROWS]
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -82,22 +98,34 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(embed_size, ff_hidden)
         self.c_proj = nn.Linear(ff_hidden, embed_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None, table: tuple[Tensor, Tensor] | None, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        table: tuple[Tensor, Tensor] | None,
+        last: int,
+        cache: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """
         :param x: (B, T, D)
         :param mask: (B, 1, T, T), or ``None`` for plain causal attention
         :param table: rotary table of the T positions
-        :param last_only: return only the last step, (B, 1, D), and skip the work that only the others need
+        :param last: return only so many of the last steps, and skip the work that only the others need
+        :param cache: rings of keys and values, (B, H, W, D / H), that are to remember the last W steps
         """
+        steps = x.shape[1]
         q, k, v = self.attn.split(self.ln_1(x))
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        if last_only:
+        if cache is not None:
+            window = cache[0].shape[2]
+            kept = torch.arange(max(steps - window, 0), steps, device=x.device)
+            for ring, made in zip(cache, (k, v), strict=True):
+                ring[:, :, kept % window] = made[:, :, kept].to(ring.dtype)
+        if last < steps:
             if mask is None:
-                mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device)
-            else:
-                mask = mask[..., -1:, :]
-            x, q = x[:, -1:], q[..., -1:, :]
+                mask = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+            x, q, mask = x[:, -last:], q[..., -last:, :], mask[..., -last:, :]
         return self._finish(x + self.attn.attend(q, k, v, mask))
 
     def step(

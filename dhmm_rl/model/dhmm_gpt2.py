@@ -7,16 +7,16 @@ n the ids of the widest slot. A model with one slot takes and returns arrays wit
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_table
-from dhmm_rl.model.hmm import CONTROLS, LatentChain, sum_before
+from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
+from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 
@@ -55,6 +55,7 @@ class ModelState:
     :param values: ring of values per layer, the same shape
     :param belief: (B, N, K)
     :param position: steps since each stream's episode began, (B,)
+    :param tables: the model's parameters as its steps use them; a state is worth nothing once they have changed
     :param time: steps taken by all streams together
     """
 
@@ -62,11 +63,28 @@ class ModelState:
     values: Tensor
     belief: Tensor
     position: Tensor
+    tables: "Tables" = field(repr=False)
     time: int = 0
 
-    def clone(self) -> "ModelState":
-        """A copy that further steps leave alone."""
-        return ModelState(self.keys.clone(), self.values.clone(), self.belief.clone(), self.position.clone(), self.time)
+    def __getitem__(self, streams: Any) -> "ModelState":
+        """A copy of some streams' state, which further steps of the others leave alone; ``state[:]`` copies all."""
+        index = torch.arange(len(self.belief), device=self.belief.device)[streams]
+        return ModelState(
+            self.keys[:, index], self.values[:, index], self.belief[index], self.position[index], self.tables, self.time
+        )
+
+
+class Tables(NamedTuple):
+    """
+    Parameters as passes use them.
+
+    :param lookup: what every id contributes to a step, summed over its slots: embedding, log-likelihood, gate logits,
+        (V + 1, D + N · K + N · M); the last row is nothing
+    :param chain: the latent layer's
+    """
+
+    lookup: Tensor
+    chain: ChainTables | None
 
 
 class DHMMGPT2(nn.Module):
@@ -208,36 +226,59 @@ class DHMMGPT2(nn.Module):
         :param position_ids: (B, T), for learned positions; counted from the episode's start when ``None``
         :raises InputError: for a sequence longer than ``max_len`` with learned positions
         """
-        hidden, belief = self.encode(input_ids, position_ids=position_ids, mutation=self.mutation if self.training else 0.0)
+        tables = self.tables()
+        mutation = self.mutation if self.training else 0.0
+        hidden, belief = self.encode(input_ids, position_ids=position_ids, mutation=mutation, tables=tables)
         following = torch.full_like(input_ids, NOTHING) if labels is None else labels.clamp_min(NOTHING)
-        out = ModelOutput(self._squeeze(self.decode(hidden, belief, self._slotted(following))), hidden, belief.flatten(2))
+        logits = self._squeeze(self.decode(hidden, belief, self._slotted(following), tables=tables))
+        out = ModelOutput(logits, hidden, belief.flatten(2))
         if labels is not None:
             self._add_loss(out, labels, weights)
         return out
+
+    def tables(self) -> Tables:
+        """The parameters as passes use them: computed once for a pass, or for all the steps of a rollout."""
+        chain = None if self.chain is None else self.chain.tables()
+        parts = [self.embedding.weight] if self.blocks else []
+        if chain is not None:
+            parts.append(chain.evidence.flatten(1))
+            if chain.gates is not None:
+                parts.append(chain.gates.flatten(1))
+        return Tables(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], chain)
 
     def encode(
         self,
         input_ids: Tensor,
         *,
+        belief: Tensor | None = None,
         position_ids: Tensor | None = None,
         mutation: float = 0.0,
-        last_only: bool = False,
+        last: int | None = None,
+        tables: Tables | None = None,
+        state: ModelState | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Read steps.
 
         :param input_ids: (B, T) or (B, T, C)
-        :param last_only: return only the last step
-        :return: hidden (B, T, D) and belief (B, T, N, K); T is 1 when ``last_only``
+        :param belief: before the first of these steps, (B, N, K); the model's own start when ``None``
+        :param last: return only so many of the last steps; all when ``None``
+        :param tables: from :meth:`tables`, where they serve more than this pass
+        :param state: a fresh state that is to remember these steps; see :meth:`read`
+        :return: hidden (B, T, D) and belief (B, T, N, K), T being ``last`` where that is given
         """
         tokens = self._slotted(input_ids)
         batch, steps, _ = tokens.shape
+        last = steps if last is None else last
+        tables = self.tables() if tables is None else tables
         starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
-        belief = self._filter(tokens, self._initial_belief(batch), starts, mutation)
+        x, log_likelihood, gates = self._look_up(tokens, tables)
+        initial = self._initial_belief(batch) if belief is None else belief
+        beliefs = self._filter(log_likelihood, gates, initial, starts, tables, mutation)
         if not self.blocks:
-            hidden = self.read_belief(belief.flatten(2))
-            return (hidden[:, -1:], belief[:, -1:]) if last_only else (hidden, belief)
-        x = self._embed(tokens, belief)
+            return self.read_belief(beliefs[:, -last:].flatten(2)), beliefs[:, -last:]
+        if self.chain is not None:
+            x = x + self.read_belief(beliefs.flatten(2))
         episode = None if starts is None else starts.cumsum(dim=1)
         if self.positions == "learned":
             x = x + self._position_embedding(position_ids, episode, batch, steps)
@@ -248,20 +289,31 @@ class DHMMGPT2(nn.Module):
         valid = (tokens >= 0).any(dim=-1)
         if episode is not None or self.window < steps or not bool(valid.all()):
             mask = attention_mask(valid, episode, self.window)
-        for block in self.blocks:
-            x = block(x, mask, table, last_only and block is self.blocks[-1])
-        return self.ln_f(x), belief[:, -1:] if last_only else belief
+        for i, block in enumerate(self.blocks):
+            cache = None if state is None else (state.keys[i], state.values[i])
+            x = block(x, mask, table, last if block is self.blocks[-1] else steps, cache)
+        return self.ln_f(x), beliefs[:, -last:]
 
-    def decode(self, hidden: Tensor, belief: Tensor, following: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    def decode(
+        self,
+        hidden: Tensor,
+        belief: Tensor,
+        following: Tensor,
+        first: int = 0,
+        last: int | None = None,
+        tables: Tables | None = None,
+    ) -> Tensor:
         """
         Logits of the next step's slots ``first`` to ``last - 1``, each given the slots of that step before it.
 
         :param hidden: (B, T, D)
         :param belief: (B, T, N, K)
-        :param following: ids of the next step, -1 where unknown, (B, T, C)
+        :param following: ids of the next step, -1 where unknown, (B, T, C); those from slot ``last - 1`` on may be left out
+        :param tables: from :meth:`tables`, where they serve more than this pass
         :return: (B, T, last - first, n)
         """
         last = len(self.slots) if last is None else last
+        following = following[..., :last]
         ids = self.slot_ids[first:last]
         logits = torch.zeros((), device=hidden.device)
         if self.blocks:
@@ -273,19 +325,57 @@ class DHMMGPT2(nn.Module):
                 x = x + self.slot_mlp(x)
             logits = torch.einsum("btcd,cnd->btcn", x, self.head[ids.clamp_min(0)])
         if self.chain is not None:
+            chain = self.chain.tables() if tables is None else tables.chain
+            assert chain is not None
             with torch.autocast(hidden.device.type, enabled=False):
-                logits = logits + self.chain.slot_logits(belief.float(), following, first, last)
+                logits = logits + self.chain.slot_logits(belief.float(), following, first, last, chain)
         return logits.masked_fill(ids < 0, -torch.inf)
 
     # One step at a time
 
+    @torch.no_grad()
     def initial_state(self, batch: int) -> ModelState:
         """The state of B streams before their first step."""
         device = self.slot_ids.device
         size = self.embed_size // self.heads
         cache = torch.zeros(len(self.blocks), batch, self.heads, self.window, size, device=device)
         position = torch.zeros(batch, dtype=torch.long, device=device)
-        return ModelState(cache, cache.clone(), self._initial_belief(batch).detach(), position)
+        return ModelState(cache, cache.clone(), self._initial_belief(batch), position, self.tables())
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, belief: Tensor | None = None) -> tuple[Tensor, ModelState]:
+        """
+        The state after some steps, read in parallel: what :meth:`step` after :meth:`step` would come to.
+
+        :param input_ids: (B, T) or (B, T, C); steps of -1 hold nothing
+        :param belief: before the first of them, (B, N, K); the model's own start when ``None``
+        :return: beliefs after each step, (B, T, N, K), and the state
+        :raises InputError: for learned positions, which count from an episode's start that may lie before these steps
+        """
+        if self.positions == "learned" and self.blocks:
+            raise InputError("learned positions cannot be read from the middle of an episode on; rotary ones can")
+        tokens = self._slotted(input_ids)
+        batch, steps, _ = tokens.shape
+        state = self.initial_state(batch)
+        if steps == 0:
+            state = state if belief is None else replace(state, belief=belief)
+            return state.belief[:, None][:, :0], state
+        _, beliefs = self.encode(input_ids, belief=belief, tables=state.tables, state=state)
+        starts = (
+            torch.zeros_like(tokens[:, :, 0], dtype=torch.bool) if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        )
+        counted = torch.arange(1, steps + 1, device=tokens.device)
+        began = torch.where(starts, counted, 0).amax(dim=1)  # 1 + the last start, 0 where the episode began before
+        position = torch.where(began > 0, steps + 1 - began, steps)
+        return beliefs, replace(state, belief=beliefs[:, -1], position=position, time=steps)
+
+    @torch.no_grad()
+    def believe(self, input_ids: Tensor, belief: Tensor) -> Tensor:
+        """Beliefs after each step, (B, T, N, K), from ``belief`` (B, N, K) before the first, without the transformer."""
+        tokens, tables = self._slotted(input_ids), self.tables()
+        starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        _, log_likelihood, gates = self._look_up(tokens, tables)
+        return self._filter(log_likelihood, gates, belief, starts, tables, mutation=0.0)
 
     def step(self, tokens: Tensor, state: ModelState, labels: Tensor | None = None) -> tuple[ModelOutput, ModelState]:
         """
@@ -298,7 +388,7 @@ class DHMMGPT2(nn.Module):
         """
         hidden, belief, state = self.encode_step(tokens, state)
         following = torch.full_like(tokens, NOTHING) if labels is None else labels.clamp_min(NOTHING)
-        logits = self.decode(hidden, belief, self._slotted(following[:, None]))
+        logits = self.decode(hidden, belief, self._slotted(following[:, None]), tables=state.tables)
         out = ModelOutput(self._squeeze(logits), hidden, belief.flatten(2))
         if labels is not None:
             self._add_loss(out, labels[:, None], None)
@@ -308,19 +398,24 @@ class DHMMGPT2(nn.Module):
     def encode_step(self, tokens: Tensor, state: ModelState, mutation: float = 0.0) -> tuple[Tensor, Tensor, ModelState]:
         """Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state."""
         slotted = self._slotted(tokens[:, None])
+        x, log_likelihood, gates = self._look_up(slotted, state.tables)
         starts = None if self.reset_id is None else slotted[:, :, 0] == self.reset_id
-        belief = self._filter(slotted, state.belief, starts, mutation)
+        belief = self._filter(log_likelihood, gates, state.belief, starts, state.tables, mutation)
         position = state.position if starts is None else torch.where(starts[:, 0], 0, state.position)
-        hidden = self._step_blocks(slotted, belief, position, state) if self.blocks else self.read_belief(belief.flatten(2))
-        return hidden, belief, ModelState(state.keys, state.values, belief[:, 0], position + 1, state.time + 1)
+        if self.blocks:
+            hidden = self._step_blocks(x, belief, position, state)
+        else:
+            hidden = self.read_belief(belief.flatten(2))
+        return hidden, belief, replace(state, belief=belief[:, 0], position=position + 1, time=state.time + 1)
 
-    def _step_blocks(self, tokens: Tensor, belief: Tensor, position: Tensor, state: ModelState) -> Tensor:
-        x = self._embed(tokens, belief)
+    def _step_blocks(self, x: Tensor, belief: Tensor, position: Tensor, state: ModelState) -> Tensor:
+        if self.chain is not None:
+            x = x + self.read_belief(belief.flatten(2))
         table = None
         if self.positions == "learned":
             x = x + self._position_embedding(position[:, None], None, len(position), 1)
         else:
-            table = rotary_table(torch.tensor([state.time], device=x.device), self.embed_size // self.heads)
+            table = rotary_at(state.time, self.embed_size // self.heads, x.device)
         at = state.time % self.window
         age = (at - torch.arange(self.window, device=x.device)) % self.window
         visible = (age <= position[:, None])[:, None, None]
@@ -349,23 +444,43 @@ class DHMMGPT2(nn.Module):
             return torch.zeros(batch, 0, 0, device=self.slot_ids.device)
         return self.chain.start.expand(batch, -1, -1)
 
-    def _filter(self, tokens: Tensor, initial: Tensor, starts: Tensor | None, mutation: float) -> Tensor:
-        if self.chain is None:
-            return torch.zeros(*tokens.shape[:2], 0, 0, device=tokens.device)
-        with torch.autocast(tokens.device.type, enabled=False):
-            belief: Tensor = self.chain(tokens, initial, starts, mutation)
-        return belief
-
-    def _embed(self, tokens: Tensor, belief: Tensor) -> Tensor:
+    def _look_up(self, tokens: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums over a step's slots: embedding (B, T, D), log-likelihood (B, T, N, K), gate logits (B, T, N, M)."""
+        batch, steps, slots = tokens.shape
         ids = torch.where(tokens < 0, self.vocab_size, tokens)
-        if ids.shape[-1] == 1:
-            x: Tensor = self.embedding(ids[..., 0])
+        if slots == 1:
+            found = F.embedding(ids[..., 0], tables.lookup, padding_idx=self.vocab_size)
         else:
-            x = F.embedding_bag(ids.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=self.vocab_size)
-            x = x.view(*ids.shape[:2], -1)
-        if self.chain is not None:
-            x = x + self.read_belief(belief.flatten(2))
-        return x
+            bags = F.embedding_bag(ids.flatten(0, 1), tables.lookup, mode="sum", padding_idx=self.vocab_size)
+            found = bags.view(batch, steps, -1)
+        width = self.embed_size if self.blocks else 0
+        if self.chain is None:
+            return found, found.new_zeros(batch, steps, 0, 0), None
+        shape, matrices = self.chain.shape, self.chain.matrices
+        x, log_likelihood, gates = torch.split(
+            found, [width, self.belief_size, found.shape[-1] - width - self.belief_size], dim=-1
+        )
+        return (
+            x,
+            log_likelihood.reshape(batch, steps, *shape),
+            gates.reshape(batch, steps, shape[0], matrices) if matrices > 1 else None,
+        )
+
+    def _filter(
+        self,
+        log_likelihood: Tensor,
+        gates: Tensor | None,
+        initial: Tensor,
+        starts: Tensor | None,
+        tables: Tables,
+        mutation: float,
+    ) -> Tensor:
+        if self.chain is None:
+            return log_likelihood
+        assert tables.chain is not None
+        with torch.autocast(log_likelihood.device.type, enabled=False):
+            belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation)
+        return belief
 
     def _position_embedding(self, position_ids: Tensor | None, episode: Tensor | None, batch: int, steps: int) -> Tensor:
         if position_ids is None:

@@ -5,6 +5,9 @@ Pure functions in linear space, fp32, normalised at every step. Shapes: B sequen
 a chain, M transition matrices; ``...`` any leading shape. ``chains`` dimensions come before states everywhere.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,12 +50,17 @@ def correct(prior: Tensor, evidence: Tensor) -> Tensor:
     return posterior / posterior.sum(dim=-1, keepdim=True)
 
 
-def mutate(belief: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-    """With probability ``rate``, each chain's belief (..., N, K) jumps to one state, drawn uniformly."""
-    lead, states = belief.shape[:-1], belief.shape[-1]
-    jumps = torch.rand(lead, generator=generator, device=belief.device) < rate
-    targets = torch.randint(states, lead, generator=generator, device=belief.device)
-    return torch.where(jumps[..., None], torch.nn.functional.one_hot(targets, states).to(belief.dtype), belief)
+def draw_mutations(
+    lead: Sequence[int], states: int, rate: float, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """
+    Which beliefs of shape (*lead, K) jump, booleans (*lead, 1), and to which state, drawn uniformly, one-hot (*lead, K).
+
+    :param rate: probability of a jump
+    """
+    jumps = torch.rand(*lead, 1, generator=generator, device=device) < rate
+    targets = torch.randint(states, tuple(lead), generator=generator, device=device)
+    return jumps, torch.nn.functional.one_hot(targets, states).float()
 
 
 def run_filter(
@@ -79,30 +87,128 @@ def run_filter(
     :param mutation: probability of a jump per step and chain
     :return: filtered beliefs, (B, T, N, K)
     """
-    batch, steps, chains, states = evidence.shape
-    matrices = gates.shape[-1]
-    # The loop runs on (N, B, ...), so that one batched product per step serves all chains and matrices.
-    stacked = transitions.transpose(1, 2).reshape(chains, states, matrices * states)
-    likelihoods = evidence.exp().permute(1, 2, 0, 3).unbind(0)
-    weights = gates.permute(1, 2, 0, 3).unsqueeze(-1).unbind(0)
-    belief = initial.transpose(0, 1)
-    restarts = None
+    _, steps, chains, states = evidence.shape
+    restarts = jumps = targets = None
     if start is not None and episode_start is not None and bool(episode_start.any()):
-        restarts = episode_start.T[:, None, :, None].unbind(0)
-        anew = start[:, None]
-    beliefs = []
-    for t in range(steps):
+        restarts = episode_start.T[:, None, :, None]
+    if mutation > 0:
+        jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, device=evidence.device)
+    anew = transitions.new_zeros(chains, 1, states) if start is None else start[:, None]
+    beliefs: Tensor = _Recurrence.apply(  # type: ignore[no-untyped-call]
+        initial.transpose(0, 1),
+        gates.permute(1, 2, 0, 3).contiguous(),
+        evidence.exp().permute(1, 2, 0, 3).contiguous(),
+        transitions.transpose(1, 2).reshape(chains, states, -1),
+        anew,
+        restarts,
+        jumps,
+        targets,
+    )
+    return beliefs.permute(2, 0, 1, 3)
+
+
+CHUNK = 2**14
+"""What needs no loop over steps is done for so many numbers at once: for few calls, and within the cache."""
+
+
+class _Recurrence(torch.autograd.Function):
+    """
+    The filter's loop with a backward pass of its own: recorded by autograd, its thousands of tiny operations would take most
+    of an update's time.
+
+    With ``b'`` the belief that a step starts from, gate g, likelihood L and ``W_m = g_m L``: ``post = Σ_m (b' A_m) ⊙ W_m``,
+    ``b = post / |post|``. For a gradient h at b, that at post is ``(h - h·b) / |post|``. Only it and that at b' need a loop.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        initial: Tensor,
+        gates: Tensor,
+        likelihood: Tensor,
+        stacked: Tensor,
+        anew: Tensor,
+        restarts: Tensor | None,
+        jumps: Tensor | None,
+        targets: Tensor | None,
+    ) -> Tensor:
+        """
+        From (N, B, K), (T, N, B, M), (T, N, B, K), (N, K, M · K), (N, 1, K), (T, 1, B, 1), (T, N, B, 1) and (T, N, B, K) to
+        (T, N, B, K).
+        """
+        _, chains, batch, states = likelihood.shape
+        belief, beliefs, norms, products = initial, [], [], []
+        for chunk in _chunks(gates, likelihood):
+            weights = _weights(gates, likelihood, chunk).unbind(0)
+            for t, weight in zip(chunk, weights, strict=True):
+                if restarts is not None:
+                    belief = torch.where(restarts[t], anew, belief)
+                moved = torch.bmm(belief, stacked).view(chains, batch, -1, states)
+                post = moved * weight
+                post = post.sum(dim=2) if gates.shape[-1] > 1 else post[:, :, 0]
+                norm = post.sum(dim=-1, keepdim=True)
+                belief = post / norm
+                if jumps is not None and targets is not None:
+                    belief = torch.where(jumps[t], targets[t], belief)
+                beliefs.append(belief)
+                norms.append(norm)
+                products.append(moved)
+        filtered = torch.stack(beliefs)
+        ctx.save_for_backward(initial, gates, likelihood, stacked, anew, restarts, jumps, filtered, torch.stack(norms))
+        ctx.products = products
+        return filtered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the first five inputs."""
+        initial, gates, likelihood, stacked, anew, restarts, jumps, filtered, norms = ctx.saved_tensors
+        chains, batch, _ = initial.shape
+        started = torch.cat([initial[None], filtered[:-1]])
         if restarts is not None:
-            belief = torch.where(restarts[t], anew, belief)
-        prior = torch.bmm(belief, stacked)
-        if matrices > 1:
-            prior = (prior.view(chains, batch, matrices, states) * weights[t]).sum(dim=2)
-        posterior = prior * likelihoods[t]
-        belief = posterior / posterior.sum(dim=-1, keepdim=True)
-        if mutation > 0:
-            belief = mutate(belief.transpose(0, 1), mutation).transpose(0, 1)
-        beliefs.append(belief)
-    return torch.stack(beliefs, dim=2).permute(1, 2, 0, 3)
+            started = torch.where(restarts, anew, started)
+            goes_on = (~restarts).to(initial.dtype)
+        stays = None if jumps is None else (~jumps).to(initial.dtype)
+        grad_gates, grad_likelihood = torch.empty_like(gates), torch.empty_like(likelihood)
+        grad_stacked, grad_anew = torch.zeros_like(stacked), torch.zeros_like(anew)
+        back = stacked.transpose(1, 2)
+        carried = torch.zeros_like(initial)  # the gradient at the belief that the step after starts from
+        for chunk in reversed(_chunks(gates, likelihood)):
+            span = slice(chunk.start, chunk.stop)
+            weights = _weights(gates, likelihood, chunk)
+            scaled = (weights / norms[span, ..., None]).unbind(0)
+            arriving, belief_of = grads[0][span].unbind(0), filtered[span].unbind(0)
+            inner, before = [], []  # h - h·b, and the gradient at the belief that the step starts from
+            for i in reversed(range(len(chunk))):
+                h = arriving[i] + carried
+                if stays is not None:
+                    h = h * stays[chunk[i]]
+                h = h - (h * belief_of[i]).sum(dim=-1, keepdim=True)
+                carried = torch.bmm((h[:, :, None] * scaled[i]).view(chains, batch, -1), back)
+                inner.append(h)
+                before.append(carried)
+                if restarts is not None:
+                    carried = carried * goes_on[chunk[i]]
+            if restarts is not None:
+                grad_anew += (torch.stack(before[::-1]) * restarts[span]).sum(dim=(0, 2))[:, None]
+            at_post = torch.stack(inner[::-1]) / norms[span]
+            at_weights = torch.stack(ctx.products[span]) * at_post[:, :, :, None]
+            grad_gates[span] = (at_weights * likelihood[span, :, :, None]).sum(dim=-1)
+            grad_likelihood[span] = (at_weights * gates[span, ..., None]).sum(dim=-2)
+            at_moved = (at_post[:, :, :, None] * weights).transpose(0, 1).reshape(chains, len(chunk) * batch, -1)
+            grad_stacked += torch.bmm(started[span].permute(1, 3, 0, 2).flatten(2), at_moved)
+        return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None
+
+
+def _chunks(gates: Tensor, likelihood: Tensor) -> list[range]:
+    steps, chains, batch, states = likelihood.shape
+    size = max(1, CHUNK // (chains * batch * gates.shape[-1] * states))
+    return [range(first, min(first + size, steps)) for first in range(0, steps, size)]
+
+
+def _weights(gates: Tensor, likelihood: Tensor, chunk: range) -> Tensor:
+    """What each matrix's prediction is multiplied with, (steps, N, B, M, K)."""
+    span = slice(chunk.start, chunk.stop)
+    return gates[span, ..., None] * likelihood[span, :, :, None]
 
 
 def log_predictive(prior: Tensor, emissions: Tensor) -> Tensor:

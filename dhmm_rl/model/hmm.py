@@ -6,6 +6,7 @@ n the ids of the widest slot.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,12 @@ class LatentChain(nn.Module):
         self.matrices = matrices
         self.slot_ids: Tensor
         self.register_buffer("slot_ids", slot_ids, persistent=False)  # (C, n), -1 beyond a slot's ids
-        controls = [control == "all" or (control == "actions" and j < action_slots) for j in range(len(slots))]
-        self.controls: Tensor
-        self.register_buffer("controls", torch.tensor(controls), persistent=False)
+        gating = torch.full((vocab_size + 1,), control == "all")
+        if control == "actions":  # RESET stands below the first action's ids
+            gating[: max(slot.stop for slot in slots[:action_slots])] = True
+        gating[-1] = False
+        self.gating: Tensor
+        self.register_buffer("gating", gating, persistent=False)  # whether an id gates the transition, (V + 1,)
 
         self.start_logits = nn.Parameter(torch.zeros(chains, num_states))
         self.transition_logits = nn.Parameter(_sticky(chains, matrices, num_states, floor))
@@ -71,61 +75,59 @@ class LatentChain(nn.Module):
         """Dithered transition matrices, (N, M, K, K)."""
         return hmm.dither(self.transition_logits.float().softmax(dim=-1), self.floor)
 
-    def log_emissions(self) -> Tensor:
-        """Log-probability of each slot's ids in each state, (C, N, K, n); minus infinity beyond a slot's ids."""
+    def tables(self) -> "ChainTables":
+        """The parameters as passes use them, computed once for a whole pass or for all the steps of a rollout."""
         logits = self.emission_logits.float()[self.slot_ids.clamp_min(0)]
         logits = logits.masked_fill((self.slot_ids < 0)[..., None, None], -torch.inf)
-        return logits.log_softmax(dim=1).permute(0, 2, 3, 1)
+        by_slot = logits.log_softmax(dim=1)  # (C, n, N, K)
+        evident = self.slot_ids >= 0
+        evident[: self.action_slots] = False
+        rows = len(self.emission_logits) + 1
+        evidence = by_slot.new_zeros(rows, *self.shape).index_put((self.slot_ids[evident],), by_slot[evident])
+        gates = None
+        if self.gate_weight is not None:
+            gates = torch.where(
+                self.gating[:, None, None], nn.functional.pad(self.gate_weight.float(), (0, 0, 0, 0, 0, 1)), 0.0
+            )
+        return ChainTables(self.transitions, by_slot.permute(0, 2, 3, 1), evidence, gates)
 
-    def slot_log_likelihood(self, tokens: Tensor, log_emissions: Tensor) -> Tensor:
-        """``log E_j[:, x_j]`` per slot, (B, T, C, N, K); zero for action slots and where there is nothing."""
-        slots, chains, states, width = log_emissions.shape
-        table = log_emissions.permute(0, 3, 1, 2).reshape(slots * width, chains * states)
-        offset = torch.arange(slots, device=tokens.device) * width
-        evident = tokens >= 0
-        if self.action_slots:
-            evident = evident & (torch.arange(slots, device=tokens.device) >= self.action_slots)
-        index = torch.where(evident, tokens - self.slot_ids[:, 0] + offset, 0)
-        found = nn.functional.embedding(index, table).view(*index.shape, chains, states)
-        return torch.where(evident[..., None, None], found, 0.0)
-
-    def gate(self, tokens: Tensor) -> Tensor:
-        """Gate logits that each slot of a step contributes, (B, T, C, N, M), before the bias."""
-        assert self.gate_weight is not None
-        weight = self.gate_weight.float()
-        present = (tokens >= 0) & self.controls
-        return torch.where(present[..., None, None], weight[tokens.clamp_min(0)], 0.0)
-
-    def _softmax_gate(self, logits: Tensor) -> Tensor:
+    def weigh(self, gate_logits: Tensor | None) -> Tensor | None:
+        """The gate: weights (..., N, M) of the transition matrices, from the sum of the control tokens' logits."""
+        if gate_logits is None:
+            return None
         assert self.gate_bias is not None
-        return (logits + self.gate_bias.float()).softmax(dim=-1)
+        return (gate_logits + self.gate_bias.float()).softmax(dim=-1)
 
-    def forward(self, tokens: Tensor, initial: Tensor, episode_start: Tensor | None, mutation: float) -> Tensor:
+    def forward(
+        self,
+        log_likelihood: Tensor,
+        gate_logits: Tensor | None,
+        initial: Tensor,
+        episode_start: Tensor | None,
+        tables: "ChainTables",
+        mutation: float = 0.0,
+    ) -> Tensor:
         """
         Beliefs after each step.
 
-        :param tokens: (B, T, C)
+        :param log_likelihood: of the steps' tokens, (B, T, N, K)
+        :param gate_logits: of the steps' control tokens, (B, T, N, M); ``None`` when there is one matrix
         :param initial: belief before the first step, (B, N, K)
         :param episode_start: where the belief begins anew, (B, T)
         :return: (B, T, N, K)
         """
-        batch, steps, _ = tokens.shape
-        likelihood = self.slot_log_likelihood(tokens, self.log_emissions()).sum(dim=2)
-        if self.matrices > 1:
-            gates = self._softmax_gate(self.gate(tokens).sum(dim=2))
-        else:
-            gates = likelihood.new_ones(batch, steps, self.shape[0], 1)
+        gates = self.weigh(gate_logits)
         return hmm.run_filter(
             initial,
-            gates,
-            hmm.limit(likelihood, self.evidence_floor),
-            self.transitions,
+            log_likelihood.new_ones(*log_likelihood.shape[:3], 1) if gates is None else gates,
+            hmm.limit(log_likelihood, self.evidence_floor),
+            tables.transitions,
             start=self.start,
             episode_start=episode_start,
             mutation=mutation,
         )
 
-    def slot_logits(self, belief: Tensor, following: Tensor, first: int, last: int) -> Tensor:
+    def slot_logits(self, belief: Tensor, following: Tensor, first: int, last: int, tables: "ChainTables") -> Tensor:
         """
         The chains' part in the logits of the next step's slots ``first`` to ``last - 1``.
 
@@ -135,23 +137,37 @@ class LatentChain(nn.Module):
         :param following: ids of the next step, -1 where unknown, (B, T, C)
         :return: log-probabilities times the learned scales, (B, T, last - first, n)
         """
-        log_emissions = self.log_emissions()
         span = slice(first, last)
-        action = torch.arange(first, last, device=belief.device) < self.action_slots
         prior = belief[:, :, None]
         if last > self.action_slots:
-            if self.matrices > 1:
-                gates = self._softmax_gate(sum_before(self.gate(following))[:, :, span])
+            ids = torch.where(following < 0, len(self.emission_logits), following)
+            moved = torch.einsum("btnk,nmkl->btnml", belief, tables.transitions)
+            if tables.gates is not None:
+                gates = self.weigh(sum_before(tables.gates[ids])[:, :, span])
+                moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
             else:
-                gates = belief.new_ones(1, 1, 1, self.shape[0], 1)
-            moved = torch.einsum("btnk,nmkl->btnml", belief, self.transitions)
-            moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
+                moved = moved.transpose(2, 3)
+            action = torch.arange(first, last, device=belief.device) < self.action_slots
             prior = torch.where(action[:, None, None], prior, moved)
-            seen = sum_before(self.slot_log_likelihood(following, log_emissions))[:, :, span]
+            seen = sum_before(tables.evidence[ids])[:, :, span]
             prior = hmm.correct(prior, hmm.limit(seen, self.evidence_floor))
         prior = prior.expand(-1, -1, last - first, -1, -1)
-        predictive = hmm.log_predictive(prior, log_emissions[span].exp())
+        predictive = hmm.log_predictive(prior, tables.log_emissions[span].exp())
         return torch.einsum("btcnv,n->btcv", predictive, self.residual_scale.float())
+
+
+class ChainTables(NamedTuple):
+    """
+    :param transitions: dithered, (N, M, K, K)
+    :param log_emissions: log-probability of each slot's ids in each state, (C, N, K, n); minus infinity beyond a slot's ids
+    :param evidence: log-likelihood of every id, (V + 1, N, K); zero for actions and, in the last row, for nothing
+    :param gates: gate logits that every id contributes, (V + 1, N, M); ``None`` when there is one matrix
+    """
+
+    transitions: Tensor
+    log_emissions: Tensor
+    evidence: Tensor
+    gates: Tensor | None
 
 
 def sum_before(x: Tensor) -> Tensor:

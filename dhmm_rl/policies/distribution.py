@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model import DHMMGPT2, Tables
 from dhmm_rl.tokens import DONE, NOTHING, Tokenizer
 
 
@@ -18,7 +18,7 @@ class ActionTokens(Distribution):
     """
     Distribution over actions whose fields are chosen one after the other, each given those before it.
 
-    Only the ids of actions have probability: ``DONE`` is left out.
+    Only the ids of actions have probability: ``DONE`` is left out, and so is what a mask forbids.
 
     :param model: the language model
     :param tokenizer: turns its action ids into actions
@@ -27,47 +27,66 @@ class ActionTokens(Distribution):
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.tokenizer = model, tokenizer
+        self.ids = model.slot_ids[: model.action_slots]
         self.hidden, self.belief = torch.empty(0), torch.empty(0)
+        self.legal: Tensor = self.ids > DONE
+        self.tables: Tables | None = None
         self._log_probs: Tensor | None = None  # of the last actions asked for, (B, A, n)
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The language model is the network: nothing to add."""
         return nn.Identity()
 
-    def proba_distribution(self, hidden: Tensor, belief: Tensor) -> Self:
+    def proba_distribution(
+        self, hidden: Tensor, belief: Tensor, masks: Tensor | None = None, tables: Tables | None = None
+    ) -> Self:
         """
         Condition on what the model has read.
 
         :param hidden: (B, 1, D)
         :param belief: (B, 1, N, K)
+        :param masks: which choices are legal, booleans (B, all choices of all action fields), as sb3-contrib's MaskablePPO has
+            them; all are when ``None``
+        :param tables: the model's, where they serve more than this distribution
         """
-        self.hidden, self.belief, self._log_probs = hidden, belief, None
+        self.hidden, self.belief, self.tables, self._log_probs = hidden, belief, tables, None
+        self.legal = self.ids > DONE
+        if masks is not None:
+            self.legal = masks[:, (self.ids - DONE - 1).clamp_min(0)] & self.legal
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probability (B,) of actions of the environment, as a rollout buffer stores them."""
-        ids = self._ids(actions)
-        self._log_probs = self._slot_log_probs(self._following(ids))
-        start = self.model.slot_ids[: self.model.action_slots, 0]
-        return self._log_probs.gather(-1, (ids - start)[..., None])[..., 0].sum(dim=-1)
+        shaped = actions.detach().cpu().numpy().reshape(len(actions), *(self.tokenizer.action_space.shape or ()))
+        return self.log_prob_of_ids(torch.as_tensor(self.tokenizer.encode_action(shaped), device=actions.device))
+
+    def log_prob_of_ids(self, ids: Tensor) -> Tensor:
+        """Log-probability (B,) of action ids (B, A)."""
+        self._log_probs = self._slot_log_probs(ids, 0, self.model.action_slots)
+        return self._gather(ids)
+
+    def slot_log_probs(self) -> Tensor:
+        """Log-probabilities of each slot's ids given the actions that were last evaluated or drawn, (B, A, n)."""
+        if self._log_probs is None:
+            self.draw()
+        assert self._log_probs is not None
+        return self._log_probs
 
     def entropy(self) -> Tensor:
         """
         Entropy (B,) in nats: exact with one action slot; with several, the sum of each slot's entropy given the actions that
         were last evaluated or drawn (its mean over drawn actions is the entropy, by the chain rule).
         """
-        if self._log_probs is None:
-            self.sample()
-        assert self._log_probs is not None
-        return -(self._log_probs.exp() * self._log_probs.clamp_min(-1e9)).sum(dim=(-1, -2))
+        log_probs = self.slot_log_probs()
+        return -(log_probs.exp() * log_probs.clamp_min(-1e9)).sum(dim=(-1, -2))
 
     def sample(self) -> Tensor:
         """Draw actions of the environment."""
-        return self._choose(greedy=False)
+        return self._decoded(self.draw()[0])
 
     def mode(self) -> Tensor:
         """Take each slot's likeliest id, one slot after the other."""
-        return self._choose(greedy=True)
+        return self._decoded(self.draw(greedy=True)[0])
 
     def actions_from_params(self, hidden: Tensor, belief: Tensor, deterministic: bool = False) -> Tensor:
         """Actions given what the model has read."""
@@ -75,33 +94,29 @@ class ActionTokens(Distribution):
 
     def log_prob_from_params(self, hidden: Tensor, belief: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn actions and their log-probability."""
-        actions = self.actions_from_params(hidden, belief)
-        return actions, self.log_prob(actions)
+        ids, log_prob = self.proba_distribution(hidden, belief).draw()
+        return self._decoded(ids), log_prob
 
-    def _slot_log_probs(self, following: Tensor, slots: range | None = None) -> Tensor:
-        slots = slots or range(self.model.action_slots)
-        logits = self.model.decode(self.hidden, self.belief, following[:, None], slots.start, slots.stop)[:, 0]
-        done = self.model.slot_ids[slots.start : slots.stop] == DONE
-        return logits.masked_fill(done, -torch.inf).log_softmax(dim=-1)
-
-    def _choose(self, greedy: bool) -> Tensor:
-        following = self._following(None)
+    def draw(self, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """Action ids (B, A), drawn or each slot's likeliest, and their log-probability (B,)."""
+        slots = self.model.action_slots
+        ids = torch.full((len(self.hidden), slots), NOTHING, device=self.hidden.device)
         drawn = []
-        for j in range(self.model.action_slots):
-            log_probs = self._slot_log_probs(following, range(j, j + 1))[:, 0]
+        for j in range(slots):
+            log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
             picked = log_probs.argmax(dim=-1) if greedy else torch.multinomial(log_probs.exp(), 1)[:, 0]
-            following[:, j] = self.model.slot_ids[j, picked]
+            ids[:, j] = self.ids[j, picked]
             drawn.append(log_probs)
         self._log_probs = torch.stack(drawn, dim=1)
-        actions = self.tokenizer.decode_action(following[:, : self.model.action_slots].cpu().numpy())
-        return torch.as_tensor(actions, device=self.hidden.device)
+        return ids, self._gather(ids)
 
-    def _ids(self, actions: Tensor) -> Tensor:
-        shaped = actions.detach().cpu().numpy().reshape(len(actions), *(self.tokenizer.action_space.shape or ()))
-        return torch.as_tensor(self.tokenizer.encode_action(shaped), device=actions.device)
+    def _slot_log_probs(self, following: Tensor, first: int, last: int) -> Tensor:
+        logits = self.model.decode(self.hidden, self.belief, following[:, None], first, last, self.tables)[:, 0]
+        return logits.masked_fill(~self.legal[..., first:last, :], -torch.inf).log_softmax(dim=-1)
 
-    def _following(self, ids: Tensor | None) -> Tensor:
-        following = torch.full((len(self.hidden), len(self.model.slots)), NOTHING, device=self.hidden.device)
-        if ids is not None:
-            following[:, : self.model.action_slots] = ids
-        return following
+    def _gather(self, ids: Tensor) -> Tensor:
+        assert self._log_probs is not None
+        return self._log_probs.gather(-1, (ids - self.ids[:, 0])[..., None])[..., 0].sum(dim=-1)
+
+    def _decoded(self, ids: Tensor) -> Tensor:
+        return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)

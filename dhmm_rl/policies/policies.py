@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model import DHMMGPT2, Tables
 from dhmm_rl.policies.distribution import ActionTokens
+from dhmm_rl.tokens import Tokenizer
 
 
 class DHMMFeaturesExtractor(BaseFeaturesExtractor):
@@ -39,7 +41,7 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
         """
         :param observations: ids, (B, H, C); SB3 hands them over as floats, which hold them exactly
         """
-        hidden, belief = self.model.encode(observations.long(), last_only=True)
+        hidden, belief = self.model.encode(observations.long(), last=1)
         return torch.cat([hidden[:, 0], belief[:, 0].flatten(1)], dim=1)
 
 
@@ -55,6 +57,7 @@ class DHMMPolicy(ActorCriticPolicy):
     :param lr_schedule: learning rate
     :param net_arch: the critic's layers, e.g. ``dict(vf=[64])``
     :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`
+    :param action_head: ``tokens``, or for Box actions ``gaussian``: a diagonal Gaussian on the features, as SB3's own
     :param kwargs: the rest of what ``ActorCriticPolicy`` takes
     """
 
@@ -68,8 +71,14 @@ class DHMMPolicy(ActorCriticPolicy):
         net_arch: dict[str, list[int]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = DHMMFeaturesExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        action_head: str = "tokens",
         **kwargs: Any,
     ) -> None:
+        if action_head not in ("tokens", "gaussian"):
+            raise InputError(f"action_head is {action_head!r}; known are 'tokens' and 'gaussian'")
+        if action_head == "gaussian" and not isinstance(action_space, spaces.Box):
+            raise InputError(f"action_head = 'gaussian' is for Box actions, not for {action_space}")
+        self.action_head = action_head
         if kwargs.pop("use_sde", False):
             raise InputError("DHMMPolicy chooses action tokens; gSDE (use_sde=True) is for Gaussian actions")
         super().__init__(
@@ -88,6 +97,12 @@ class DHMMPolicy(ActorCriticPolicy):
         """The DHMM-GPT2 that actor and critic share."""
         return self.features_extractor.model
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the streams that the policy reads."""
+        assert isinstance(self.observation_space, TokenSpace)
+        return self.observation_space.tokenizer
+
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
         """
         Start from a pretrained model.
@@ -100,21 +115,48 @@ class DHMMPolicy(ActorCriticPolicy):
                 raise InputError(f"the pretrained model has {name} = {theirs[name]}, the policy {mine[name]}")
         self.language_model.load_state_dict(pretrained.state_dict())
 
+    def features(self, hidden: Tensor, belief: Tensor) -> Tensor:
+        """What actor and critic read, (..., D + N · K), from the model's hidden output (..., D) and belief (..., N, K)."""
+        return torch.cat([hidden, belief.flatten(-2)], dim=-1)
+
+    def distribution(self, features: Tensor, masks: Tensor | None = None, tables: Tables | None = None) -> Distribution:
+        """
+        The action distribution.
+
+        :param features: (B, D + N · K)
+        :param masks: legal choices, (B, all choices); see :meth:`ActionTokens.proba_distribution`
+        :param tables: the model's, where they serve more than this distribution
+        """
+        if self.action_head == "gaussian":
+            assert isinstance(self.action_dist, DiagGaussianDistribution)
+            return self.action_dist.proba_distribution(self.action_net(features), self.log_std)
+        model = self.language_model
+        shape = model.chain.shape if model.chain is not None else (0, 0)
+        hidden, belief = features[:, None, : model.embed_size], features[:, None, model.embed_size :]
+        belief = belief.reshape(len(belief), 1, *shape)
+        return self._action_tokens().proba_distribution(hidden, belief, masks, tables)
+
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
         self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
-        self.action_dist = self._action_tokens()
+        self.action_dist: Distribution = self._action_tokens()
+        if self.action_head == "gaussian":
+            assert isinstance(self.action_space, spaces.Box)
+            gaussian = DiagGaussianDistribution(int(np.prod(self.action_space.shape)))
+            self.action_net, self.log_std = gaussian.proba_distribution_net(self.features_dim, self.log_std_init)
+            assert isinstance(self.action_net, nn.Linear)
+            nn.init.zeros_(self.action_net.weight)
+            self.action_dist = gaussian
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _action_tokens(self) -> ActionTokens:
-        assert isinstance(self.observation_space, TokenSpace)
-        return ActionTokens(self.language_model, self.observation_space.tokenizer)
+        return ActionTokens(self.language_model, self.tokenizer)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        model = self.language_model
-        hidden, belief = latent_pi[:, None, : model.embed_size], latent_pi[:, None, model.embed_size :]
-        shape = model.chain.shape if model.chain is not None else (0, 0)
-        return self._action_tokens().proba_distribution(hidden, belief.reshape(len(belief), 1, *shape))
+        return self.distribution(latent_pi)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"action_head": self.action_head}
 
 
 for _algorithm in (PPO, A2C):

@@ -1,0 +1,161 @@
+"""
+What a rollout leaves behind: single steps of tokens, never windows or caches.
+
+Shapes: N environments, T steps of a rollout (a *segment* of each environment), P steps of burn-in before it, C slots,
+A entries of an action, B segments of a minibatch.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
+
+from dhmm_rl.tokens import NOTHING
+
+
+class SegmentSamples(NamedTuple):
+    """
+    Some environments' segments; all but ``tokens`` and ``belief`` are of the T steps after the burn-in.
+
+    :param tokens: burn-in and segment, (B, P + T, C)
+    :param belief: before the burn-in, (B, chains, K)
+    :param actions: as the policy evaluates them: ids, or values under a Gaussian head, (B · T, A)
+    :param old_values: (B · T,)
+    :param old_log_prob: (B · T,)
+    :param advantages: (B · T,)
+    :param returns: (B · T,)
+    :param masks: legal choices, (B · T, all choices); ``None`` without masks
+    :param prior: log-probabilities of the pretrained policy, (B · T, action slots, n); ``None`` without one
+    :param following: the tokens of the step that follows each, -1 where none is known, (B, T, C)
+    """
+
+    tokens: Tensor
+    belief: Tensor
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    masks: Tensor | None
+    prior: Tensor | None
+    following: Tensor
+
+
+class SequenceRolloutBuffer(RolloutBuffer):
+    """
+    One rollout, and the steps before it that attention still sees: a token takes 4 bytes, everything else of a step 28.
+
+    :param buffer_size: T
+    :param observation_space: of a token stream
+    :param action_space: the environment's
+    :param device: where minibatches go
+    :param gae_lambda: λ of the generalised advantage estimator
+    :param gamma: discount factor
+    :param n_envs: N
+    :param burn_in: P
+    :param stored_action: entries A and dtype of an action as the policy evaluates it
+    :param masked: how many choices a mask has; 0 without masks
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        *,
+        burn_in: int = 0,
+        stored_action: tuple[int, type[np.generic]] = (1, np.int32),
+        masked: int = 0,
+    ) -> None:
+        self.burn_in, self.stored_action, self.masked = burn_in, stored_action, masked
+        slots = (observation_space.shape or (1,))[-1]
+        self.tokens = np.full((burn_in + buffer_size, n_envs, slots), NOTHING, dtype=np.int32)
+        self.prior: Tensor | None = None
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+
+    def reset(self) -> None:
+        """Make room for the next rollout; the last steps become its burn-in."""
+        shape = (self.buffer_size, self.n_envs)
+        self.tokens[: self.burn_in] = self.tokens[self.buffer_size :]
+        self.tokens[self.burn_in :] = NOTHING
+        entries, dtype = self.stored_action
+        self.actions = np.zeros((*shape, entries), dtype=dtype)
+        self.masks = np.ones((*shape, self.masked), dtype=np.bool_)
+        for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
+            setattr(self, name, np.zeros(shape, dtype=np.float32))
+        self.prior = None
+        self.pos, self.full, self.generator_ready = 0, False, False
+
+    def add_step(
+        self,
+        tokens: NDArray[Any],
+        action: Tensor,
+        reward: NDArray[Any],
+        episode_start: NDArray[Any],
+        value: Tensor,
+        log_prob: Tensor,
+        masks: NDArray[np.bool_] | None,
+    ) -> None:
+        """
+        Keep one step of every environment.
+
+        :param tokens: of the step that the action answers, (N, C)
+        :param action: as the policy evaluates it, (N, A)
+        """
+        self.tokens[self.burn_in + self.pos] = tokens
+        self.actions[self.pos] = action.cpu().numpy()
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
+        self.values[self.pos] = value.cpu().numpy()
+        self.log_probs[self.pos] = log_prob.cpu().numpy()
+        if masks is not None:
+            self.masks[self.pos] = masks
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def segments(self, per_batch: int, belief: Tensor) -> Iterator[SegmentSamples]:
+        """
+        Every environment's segment once, in random order.
+
+        :param per_batch: how many segments make a minibatch
+        :param belief: before the burn-in, (N, chains, K)
+        """
+        if not self.generator_ready:
+            self._stored = {
+                name: self._by_env(getattr(self, name))
+                for name in ("tokens", "actions", "values", "log_probs", "advantages", "returns", "masks")
+            }
+            self.generator_ready = True
+        stored = self._stored
+        order = torch.from_numpy(np.random.permutation(self.n_envs)).to(self.device)  # noqa: NPY002 - what SB3 seeds
+        for envs in torch.split(order, per_batch):
+            tokens = stored["tokens"][envs].long()
+            following = torch.nn.functional.pad(tokens[:, self.burn_in + 1 :], (0, 0, 0, 1), value=NOTHING)
+            yield SegmentSamples(
+                tokens,
+                belief[envs],
+                stored["actions"][envs].flatten(0, 1),
+                stored["values"][envs].flatten(),
+                stored["log_probs"][envs].flatten(),
+                stored["advantages"][envs].flatten(),
+                stored["returns"][envs].flatten(),
+                stored["masks"][envs].flatten(0, 1) if self.masked else None,
+                self.prior[envs].flatten(0, 1) if self.prior is not None else None,
+                following,
+            )
+
+    def all_tokens(self) -> Tensor:
+        """Burn-in and rollout, (N, P + T, C)."""
+        return self._by_env(self.tokens).long()
+
+    def _by_env(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device).transpose(0, 1)

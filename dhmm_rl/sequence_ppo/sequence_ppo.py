@@ -1,0 +1,394 @@
+"""
+PPO (Schulman et al. 2017, arXiv 1707.06347) for policies with memory.
+
+Shapes: N environments, T steps of a rollout, C slots.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
+from dhmm_rl.policies import ActionTokens
+from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
+from dhmm_rl.sequence_ppo.policies import SequencePolicy
+from dhmm_rl.tokens import NOTHING
+
+
+class SequencePPO(PPO):
+    """
+    PPO whose rollouts advance on the model's cached state, a step at a time, and whose updates read each environment's
+    steps once, in parallel, behind a burn-in.
+
+    The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, the state remembers the rest). What
+    is not listed here is as in SB3's ``PPO``. Learn on normalised returns (``VecNormalize(env, norm_obs=False)``).
+
+    :param policy: ``"DHMMPolicy"``, or a subclass of :class:`SequencePolicy`
+    :param env: token streams
+    :param n_steps: steps T of every environment between updates; no gradient reaches back further than T and the burn-in
+    :param batch_size: environment steps of a minibatch: so many whole segments of ``n_steps`` as fit
+    :param pretrained: language model to start from, a checkpoint or its path; kept as the prior if its actions were learned
+        from data worth imitating
+    :param prior_kl: weight ρ of KL(pretrained policy ‖ policy), in nats, in the loss (Baker et al. 2022, arXiv 2206.11795,
+        appendix G); nothing without a prior
+    :param prior_kl_decay: ρ is multiplied by this at every update
+    :param critic_warmup: so many first rollouts are made by the pretrained policy as it is, and only the critic is fitted to
+        them; nothing without a prior
+    :param critic_warmup_lr: learning rate of the critic then
+    :param next_token_coef: weight of the next-token loss of the observations, in nats per token, in the loss
+    :raises InputError: for settings that do not fit together
+    """
+
+    policy_aliases: ClassVar[dict[str, type[Any]]] = {"DHMMPolicy": SequencePolicy}
+    policy: SequencePolicy
+    rollout_buffer: SequenceRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[SequencePolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 2.5e-4,
+        n_steps: int = 128,
+        batch_size: int = 256,
+        n_epochs: int = 5,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        pretrained: Checkpoint | str | Path | None = None,
+        prior_kl: float = 0.2,
+        prior_kl_decay: float = 0.9995,
+        critic_warmup: int = 4,
+        critic_warmup_lr: float = 1e-3,
+        next_token_coef: float = 0.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if batch_size < n_steps:
+            raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
+        self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
+        self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
+        self.next_token_coef = next_token_coef
+        self._rollouts = 0
+        self._belief = torch.empty(0)
+        checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
+        policy_kwargs = dict(policy_kwargs or {})
+        if checkpoint is not None:
+            policy_kwargs.setdefault("features_extractor_kwargs", _model_settings(checkpoint))
+            policy_kwargs.setdefault("keep_prior", bool(checkpoint.info.get("imitates", False)))
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=max(n_steps, 2),  # what PPO checks: whole segments always fit
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+        self.batch_size = batch_size
+        if checkpoint is not None and _init_setup_model:
+            if checkpoint.tokenizer != self.policy.tokenizer:
+                raise InputError(
+                    "the pretrained model has another tokenizer than the environment's stream; wrap the environment with its"
+                )
+            self.policy.load_language_model(checkpoint.model)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if not isinstance(self.policy, SequencePolicy):
+            raise InputError(f"SequencePPO needs a SequencePolicy, not {type(self.policy).__name__}")
+        self._begin_streams()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3; the streams so far are forgotten."""
+        super().set_env(env, force_reset)
+        self._begin_streams()
+
+    def _begin_streams(self) -> None:
+        """An empty buffer for the environments, and beliefs that know nothing."""
+        self.masked = self.env is not None and is_masking_supported(self.env)
+        gaussian = self.policy.action_head == "gaussian"
+        entries = int(np.prod(self.action_space.shape or 1)) if gaussian else self.policy.language_model.action_slots
+        self.rollout_buffer = SequenceRolloutBuffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            self.gae_lambda,
+            self.gamma,
+            self.n_envs,
+            burn_in=self.policy.burn_in,
+            stored_action=(entries, np.float32 if gaussian else np.int32),
+            masked=self.policy.action_choices if self.masked else 0,
+        )
+        self._belief = self.policy.language_model.initial_state(self.n_envs).belief
+        self._prior_belief = self._belief
+
+    # Rollouts
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Fill the buffer, each environment going on where it was; ``False`` when the callback asks to stop."""
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        assert isinstance(self._last_obs, np.ndarray)
+        assert self._last_episode_starts is not None
+        tokens = self._last_obs[:, -1]
+        policy = self.policy
+        policy.set_training_mode(False)
+        state = self._begin_rollout(rollout_buffer)
+        callback.on_rollout_start()
+        for _ in range(n_rollout_steps):
+            masks = np.asarray(get_action_masks(env), dtype=bool).reshape(len(tokens), -1) if self.masked else None
+            acted = policy.act(torch.from_numpy(tokens).to(self.device), state, masks)
+            state = acted.state
+            new_obs, rewards, dones, infos = env.step(acted.actions)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            if dones.any():
+                rewards = rewards + self._value_of_truncated(dones, infos, state)
+            rollout_buffer.add_step(
+                tokens, acted.stored, rewards, self._last_episode_starts, acted.values, acted.log_prob, masks
+            )
+            assert isinstance(new_obs, np.ndarray)
+            self._last_obs, self._last_episode_starts, tokens = new_obs, dones, new_obs[:, -1]
+        with torch.no_grad():
+            features, _ = policy.read_step(torch.from_numpy(tokens).to(self.device), state)
+            last_values = policy.values(features)
+        rollout_buffer.compute_returns_and_advantage(last_values, dones)
+        rollout_buffer.prior = self._prior_log_probs(rollout_buffer)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    @torch.no_grad()
+    def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:
+        """The state after the burn-in, under the parameters of now; the belief before it is carried over the last rollout."""
+        model, passed = self.policy.language_model, buffer.all_tokens()[:, : buffer.buffer_size]
+        if buffer.full and model.chain is not None:
+            self._belief = model.believe(passed, self._belief)[:, -1]
+            if self.policy.prior is not None:
+                self._prior_belief = self.policy.prior.believe(passed, self._prior_belief)[:, -1]
+        buffer.reset()
+        return model.read(buffer.all_tokens()[:, : buffer.burn_in], self._belief)[1]
+
+    def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
+        """γ times the value of the final observation, in its state, where an episode was cut off; else 0, (N,)."""
+        added = np.zeros(len(dones), dtype=np.float32)
+        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        if cut:
+            final = torch.from_numpy(np.stack([infos[i]["terminal_observation"][-1] for i in cut])).to(self.device)
+            with torch.no_grad():
+                features, _ = self.policy.read_step(final, state[torch.tensor(cut, device=self.device)])
+                added[cut] = self.gamma * self.policy.values(features).cpu().numpy()
+        return added
+
+    @torch.no_grad()
+    def _prior_log_probs(self, buffer: SequenceRolloutBuffer) -> Tensor | None:
+        """The pretrained policy's log-probabilities on the rollout, (N, T, action slots, n)."""
+        prior = self.policy.prior
+        if prior is None or self.prior_kl_now == 0:
+            return None
+        hidden, belief = prior.encode(buffer.all_tokens(), belief=self._prior_belief, last=buffer.buffer_size)
+        distribution = ActionTokens(prior, self.policy.tokenizer)
+        masks = torch.from_numpy(buffer.masks).to(self.device).transpose(0, 1).flatten(0, 1) if buffer.masked else None
+        distribution.proba_distribution(hidden.flatten(0, 1)[:, None], belief.flatten(0, 1)[:, None], masks)
+        actions = torch.from_numpy(buffer.actions).to(self.device).transpose(0, 1).flatten(0, 1)
+        distribution.log_prob_of_ids(actions.long())
+        log_probs = distribution.slot_log_probs()
+        return log_probs.view(*hidden.shape[:2], *log_probs.shape[1:])
+
+    # Updates
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether only the critic is trained as yet."""
+        return self.policy.prior is not None and self._rollouts < self.critic_warmup
+
+    @property
+    def prior_kl_now(self) -> float:
+        """ρ at this update."""
+        updates = max(self._rollouts - self.critic_warmup, 0)
+        return self.prior_kl * self.prior_kl_decay**updates if self.policy.prior is not None else 0.0
+
+    def train(self) -> None:
+        """Update the policy on the rollout."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        warming_up = self.warming_up
+        means = self._fit_critic() if warming_up else self._update()
+        for name, values in means.items():
+            self.logger.record(f"train/{name}", float(np.mean(values)))
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.policy.action_head == "gaussian":
+            self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
+        if self.policy.prior is not None:
+            self.logger.record("train/critic_warmup", float(warming_up))
+            self.logger.record("train/prior_kl_coef", self.prior_kl_now)
+        self._rollouts += 1
+
+    def _fit_critic(self) -> dict[str, list[float]]:
+        """Only the critic, on the features of the frozen policy."""
+        means = defaultdict(list)
+        optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.critic_warmup_lr)
+        for _ in range(self.n_epochs):
+            for samples in self._minibatches():
+                with torch.no_grad():
+                    features = self.policy.features(*self.policy.read_segments(samples)).flatten(0, 1)
+                value_loss = torch.nn.functional.mse_loss(self.policy.values(features), samples.returns)
+                optimizer.zero_grad()
+                value_loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                means["value_loss"].append(value_loss.item())
+        return means
+
+    def _update(self) -> dict[str, list[float]]:
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        means = defaultdict(list)
+        for _ in range(self.n_epochs):
+            for samples in self._minibatches():
+                loss, parts = self._loss(samples, clip_range)
+                for name, value in parts.items():
+                    means[name].append(value)
+                if self.target_kl is not None and parts["approx_kl"] > 1.5 * self.target_kl:
+                    self._n_updates += 1
+                    return means
+                self.policy.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+        return means
+
+    def _minibatches(self) -> Any:
+        return self.rollout_buffer.segments(self.batch_size // self.n_steps, self._belief)
+
+    def _loss(self, samples: SegmentSamples, clip_range: float) -> tuple[Tensor, dict[str, float]]:
+        """PPO's loss of a minibatch, with what is to be logged."""
+        values, log_prob, distribution, hidden, belief = self.policy.evaluate_segments(samples)
+        advantages = samples.advantages
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        log_ratio = log_prob - samples.old_log_prob
+        ratio = log_ratio.exp()
+        policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+        if self.clip_range_vf is not None:
+            clip = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            values = samples.old_values + (values - samples.old_values).clamp(-clip, clip)
+        value_loss = torch.nn.functional.mse_loss(values, samples.returns)
+        entropy = distribution.entropy()
+        entropy_loss = -(-log_prob if entropy is None else entropy).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with torch.no_grad():
+            parts = {
+                "approx_kl": (ratio - 1 - log_ratio).mean().item(),
+                "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
+                "policy_gradient_loss": policy_loss.item(),
+                "value_loss": value_loss.item(),
+                "entropy_loss": entropy_loss.item(),
+            }
+        if samples.prior is not None:
+            assert isinstance(distribution, ActionTokens)
+            gap = samples.prior - distribution.slot_log_probs()
+            prior_kl = (samples.prior.exp() * gap.nan_to_num(0.0)).sum(dim=(-1, -2)).mean()
+            loss = loss + self.prior_kl_now * prior_kl
+            parts["prior_kl"] = prior_kl.item()
+        if self.next_token_coef > 0:
+            next_token_loss = self._next_token_loss(samples, hidden, belief)
+            loss = loss + self.next_token_coef * next_token_loss
+            parts["next_token_loss"] = next_token_loss.item()
+        parts["loss"] = loss.item()
+        return loss, parts
+
+    def _next_token_loss(self, samples: SegmentSamples, hidden: Tensor, belief: Tensor) -> Tensor:
+        """Mean cross-entropy of the next step's observation tokens, given its action, in nats per token."""
+        model = self.policy.language_model
+        following, actions = samples.following, model.action_slots
+        goes_on = following[..., :1] > 1  # neither nothing nor the first step of another episode
+        labels = torch.where(goes_on, following, NOTHING)[..., actions:]
+        logits = model.decode(hidden, belief, following, actions)
+        targets = torch.where(labels < 0, -100, labels - model.slot_ids[actions:, 0])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten())
+
+    # As in SB3
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], Any]:
+        """Actions and the state for the next call; see :meth:`SequencePolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "SequencePPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in SB3."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_belief", "_prior_belief"]
+
+
+def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's model as keywords of DHMMGPT2 beside a tokenizer."""
+    return {name: value for name, value in checkpoint.model.config.items() if name not in _OF_THE_TOKENIZER}
+
+
+_OF_THE_TOKENIZER = ("vocab_size", "slots", "action_slots", "reset_id")

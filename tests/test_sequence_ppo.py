@@ -1,0 +1,338 @@
+"""SequencePPO: acting on a state and training on segments are the same computation, and what that makes possible."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
+from dhmm_rl.model import Checkpoint
+from dhmm_rl.policies import ActionTokens
+from dhmm_rl.sequence_ppo import WithActionMasks
+from tests.test_policies import SMALL, RepeatCue, small
+
+
+def streams(name: str = "CartPole-v1", n_envs: int = 4, max_episode_steps: int = 15, history: int = 1) -> VecEnv:
+    return VecTokenStream(make_vec_env(lambda: TimeLimit(gym.make(name), max_episode_steps), n_envs, seed=0), history=history)
+
+
+def shaken(model: SequencePPO) -> SequencePPO:
+    """With weights at which everything matters."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        if model.policy.language_model.blocks:
+            model.policy.language_model.embedding.weight[-1] = 0
+    return model
+
+
+def collect(model: SequencePPO) -> None:
+    _, callback = model._setup_learn(10**6, reset_num_timesteps=False)
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+BUILDS = [
+    {"layers": 1, "window": 8, "num_states": 4},
+    {"layers": 2, "window": 20, "num_states": 0},  # the burn-in is longer than a rollout
+    {"layers": 2, "window": 20, "num_states": 4, "chains": 2, "control": "all"},
+    {"layers": 0, "num_states": 6},
+]
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "head"), [("CartPole-v1", "tokens"), ("Pendulum-v1", "tokens"), ("Pendulum-v1", "gaussian")], ids=str
+)
+def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str, Any], name: str, head: str) -> None:
+    model = SequencePPO(
+        "DHMMPolicy", streams(name), n_steps=32, batch_size=64, seed=0, policy_kwargs=small(**build) | {"action_head": head}
+    )
+    shaken(model)
+    for _ in range(3):
+        collect(model)
+        buffer = model.rollout_buffer
+        assert buffer.episode_starts[1:].any()
+        for samples in buffer.segments(2, model._belief):
+            values, log_prob, *_ = model.policy.evaluate_segments(samples)
+            assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
+            assert (values - samples.old_values).abs().max() < 1e-4
+        model._update_current_progress_remaining(0, 1)
+        model.train()
+
+
+def test_rollouts_continue_the_stream_as_though_the_model_had_read_all_of_it() -> None:
+    """One endless stream, one set of weights: the burn-in must stand for everything before it."""
+    model = shaken(
+        SequencePPO(
+            "DHMMPolicy", streams("Pendulum-v1", 2, 10**6), n_steps=16, batch_size=32, policy_kwargs=small(window=5, layers=2)
+        )
+    )
+    rows, values = [], []
+    for _ in range(4):
+        collect(model)
+        buffer = model.rollout_buffer
+        rows.append(buffer.tokens[buffer.burn_in :].copy())
+        values.append(buffer.values.copy())
+    whole = torch.from_numpy(np.concatenate(rows)).long().transpose(0, 1)
+    policy = model.policy
+    expected = policy.values(policy.features(*policy.language_model.encode(whole)))
+    assert (expected.detach().numpy().T - np.concatenate(values)).__abs__().max() < 1e-4
+
+
+def test_truncated_episodes_bootstrap_from_their_final_observation_in_its_state() -> None:
+    """Pendulum never terminates and time limits are no property of it: cutting an episode must not change what it is worth."""
+    rewards = []
+    final = []
+    for limit in (12, 10**6):
+        model = shaken(
+            SequencePPO(
+                "DHMMPolicy",
+                streams("Pendulum-v1", 1, limit),
+                n_steps=12,
+                batch_size=12,
+                gamma=0.9,
+                seed=0,
+                policy_kwargs=small(),
+            )
+        )
+        torch.manual_seed(0)
+        collect(model)
+        rewards.append(model.rollout_buffer.rewards[:, 0])
+        final.append(model.rollout_buffer.returns[:, 0])
+    assert (rewards[0][:-1] == rewards[1][:-1]).all()
+    assert rewards[0][-1] != rewards[1][-1]
+    np.testing.assert_allclose(final[0], final[1], rtol=1e-5)
+
+
+def test_predict_remembers_what_rollouts_remember() -> None:
+    env = streams("CartPole-v1", 3, 20)
+    model = shaken(SequencePPO("DHMMPolicy", env, policy_kwargs=small(window=6)))
+    observation: Any = env.reset()
+    state: Any = None
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(40):
+            seen.append(observation[:, -1])
+            before, kept = state, None if state is None else state[:]
+            action, state = model.predict(observation, state, deterministic=True)
+            if before is not None and kept is not None:
+                assert torch.equal(before.keys, kept.keys), "predict must leave the state alone that it was given"
+            policy = model.policy
+            features = policy.features(*policy.language_model.encode(torch.as_tensor(np.stack(seen, axis=1)), last=1))
+            assert (policy.distribution(features[:, 0]).mode().numpy() == action).all()
+            observation, *_ = env.step(action)
+
+
+def test_forgetting_the_state_is_said() -> None:
+    env = streams(max_episode_steps=500)
+    model = SequencePPO("DHMMPolicy", env, policy_kwargs=small())
+    observation: Any = env.reset()
+    action, _ = model.predict(observation)
+    observation, *_ = env.step(action)
+    with pytest.warns(UserWarning, match=r"model.predict\(observation, state"):
+        model.predict(observation)
+    single = TokenStream(gym.make("CartPole-v1"), history=1)
+    action, state = model.predict(single.reset(seed=0)[0])
+    assert single.action_space.contains(action)
+    action, state = model.predict(single.step(action)[0], state)
+    with pytest.raises(InputError, match="wrap the environment"):
+        model.predict(np.zeros((1, 4)))
+
+
+def test_it_works_as_any_sb3_algorithm_does(tmp_path: Path) -> None:
+    env = VecNormalize(streams(), norm_obs=False)
+    evaluation = VecNormalize(streams(), norm_obs=False, norm_reward=False, training=False)
+    model = SequencePPO(
+        "DHMMPolicy", env, n_steps=32, batch_size=64, seed=0, policy_kwargs=small(), clip_range_vf=0.2, target_kl=0.05
+    )
+    callback = EvalCallback(evaluation, n_eval_episodes=2, eval_freq=32, best_model_save_path=str(tmp_path), verbose=0)
+    model.learn(256, callback=callback)
+    assert np.isfinite(callback.last_mean_reward)
+    model.save(tmp_path / "model")
+    loaded = SequencePPO.load(tmp_path / "model", env=env, device="cpu")
+    observation: Any = env.reset()
+    assert (loaded.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
+    loaded.learn(128, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 384
+    other = SequencePPO.load(tmp_path / "best_model", device="cpu")
+    other.set_env(streams())
+    other.learn(128)
+    returns, _ = evaluate_policy(other, evaluation, n_eval_episodes=2)
+    assert np.isfinite(returns)
+
+
+def test_the_same_seed_gives_the_same_agent() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        model = SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=64, seed=seed, policy_kwargs=small()).learn(256)
+        return torch.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+def test_a_rollout_takes_four_bytes_a_token_and_little_else() -> None:
+    env = streams("CartPole-v1", 64)
+    model = SequencePPO("DHMMPolicy", env, n_steps=128, policy_kwargs=small(window=64))
+    buffer = model.rollout_buffer
+    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
+    tokens = 128 * 64 * 5
+    assert sum(array.nbytes for array in arrays) <= 2**20 + 4 * tokens
+
+
+class Masked(RepeatCue):
+    """Three choices, of which one is illegal at any time: the cue's own, before the last step."""
+
+    action_space = spaces.Discrete(3)
+
+    def action_masks(self) -> np.ndarray[Any, Any]:
+        return np.array([choice != (2 if self.t == 2 else self.cue) for choice in range(3)])
+
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        assert self.action_masks()[action], "an illegal action was taken"
+        return super().step(action)
+
+
+def test_illegal_actions_are_never_taken_and_have_no_part_in_updates() -> None:
+    env = make_vec_env(lambda: TokenStream(Masked(), history=1), 4, seed=0)
+    model = SequencePPO(
+        "DHMMPolicy", env, n_steps=32, batch_size=64, learning_rate=3e-3, seed=0, policy_kwargs=small(), ent_coef=0.01
+    )
+    model.learn(2_000)
+    collect(model)
+    for samples in model.rollout_buffer.segments(2, model._belief):
+        _, log_prob, distribution, *_ = model.policy.evaluate_segments(samples)
+        assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
+        assert samples.masks is not None
+        assert isinstance(distribution, ActionTokens)
+        probability = distribution.slot_log_probs()[:, 0, 1:].exp()  # the first id of slot 0 is DONE
+        assert (probability[~samples.masks] == 0).all()
+        torch.testing.assert_close(probability.sum(dim=-1), torch.ones(len(probability)))
+    evaluate_policy(WithActionMasks(model, env), env, n_eval_episodes=20, warn=False)
+    with pytest.raises(InputError, match="forbids every action"):
+        model.predict(np.asarray(env.reset()), action_masks=np.zeros((4, 3), dtype=bool))
+    with pytest.raises(InputError, match="4 environments of 3 choices"):
+        model.predict(np.asarray(env.reset()), action_masks=np.ones((4, 2), dtype=bool))
+
+
+def pretrained(imitates: bool) -> tuple[VecEnv, Checkpoint]:
+    env = streams(n_envs=4, max_episode_steps=100)
+    tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, env.action_space)
+    torch.manual_seed(0)
+    model = DHMMGPT2.from_tokenizer(tokenizer, **SMALL, window=4)
+    with torch.no_grad():
+        model.head[2:4] += torch.randn(2, model.embed_size)
+    return env, Checkpoint(model, tokenizer, {"imitates": imitates})
+
+
+def test_warm_up_trains_nothing_but_the_critic() -> None:
+    env, checkpoint = pretrained(imitates=True)
+    model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint, critic_warmup=2, seed=0)
+    model.learn(2 * 32 * 4)
+    for name, parameter in model.policy.language_model.named_parameters():
+        assert torch.equal(parameter, checkpoint.model.get_parameter(name)), name
+    critic = model.policy.value_net.weight.clone()
+    model.learn(32 * 4, reset_num_timesteps=False)
+    assert not torch.equal(model.policy.language_model.head, checkpoint.model.head)
+    assert not torch.equal(model.policy.value_net.weight, critic)
+
+
+def test_a_strong_prior_holds_the_policy_and_fades() -> None:
+    env, checkpoint = pretrained(imitates=True)
+
+    def distance(prior_kl: float) -> float:
+        model = SequencePPO(
+            "DHMMPolicy", env, learning_rate=3e-3, n_steps=32, batch_size=64, pretrained=checkpoint, critic_warmup=0,
+            prior_kl=prior_kl, prior_kl_decay=0.5, seed=0,
+        )  # fmt: skip
+        model.learn(4 * 32 * 4)
+        assert model.prior_kl_now == prior_kl * 0.5**4
+        found = model.logger.name_to_value
+        assert found["train/prior_kl_coef"] == pytest.approx(prior_kl * 0.5**3)
+        return float(found["train/prior_kl"])
+
+    assert distance(100.0) < 0.2 * distance(1e-6)
+
+
+def test_models_that_imitate_nobody_are_no_prior() -> None:
+    env, checkpoint = pretrained(imitates=False)
+    model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint)
+    assert model.policy.prior is None
+    assert not model.warming_up
+    assert torch.equal(model.policy.language_model.head, checkpoint.model.head)
+
+
+def test_a_prior_is_saved_and_loaded(tmp_path: Path) -> None:
+    env, checkpoint = pretrained(imitates=True)
+    model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint, critic_warmup=1).learn(256)
+    model.save(tmp_path / "model")
+    loaded = SequencePPO.load(tmp_path / "model", env=env)
+    assert loaded.policy.prior is not None
+    assert torch.equal(loaded.policy.prior.head, checkpoint.model.head)
+    assert loaded.prior_kl_now == model.prior_kl_now
+    loaded.learn(128)
+
+
+def test_next_token_loss_learns_the_observations() -> None:
+    model = SequencePPO(
+        "DHMMPolicy", streams(), n_steps=32, batch_size=64, learning_rate=3e-3, next_token_coef=1.0, policy_kwargs=small()
+    )
+    model.learn(128)
+    first = model.logger.name_to_value["train/next_token_loss"]
+    model.learn(2_000)
+    assert model.logger.name_to_value["train/next_token_loss"] < 0.6 * first
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "memory",
+    [{"num_states": 0, "window": 3}, {"num_states": 4, "window": 1}, {"num_states": 4, "layers": 0, "control": "all"}],
+    ids=["attention", "belief", "hmm"],
+)
+def test_it_learns_what_needs_memory(seed: int, memory: dict[str, Any]) -> None:
+    env = make_vec_env(lambda: TokenStream(RepeatCue(), history=1), 16, seed=seed)
+    model = SequencePPO(
+        "DHMMPolicy", env, LinearSchedule(3e-3, 0.0, 1.0), n_steps=32, batch_size=128, ent_coef=0.01, seed=seed,
+        policy_kwargs=small(**memory),
+    )  # fmt: skip
+    model.learn(20_000)
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=200, warn=False)
+    assert np.mean(mean) >= 0.95
+
+
+def test_without_memory_it_does_not() -> None:
+    env = make_vec_env(lambda: TokenStream(RepeatCue(), history=1), 16, seed=0)
+    model = SequencePPO("DHMMPolicy", env, 3e-3, n_steps=32, batch_size=128, policy_kwargs=small(num_states=0, window=1)).learn(
+        5_000
+    )
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=400, warn=False)
+    assert np.mean(mean) < 0.7
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="batch_size 16 is less than one segment"):
+        SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=16)
+    with pytest.raises(InputError, match="wrap the environment in TokenStream"):
+        SequencePPO("DHMMPolicy", gym.make("CartPole-v1"))
+    with pytest.raises(InputError, match="rotary"):
+        SequencePPO("DHMMPolicy", streams(), policy_kwargs=small(positions="learned"))
+    with pytest.raises(InputError, match="gaussian"):
+        SequencePPO("DHMMPolicy", streams(), policy_kwargs=small() | {"action_head": "gaussian"})
+    _, checkpoint = pretrained(imitates=True)
+    finer = Tokenizer(gym.make("CartPole-v1").observation_space, spaces.Discrete(2), bins=20)
+    env = VecTokenStream(make_vec_env("CartPole-v1", 2), finer, history=1)
+    with pytest.raises(InputError, match="another tokenizer"):
+        SequencePPO("DHMMPolicy", env, pretrained=checkpoint)
