@@ -11,6 +11,7 @@ import tyro
 from numpy.typing import NDArray
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
@@ -19,9 +20,9 @@ from dhmm_rl.model import load_checkpoint
 from dhmm_rl.policies import LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.agents import load_agent
-from dhmm_rl.training.callbacks import BEST
-from dhmm_rl.training.environments import make_envs, wrap
+from dhmm_rl.training.agents import load_agent, with_masks
+from dhmm_rl.training.callbacks import BEST, BEST_NORMALIZATION
+from dhmm_rl.training.environments import make_envs, restore_normalization, wrap
 from dhmm_rl.training.runs import Run
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -65,8 +66,10 @@ def main(args: Args) -> None:
     actor, recipe, tokenizer = load_actor(run, args.language_model, device)
 
     set_random_seed(args.seed)
-    env = wrap(make_envs(run.env, min(args.episodes, 10), args.seed), recipe, tokenizer, training=False)
-    returns, lengths = evaluate_policy(actor, env, args.episodes, deterministic=not args.sample, return_episode_rewards=True)
+    env = restored(run, wrap(make_envs(run.env, min(args.episodes, 10), args.seed), recipe, tokenizer, training=False))
+    returns, lengths = evaluate_policy(
+        with_masks(actor, env), env, args.episodes, deterministic=not args.sample, return_episode_rewards=True
+    )
     env.close()
     who = "language model" if args.language_model else run.agent.name
     print(f"{who} on {run.env.name}: mean return {np.mean(returns):.1f} ± {np.std(returns):.1f} over {args.episodes} episodes")
@@ -88,7 +91,7 @@ def load_actor(run: Run, language_model: bool, device: str) -> tuple[Any, AgentR
     :raises InputError: when the run does not have it
     """
     if not language_model:
-        agent = load_agent(run.folder / BEST, None, device)
+        agent = load_agent(run.agent, run.folder / BEST, None, device)
         return agent, run.agent, getattr(agent.observation_space, "tokenizer", None)
     model, tokenizer, info = load_checkpoint(run.language_model, device)
     if tokenizer is None:
@@ -96,6 +99,11 @@ def load_actor(run: Run, language_model: bool, device: str) -> tuple[Any, AgentR
     if not info.get("imitates", False):
         print("note: this model was pretrained on no actions worth imitating, so it acts at random")
     return LanguageModelActor(model, tokenizer), None, None
+
+
+def restored(run: Run, env: VecEnv) -> VecEnv:
+    """The environments with the statistics by which the best agent's observations are normalised."""
+    return restore_normalization(env, run.folder / BEST_NORMALIZATION, training=False)
 
 
 def record(
@@ -108,7 +116,8 @@ def record(
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
     env = make_envs(run.env, 1, args.seed, render_mode="rgb_array")
-    env = wrap(env, recipe, tokenizer, training=False)
+    env = restored(run, wrap(env, recipe, tokenizer, training=False))
+    actor = with_masks(actor, env)
     observation: Any = env.reset()
     frames: list[NDArray[np.uint8]] = []
     state, start = None, np.ones(1, dtype=bool)

@@ -3,23 +3,23 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size
-from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, last_checkpoint, make_eval_callback, seconds_before
+from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
+from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best, seconds_before
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
@@ -44,6 +44,8 @@ class Args:
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     agent: str = "dhmm-gpt2"
     """Agent: a recipe's name or path. 'python -m dhmm_rl.recipes' lists those that ship."""
+    algo: Literal["recipe", "sequence-ppo", "ppo"] = "recipe"
+    """For an agent that reads tokens: the recipe's; SequencePPO, on the cached state; or SB3's PPO, on windows."""
     seed: int = 0
     """Seeds environments, weights, actions and pretraining."""
     steps: int | None = None
@@ -87,7 +89,7 @@ def main(args: Args) -> None:
     if checkpoint is None:
         agent = make_agent(run.agent, env, run.seed, device, pretrained)
     else:
-        agent = resume_agent(checkpoint, env, device)
+        agent = resume_agent(run.agent, checkpoint, env, device)
     agent.set_logger(make_logger(run.folder, "ppo"))
     steps = ppo_steps(run, agent, pretraining_steps)
     every_calls = run.env.eval_every // env.num_envs
@@ -112,6 +114,10 @@ def start(args: Args) -> Run:
         raise InputError(f"steps is {args.steps}; it must be positive")
     env, agent = load_recipes(args.env, args.agent)
     pretrained = args.pretrained
+    if args.algo != "recipe":
+        if not agent.reads_tokens:
+            raise InputError(f"the agent {agent.name} reads no tokens; --algo is for agents that do")
+        agent = replace(agent, algorithm={"sequence-ppo": "SequencePPO", "ppo": "PPO"}[args.algo])
     if not agent.reads_tokens:
         if pretrained not in ("auto", "none"):
             raise InputError(f"the agent {agent.name} has no language model; --pretrained is for agents that have")
@@ -142,7 +148,7 @@ def get_pretrained(run: Run, device: str, progress: bool) -> Checkpoint | None:
     return checkpoint
 
 
-def ppo_steps(run: Run, agent: PPO, pretraining_steps: int) -> int:
+def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int:
     """
     How many environment steps PPO takes altogether; the budget is never exceeded, so it is a whole number of rollouts.
 
@@ -159,14 +165,17 @@ def ppo_steps(run: Run, agent: PPO, pretraining_steps: int) -> int:
     return rollouts * rollout_size(agent)
 
 
-def finish(run: Run, agent: PPO, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float) -> None:
+def finish(
+    run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float
+) -> None:
     """Evaluate the final agent at length, keep it if it is the best, plot, and say where everything is."""
-    returns, _ = evaluate_policy(agent, env, FINAL_EPISODES, return_episode_rewards=True)
+    assert agent.env is not None
+    sync_envs_normalization(agent.env, env)
+    returns, _ = evaluate_policy(with_masks(agent, env), env, FINAL_EPISODES, return_episode_rewards=True)
     assert isinstance(returns, list)
     final = float(np.mean(returns))
     if final >= evaluation.best_mean_reward:
-        with atomic_write(run.folder / BEST) as temporary:
-            agent.save(temporary)
+        save_best(agent, run.folder)
     means = [float(np.mean(results)) for results in evaluation.evaluations_results]
     result: dict[str, Any] = {
         "env": run.env.name,

@@ -1,5 +1,35 @@
-"""Environments as token streams."""
+"""Environments as token streams, and the environments that this project registers with Gymnasium."""
 
+import gymnasium as gym
+
+from dhmm_rl.envs.partial import MaskFields
+from dhmm_rl.envs.t_maze import TMaze
+from dhmm_rl.envs.tiger import Tiger, tiger_beliefs, tiger_values
 from dhmm_rl.envs.token_stream import TokenSpace, TokenStream, VecTokenStream
 
-__all__ = ["TokenSpace", "TokenStream", "VecTokenStream"]
+__all__ = [
+    "MaskFields",
+    "TMaze",
+    "Tiger",
+    "TokenSpace",
+    "TokenStream",
+    "VecTokenStream",
+    "tiger_beliefs",
+    "tiger_values",
+]
+
+VELOCITIES = {"CartPole-v1": (1, 3), "Pendulum-v1": (2,), "LunarLander-v3": (2, 3, 5)}
+"""Which entries of these environments' observations are velocities."""
+
+for _id, _velocities in VELOCITIES.items():
+    _name, _version = _id.split("-")
+    _spec = gym.spec(_id)
+    gym.register(
+        f"dhmm_rl/{_name}NoVel-{_version}",
+        _spec.entry_point,
+        max_episode_steps=_spec.max_episode_steps,
+        kwargs=_spec.kwargs,
+        additional_wrappers=(MaskFields.wrapper_spec(fields=_velocities),),
+    )
+gym.register("dhmm_rl/Tiger-v0", "dhmm_rl.envs.tiger:Tiger", max_episode_steps=100)
+gym.register("dhmm_rl/TMaze-v0", "dhmm_rl.envs.t_maze:TMaze")

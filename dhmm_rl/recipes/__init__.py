@@ -17,6 +17,8 @@ from dhmm_rl.errors import InputError
 
 Table = dict[str, Any]
 
+ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO")
+
 
 @dataclass(frozen=True)
 class AgentRecipe:
@@ -28,17 +30,23 @@ class AgentRecipe:
     """One line for people."""
     policy: str
     """``DHMMPolicy``, or a policy of SB3's by its name."""
+    algorithm: str = "SequencePPO"
+    """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO``."""
     model: Table = field(default_factory=dict)
     """Keywords of DHMMGPT2."""
     pretrain: Table = field(default_factory=dict)
     """Pretraining before PPO: ``episodes`` of random rollouts, ``field_weights`` by name, and fields of TrainingSettings; none
     if empty."""
     ppo: Table = field(default_factory=dict)
-    """Keywords of SB3's PPO; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
+    """Keywords of the algorithm; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
     n_envs: int = 8
     """Environments side by side."""
+    frame_stack: int = 1
+    """How many observations are shown at once, by VecFrameStack; for agents that read no tokens."""
     normalize_reward: bool = False
     """Learn on returns normalised by VecNormalize."""
+    normalize_observation: bool = False
+    """Learn on observations normalised by VecNormalize; for agents that read no tokens."""
     budget: int | None = None
     """Environment steps, if not the environment's."""
 
@@ -57,7 +65,9 @@ class EnvRecipe:
     description: str
     """One line for people."""
     id: str
-    """What ``gymnasium.make`` calls it."""
+    """What ``gymnasium.make`` calls it; ``module:id`` imports the module first."""
+    kwargs: Table = field(default_factory=dict)
+    """Keywords for ``gymnasium.make``."""
     budget: int = 100_000
     """Environment steps an agent may take, those of pretraining rollouts included."""
     solved_at: float | None = None
@@ -134,6 +144,8 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
     for key in table:
         if key not in known:
             raise InputError(f"the recipe {name} has a key {key!r}{_suggest(key, sorted(known))}")
+    if table.get("algorithm", ALGORITHMS[0]) not in ALGORITHMS:
+        raise InputError(f"the recipe {name} has algorithm = {table['algorithm']!r}; known are {', '.join(ALGORITHMS)}")
     missing = {"description", "policy"} & known - set(table)
     if missing:
         raise InputError(f"the recipe {name} lacks {sorted(missing)[0]!r}")

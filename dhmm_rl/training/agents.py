@@ -3,53 +3,68 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.policies import DHMMPolicy
 from dhmm_rl.recipes import AgentRecipe
+from dhmm_rl.sequence_ppo import SequencePPO, WithActionMasks
+from dhmm_rl.training.environments import restore_normalization
+
+ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"SequencePPO": SequencePPO, "PPO": PPO, "RecurrentPPO": RecurrentPPO}
 
 
-def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> PPO:
+def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> OnPolicyAlgorithm:
     """
     A new agent.
 
     :param env: the environments as the agent sees them
     :param pretrained: the language model to start from
-    :raises InputError: for settings that PPO or the model does not take, or a pretrained model of another build
+    :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another build
     """
     settings: dict[str, Any] = {name: _schedule(value) for name, value in agent.ppo.items()}
+    policy_kwargs = dict(settings.pop("policy_kwargs", {}))
+    if isinstance(policy_kwargs.get("activation_fn"), str):
+        policy_kwargs["activation_fn"] = getattr(torch.nn, policy_kwargs["activation_fn"])
     if agent.reads_tokens:
-        policy_kwargs = settings.get("policy_kwargs", {})
-        settings["policy_kwargs"] = {**policy_kwargs, "features_extractor_kwargs": agent.model}
+        policy_kwargs["features_extractor_kwargs"] = agent.model
+    sequence = agent.algorithm == "SequencePPO"
+    if sequence:
+        settings["pretrained"] = pretrained
+    algorithm: Any = ALGORITHMS[agent.algorithm]
     try:
-        ppo = PPO(agent.policy, env, seed=seed, device=device, **settings)
+        made: OnPolicyAlgorithm = algorithm(
+            agent.policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
+        )
     except TypeError as error:
         raise InputError(f"the settings of agent {agent.name} do not fit: {error}") from error
-    if pretrained is not None:
-        assert isinstance(ppo.policy, DHMMPolicy)
-        ppo.policy.load_language_model(pretrained.model)
-    return ppo
+    if pretrained is not None and not sequence:
+        assert isinstance(made.policy, DHMMPolicy)
+        made.policy.load_language_model(pretrained.model)
+    return made
 
 
-def resume_agent(checkpoint: Path, env: VecEnv, device: str) -> PPO:
+def resume_agent(recipe: AgentRecipe, checkpoint: Path, env: VecEnv, device: str) -> OnPolicyAlgorithm:
     """
     The agent of a run's checkpoint on its environments, whose reward statistics are read back.
 
     :raises InputError: when the checkpoint cannot be read
     """
-    if isinstance(env, VecNormalize):
-        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), env.venv)
-    agent = load_agent(checkpoint / "model.zip", env, device)
+    env = restore_normalization(env, checkpoint / "vecnormalize.pkl", training=True)
+    agent = load_agent(recipe, checkpoint / "model.zip", env, device)
     agent.set_random_seed((agent.seed or 0) + agent.num_timesteps)
     return agent
 
 
-def load_agent(path: Path, env: VecEnv | None, device: str) -> PPO:
+def load_agent(recipe: AgentRecipe, path: Path, env: VecEnv | None, device: str) -> OnPolicyAlgorithm:
     """
     An agent from its zip.
 
@@ -58,10 +73,16 @@ def load_agent(path: Path, env: VecEnv | None, device: str) -> PPO:
     if not path.is_file():
         raise InputError(f"there is no trained agent {path}")
     try:
-        return PPO.load(path, env=env, device=device)
+        return ALGORITHMS[recipe.algorithm].load(path, env=env, device=device)
     except Exception as error:  # zipfile, torch and SB3 raise whatever they met
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an agent ({reason}): it is cut short, or of another environment") from error
+
+
+def with_masks(agent: Any, env: VecEnv) -> Any:
+    """The agent, asking the environments for their action masks if they have any and it can use them."""
+    takes_masks = isinstance(agent, SequencePPO) and is_masking_supported(env)
+    return WithActionMasks(agent, env) if takes_masks else agent
 
 
 def rollout_size(agent: BaseAlgorithm) -> int:

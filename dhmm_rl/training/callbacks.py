@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.files import atomic_write
+from dhmm_rl.training.agents import with_masks
 
 BEST = "best_model.zip"
+BEST_NORMALIZATION = "best_vecnormalize.pkl"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations.npz"
 
@@ -24,9 +27,26 @@ class KeepBest(BaseCallback):
         self.folder = folder
 
     def _on_step(self) -> bool:
-        with atomic_write(self.folder / BEST) as temporary:
-            self.model.save(temporary)
+        save_best(self.model, self.folder)
         return True
+
+
+def save_best(model: BaseAlgorithm, folder: Path) -> None:
+    """Keep an agent as the best of its run, with the statistics by which its observations are normalised."""
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        with atomic_write(folder / BEST_NORMALIZATION) as temporary:
+            normalize.save(str(temporary))
+    with atomic_write(folder / BEST) as temporary:
+        model.save(temporary)
+
+
+class Evaluation(EvalCallback):
+    """SB3's evaluation, with the masks of environments that have them."""
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        self.model = with_masks(self.model, self.eval_env)
 
 
 class KeepCheckpoint(BaseCallback):
@@ -83,7 +103,7 @@ def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: in
     :param every_calls: steps of the vector environment between evaluations
     :param checkpoint: from which the run goes on
     """
-    callback = EvalCallback(
+    callback = Evaluation(
         env,
         callback_on_new_best=KeepBest(folder),
         n_eval_episodes=episodes,

@@ -1,11 +1,12 @@
 """Environments and tokenizers as recipes ask for them."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import VecTokenStream
@@ -24,8 +25,8 @@ def make_envs(env: EnvRecipe, n_envs: int, seed: int, **env_kwargs: Any) -> VecE
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
     try:
-        return make_vec_env(env.id, n_envs, seed=seed, env_kwargs=env_kwargs)
-    except gym.error.Error as error:
+        return make_vec_env(env.id, n_envs, seed=seed, env_kwargs=env.kwargs | env_kwargs)
+    except (gym.error.Error, ImportError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
 
 
@@ -48,12 +49,30 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
-    """The environments as the agent sees them: tokens, normalised rewards. Plain ones when there is no agent."""
+    """The environments as the agent sees them: tokens or frames, normalised values. Plain ones when there is no agent."""
     if agent is None:
         return venv
     if agent.reads_tokens:
-        venv = VecTokenStream(venv, tokenizer, history=agent.model.get("window", 16))
-    if agent.normalize_reward:
+        history = 1 if agent.algorithm == "SequencePPO" else agent.model.get("window", 16)
+        venv = VecTokenStream(venv, tokenizer, history=history)
+    if agent.frame_stack > 1:
+        venv = VecFrameStack(venv, agent.frame_stack)
+    if agent.normalize_reward or agent.normalize_observation:
         gamma = agent.ppo.get("gamma", 0.99)
-        venv = VecNormalize(venv, training=training, norm_obs=False, norm_reward=training, gamma=gamma)
+        venv = VecNormalize(
+            venv,
+            training=training,
+            norm_obs=agent.normalize_observation,
+            norm_reward=agent.normalize_reward and training,
+            gamma=gamma,
+        )
     return venv
+
+
+def restore_normalization(env: VecEnv, path: Path, training: bool) -> VecEnv:
+    """The same environments with the statistics that a :class:`VecNormalize` of theirs was saved with; others as they are."""
+    if not isinstance(env, VecNormalize):
+        return env
+    restored = VecNormalize.load(str(path), env.venv)
+    restored.training, restored.norm_reward = training, env.norm_reward
+    return restored
