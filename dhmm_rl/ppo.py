@@ -79,12 +79,12 @@ def main(args: Args) -> None:
 
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info["env_steps"] if pretrained is not None else 0
-    venv = make_envs(run.env, run.agent.n_envs, run.seed)
+    venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     tokenizer = None
     if run.agent.reads_tokens:
         tokenizer = pretrained.tokenizer if pretrained is not None else make_tokenizer(run.env, venv)
     env = wrap(venv, run.agent, tokenizer, training=True)
-    eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000), run.agent, tokenizer, training=False)
+    eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000, run.agent), run.agent, tokenizer, training=False)
 
     if checkpoint is None:
         agent = make_agent(run.agent, env, run.seed, device, pretrained)

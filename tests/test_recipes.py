@@ -17,7 +17,7 @@ from dhmm_rl.training.pretraining import training_settings
 def test_every_agent_builds_on_every_environment(env: str, agent: str) -> None:
     env_recipe, agent_recipe = load_recipes(env, agent)
     training_settings(agent_recipe).check()
-    venv = make_envs(env_recipe, agent_recipe.n_envs, seed=0)
+    venv = make_envs(env_recipe, agent_recipe.n_envs, 0, agent_recipe)
     tokenizer = make_tokenizer(env_recipe, venv) if agent_recipe.reads_tokens else None
     built = make_agent(agent_recipe, wrap(venv, agent_recipe, tokenizer, training=True), 0, "cpu", None)
     assert built.get_vec_normalize_env() is not None or not agent_recipe.normalize_reward

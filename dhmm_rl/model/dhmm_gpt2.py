@@ -541,8 +541,8 @@ def _init_embeddings(embedding: nn.Embedding, head: nn.Parameter, slots: Sequenc
     Normal noise, with two exceptions.
 
     Bins of one real field start from smooth features of their centres, so that neighbours look alike: sines and cosines of the
-    companded centres in [-1, 1], with amplitudes falling as 1 / frequency, projected at random and scaled to the same
-    deviation. What reads out actions starts from zero, so that a new policy is uniform.
+    companded centres in [-1, 1], octave by octave until a period is a few bins, with amplitudes falling as 1 / frequency,
+    projected at random and scaled to the same deviation. What reads out actions starts from zero: a new policy is uniform.
     """
     with torch.no_grad():
         nn.init.normal_(embedding.weight, std=0.1)
@@ -551,7 +551,7 @@ def _init_embeddings(embedding: nn.Embedding, head: nn.Parameter, slots: Sequenc
         for slot in slots:
             if slot.ordinal:
                 centres = (torch.arange(slot.ordinal) + 0.5) / slot.ordinal * 2 - 1
-                frequency = torch.arange(1, 5)
+                frequency = 2.0 ** torch.arange(int(math.log2(slot.ordinal)))
                 phase = centres[:, None] * frequency * math.pi / 2
                 features = torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
                 for weight in (embedding.weight, head):

@@ -1,5 +1,6 @@
 """Environments and tokenizers as recipes ask for them."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,26 @@ FITTED_ROWS = 100_000
 """A tokenizer is fitted on so many rows, evenly spaced: rollouts may be larger than memory."""
 
 
-def make_envs(env: EnvRecipe, n_envs: int, seed: int, **env_kwargs: Any) -> VecEnv:
+def make_envs(
+    env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None = None, render_mode: str | None = None
+) -> VecEnv:
     """
     The plain environments side by side, monitored.
 
+    :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
     try:
-        return make_vec_env(env.id, n_envs, seed=seed, env_kwargs=env.kwargs | env_kwargs)
+        flat = agent is not None and not agent.reads_tokens
+        kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
+        make = functools.partial(gym.make, env.id, **kwargs)
+        return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else None)
     except (gym.error.Error, ImportError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env if isinstance(env.observation_space, gym.spaces.Box) else gym.wrappers.FlattenObservation(env)
 
 
 def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = None) -> Tokenizer:
