@@ -86,6 +86,26 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
     assert run(finished, "play", training, "--episodes", 3) == run(finished, "play", training, "--episodes", 3)
 
 
+@pytest.mark.parametrize(
+    ("env", "agent", "algo"),
+    [
+        ("CartPoleNoVel-v1", "lstm", "recipe"),
+        ("TMaze-v0", "lstm", "recipe"),
+        ("CartPoleNoVel-v1", "mlp-framestack", "recipe"),
+        ("Tiger-v0", "mlp-framestack", "recipe"),
+        ("PendulumNoVel-v1", "short.toml", "sequence-ppo"),
+        ("PendulumNoVel-v1", "short.toml", "ppo"),
+    ],
+)
+def test_every_algorithm_is_trained_and_played(env: str, agent: str, algo: str, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(SHORT)
+    run(tmp_path, "ppo", "--env", env, "--agent", agent, "--algo", algo, "--pretrained", "none", "--steps", 512)
+    folder = tmp_path / "runs" / env / agent.removesuffix(".toml") / "1"
+    played = run(tmp_path, "play", folder, "--episodes", 2)
+    assert "mean return" in played
+    assert played == run(tmp_path, "play", folder, "--episodes", 2)
+
+
 def test_the_same_seed_gives_the_same_run(finished: Path) -> None:
     results = []
     for seed, root in ((7, "x"), (7, "y"), (8, "z")):
@@ -164,6 +184,7 @@ BAD = {
     "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt"], "is not a model"),
     "teacher of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"], "the teacher sees"),
     "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
+    "an algorithm without tokens": ("ppo", ["--agent", "mlp", "--algo", "ppo"], "reads no tokens"),
     "no such device": ("ppo", ["--device", "abacus"], "cannot be used here"),
     "complete pretraining": ("pretrain", ["--resume", "runs/CartPole-v1/pretrain/1"], "is complete"),
     "complete run": ("ppo", ["--resume", "runs/CartPole-v1/short/1"], "is complete"),
