@@ -54,6 +54,12 @@ def steps_to_stay(result: dict[str, Any], threshold: float) -> float:
     return float(result["eval_steps"][first]) if first < len(result["eval_steps"]) else np.inf
 
 
+def seconds_to_stay(result: dict[str, Any], threshold: float) -> float:
+    """Seconds of training, evaluations apart, until then."""
+    steps = steps_to_stay(result, threshold)
+    return float(result["eval_seconds"][result["eval_steps"].index(steps)]) if np.isfinite(steps) else np.inf
+
+
 def first_steps(result: dict[str, Any], threshold: float) -> float:
     """Environment steps of the first evaluation that reaches the threshold; infinite when none does."""
     reached = [step for step, value in zip(result["eval_steps"], result["eval_returns"], strict=True) if value >= threshold]
@@ -82,19 +88,20 @@ def table(env: str, results: Results) -> str:
     ]
     head = ["agent", "seeds", "return of the final agent", "worst seed", "environment steps", "seconds", "steps/s"]
     if threshold is not None:
-        head += [f"first {threshold:g}", f"stays ≥ {threshold:g} from", "seeds that stay"]
+        head += [f"first {threshold:g}", f"stays ≥ {threshold:g} from", "after seconds", "seeds that stay"]
     lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for agent in dict.fromkeys(result["agent"] for result in results):
         runs = [result for result in results if result["agent"] == agent]
         final = np.array([run["final_return"] for run in runs])
         steps = np.array([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
-        seconds = np.array([run["seconds"] for run in runs])
+        seconds = np.array([run["training_seconds"] for run in runs])
         row = [agent, str(len(runs)), str(interquartile_mean(final)), f"{final.min():.0f}", f"{np.median(steps):,.0f}"]
         row += [str(interquartile_mean(seconds)), f"{np.median(steps / seconds):,.0f}"]
         if threshold is not None:
             stays = np.array([steps_to_stay(run, threshold) for run in runs])
             first = np.array([first_steps(run, threshold) for run in runs])
-            row += [_steps(first), _steps(stays), f"{np.isfinite(stays).sum()} of {len(runs)}"]
+            after = np.array([seconds_to_stay(run, threshold) for run in runs])
+            row += [_steps(first), _steps(stays), _steps(after), f"{np.isfinite(stays).sum()} of {len(runs)}"]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

@@ -43,6 +43,10 @@ class Args:
     """Folder for the runs, the table of runs (runs.csv), the report (report.md) and the plots."""
 
 
+SERIES = ("eval_steps", "eval_returns", "eval_seconds")
+"""What a run's row holds as lists, one entry an evaluation."""
+
+
 class Job(NamedTuple):
     """One run to be done: ``agent`` may end in ``:none``."""
 
@@ -102,10 +106,19 @@ def write_runs(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """One row per run."""
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        columns = ["env", "agent", "seed", "pretraining_steps", "ppo_steps", "seconds", "final_return", "final_return_std"]
-        writer.writerow([*columns, "eval_steps", "eval_returns"])
+        columns = [
+            "env",
+            "agent",
+            "seed",
+            "pretraining_steps",
+            "ppo_steps",
+            "training_seconds",
+            "final_return",
+            "final_return_std",
+        ]
+        writer.writerow([*columns, *SERIES])
         for result in results:
-            series = [" ".join(f"{value:g}" for value in result[name]) for name in ("eval_steps", "eval_returns")]
+            series = [" ".join(f"{value:g}" for value in result[name]) for name in SERIES]
             writer.writerow([*(result[column] for column in columns), *series])
 
 

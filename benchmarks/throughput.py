@@ -165,7 +165,7 @@ def update_rate(args: Args, embed_size: int, device: str) -> float:
         began = time.perf_counter()
         agent.train()  # type: ignore[attr-defined]
         seconds.append(time.perf_counter() - began)
-    return counter.get_total_flops() / float(np.median(seconds))
+    return float(counter.get_total_flops() / np.median(seconds))
 
 
 def product_rate(device: str, size: int = 1024, times: int = 5) -> float:

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
@@ -19,7 +17,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
-from dhmm_rl.training.callbacks import BEST, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best, seconds_before
+from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
@@ -72,11 +70,7 @@ def main(args: Args) -> None:
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
-    before, began = seconds_before(checkpoint), time.perf_counter()
-
-    def clock() -> float:
-        return before + time.perf_counter() - began
-
+    clock = Clock(checkpoint)
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info["env_steps"] if pretrained is not None else 0
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
@@ -93,7 +87,7 @@ def main(args: Args) -> None:
     agent.set_logger(make_logger(run.folder, "ppo"))
     steps = ppo_steps(run, agent, pretraining_steps)
     every_calls = run.env.eval_every // env.num_envs
-    evaluation = make_eval_callback(run.folder, eval_env, run.env.eval_episodes, every_calls, checkpoint)
+    evaluation = make_eval_callback(run.folder, eval_env, run.env.eval_episodes, every_calls, checkpoint, clock)
     evaluation.n_calls = agent.num_timesteps // env.num_envs
     agent.learn(
         steps - agent.num_timesteps,
@@ -101,7 +95,7 @@ def main(args: Args) -> None:
         reset_num_timesteps=checkpoint is None,
         progress_bar=not args.quiet,
     )
-    finish(run, agent, eval_env, evaluation, pretraining_steps, clock())
+    finish(run, agent, eval_env, evaluation, pretraining_steps)
 
 
 def start(args: Args) -> Run:
@@ -165,10 +159,9 @@ def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int
     return rollouts * rollout_size(agent)
 
 
-def finish(
-    run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: EvalCallback, pretraining_steps: int, seconds: float
-) -> None:
+def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluation, pretraining_steps: int) -> None:
     """Evaluate the final agent at length, keep it if it is the best, plot, and say where everything is."""
+    seconds = evaluation.clock.training
     assert agent.env is not None
     sync_envs_normalization(agent.env, env)
     returns, _ = evaluate_policy(with_masks(agent, env), env, FINAL_EPISODES, return_episode_rewards=True)
@@ -183,9 +176,11 @@ def finish(
         "seed": run.seed,
         "pretraining_steps": pretraining_steps,
         "ppo_steps": agent.num_timesteps,
-        "seconds": seconds,
+        "training_seconds": seconds,
+        "evaluation_seconds": evaluation.clock.evaluating,
         "eval_steps": [pretraining_steps + step for step in evaluation.evaluations_timesteps],
         "eval_returns": means,
+        "eval_seconds": evaluation.clock.marks,
         "final_return": final,
         "final_return_std": float(np.std(returns)),
     }
@@ -197,7 +192,10 @@ def finish(
     print(
         f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes"
     )
-    print(f"after {total} environment steps ({pretraining_steps} of them random, for pretraining), {seconds:.0f} s")
+    print(
+        f"after {total} environment steps ({pretraining_steps} of them random, for pretraining),"
+        f" {seconds:.0f} s of training and {evaluation.clock.evaluating:.0f} s of evaluation"
+    )
     if run.env.solved_at is not None:
         print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")
     print(f"learning curve: {run.folder / 'curve.png'}")

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -17,6 +18,33 @@ BEST = "best_model.zip"
 BEST_NORMALIZATION = "best_vecnormalize.pkl"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations.npz"
+
+
+class Clock:
+    """
+    Seconds that a run has taken, those of evaluations apart.
+
+    :param checkpoint: from which the run goes on; a run's beginning when ``None``
+    """
+
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        before: dict[str, Any] = {"training": 0.0, "evaluating": 0.0, "marks": []}
+        if checkpoint is not None:
+            before = json.loads((checkpoint / "clock.json").read_text())
+        self.evaluating: float = before["evaluating"]
+        self.marks: list[float] = before["marks"]
+        """Seconds of training at every evaluation."""
+        self._began: float = time.perf_counter() - before["training"] - self.evaluating
+
+    @property
+    def training(self) -> float:
+        """Seconds of everything but evaluations."""
+        return time.perf_counter() - self._began - self.evaluating
+
+    def save(self, folder: Path) -> None:
+        """Keep the times in a checkpoint."""
+        times = {"training": self.training, "evaluating": self.evaluating, "marks": self.marks}
+        (folder / "clock.json").write_text(json.dumps(times))
 
 
 class KeepBest(BaseCallback):
@@ -42,7 +70,20 @@ def save_best(model: BaseAlgorithm, folder: Path) -> None:
 
 
 class Evaluation(EvalCallback):
-    """SB3's evaluation, with the masks of environments that have them."""
+    """SB3's evaluation, with the masks of environments that have them, and timed apart."""
+
+    def __init__(self, clock: Clock, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clock = clock
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq != 0:
+            return super()._on_step()
+        self.clock.marks.append(self.clock.training)
+        began = time.perf_counter()
+        goes_on = super()._on_step()
+        self.clock.evaluating += time.perf_counter() - began
+        return goes_on
 
     def _init_callback(self) -> None:
         super()._init_callback()
@@ -55,10 +96,10 @@ class KeepCheckpoint(BaseCallback):
 
     :param folder: of the run
     :param every: environment steps
-    :param clock: seconds that the run has taken so far; kept beside the agent
+    :param clock: of the run; kept beside the agent
     """
 
-    def __init__(self, folder: Path, every: int, clock: Callable[[], float]) -> None:
+    def __init__(self, folder: Path, every: int, clock: Clock) -> None:
         super().__init__()
         self.folder, self.every, self.clock, self.last = folder, every, clock, 0
 
@@ -77,7 +118,7 @@ class KeepCheckpoint(BaseCallback):
                     normalize.save(str(temporary / "vecnormalize.pkl"))
                 if (self.folder / EVALUATIONS).is_file():
                     shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
-                (temporary / "clock.json").write_text(json.dumps({"seconds": self.clock()}))
+                self.clock.save(temporary)
             if older is not None:
                 shutil.rmtree(older)
 
@@ -91,12 +132,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name), default=None)
 
 
-def seconds_before(checkpoint: Path | None) -> float:
-    """What the run had taken when a checkpoint was written; 0 without one."""
-    return 0.0 if checkpoint is None else float(json.loads((checkpoint / "clock.json").read_text())["seconds"])
-
-
-def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: int, checkpoint: Path | None) -> EvalCallback:
+def make_eval_callback(
+    folder: Path, env: VecEnv, episodes: int, every_calls: int, checkpoint: Path | None, clock: Clock
+) -> Evaluation:
     """
     SB3's evaluation as learning goes on; evaluations before the checkpoint of a resumed run are read back.
 
@@ -104,6 +142,7 @@ def make_eval_callback(folder: Path, env: VecEnv, episodes: int, every_calls: in
     :param checkpoint: from which the run goes on
     """
     callback = Evaluation(
+        clock,
         env,
         callback_on_new_best=KeepBest(folder),
         n_eval_episodes=episodes,
