@@ -11,8 +11,8 @@ demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and s
 	@run=$$(ls -td runs/demo/CartPole-v1/dhmm-gpt2/* | head -n 1) && \
 	$(BIN)/python -m dhmm_rl.play $$run --episodes 100 --video $$run/play.mp4 && echo "plot:  $$run/curve.png"
 
-test: $(INSTALLED)  ## everything but the slow tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## everything but the slow tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(INSTALLED)  ## the slow tests: learning at full length
 	$(BIN)/python -m pytest -m slow

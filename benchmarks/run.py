@@ -88,7 +88,7 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
         if (folder / "run.json").exists():
             command += ["--resume", str(folder)]
         else:
-            pretrained = "none" if job.agent.endswith(":none") or agent != "dhmm-gpt2" else "new"
+            pretrained = "none" if job.agent.endswith(":none") else "auto"  # in a folder of its own: as the recipe says
             command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(root)]
             command += ["--pretrained", pretrained, *(["--steps", str(args.steps)] if args.steps else [])]
         log = root / "log.txt"

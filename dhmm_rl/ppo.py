@@ -21,7 +21,7 @@ from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, 
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
-from dhmm_rl.training.pretraining import find_pretrained, pretrain
+from dhmm_rl.training.pretraining import find_pretrained, pretrain, pretrains
 from dhmm_rl.training.runs import Run
 
 FINAL_EPISODES = 100
@@ -120,7 +120,7 @@ def start(args: Args) -> Run:
         load_checkpoint(pretrained)
     if pretrained == "auto":
         found = find_pretrained(args.runs, env, agent)
-        pretrained = str(found) if found is not None else "new" if agent.pretrain else "none"
+        pretrained = str(found) if found is not None else "new" if pretrains(agent) else "none"
     return Run.create(args.runs, agent.name, env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
 
 

@@ -25,6 +25,25 @@ def test_the_default_command_solves_cartpole_within_its_budget(seed: int, tmp_pa
     assert min(result["eval_returns"][-2:]) >= 475
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_belief_remembers_what_attention_no_longer_sees(seed: int, tmp_path: Path) -> None:
+    """A corridor of four windows; a GPT-2 of the same size and window cannot know better than to guess."""
+    returns = {}
+    for agent in ("dhmm-gpt2", "gpt2"):
+        run(tmp_path, "dhmm_rl.ppo", "--env", "TMaze-v0", "--agent", agent, "--quiet", "--seed", str(seed))
+        returns[agent] = json.loads((tmp_path / f"runs/TMaze-v0/{agent}/1/result.json").read_text())["final_return"]
+    assert returns["dhmm-gpt2"] >= 0.95
+    assert 0.3 < returns["gpt2"] < 0.7
+
+
+def test_attention_repeats_what_was_shown_32_steps_ago(tmp_path: Path) -> None:
+    """popgym's RepeatPrevious Medium; a GRU is published at -0.32 after 15 million steps (Morad et al. 2023)."""
+    run(tmp_path, "dhmm_rl.ppo", "--env", "RepeatPreviousMedium", "--agent", "gpt2", "--quiet")
+    result = json.loads((tmp_path / "runs/RepeatPreviousMedium/gpt2/1/result.json").read_text())
+    assert result["ppo_steps"] <= 200_000
+    assert result["final_return"] >= 0.97
+
+
 def test_a_teachers_rollouts_alone_make_the_language_model_act_as_well(tmp_path: Path) -> None:
     run(tmp_path, "dhmm_rl.ppo", "--agent", "mlp", "--quiet")
     teacher = "teacher:runs/CartPole-v1/mlp/1/best_model.zip"

@@ -36,7 +36,7 @@ class AgentRecipe:
     """Keywords of DHMMGPT2."""
     pretrain: Table = field(default_factory=dict)
     """Pretraining before PPO: ``episodes`` of random rollouts, ``field_weights`` by name, and fields of TrainingSettings; none
-    if empty."""
+    if empty, or if ``episodes = 0``."""
     ppo: Table = field(default_factory=dict)
     """Keywords of the algorithm; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
     n_envs: int = 8

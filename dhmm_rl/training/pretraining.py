@@ -87,6 +87,11 @@ def pretrain(
     return run.language_model
 
 
+def pretrains(agent: AgentRecipe) -> bool:
+    """Whether the agent's recipe asks for pretraining before PPO."""
+    return bool(agent.pretrain) and agent.pretrain.get("episodes", DEFAULT_EPISODES) > 0
+
+
 def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | None:
     """The newest checkpoint of ``python -m dhmm_rl.pretrain`` that fits the recipes of an environment and an agent."""
     for path in pretraining_runs(root, env):
