@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2, Tables
 
 
 def choose(
@@ -55,6 +55,7 @@ def sample_slots(
     top_k: int | None = None,
     greedy: bool = False,
     generator: torch.Generator | None = None,
+    tables: Tables | None = None,
 ) -> Tensor:
     """
     Choose the next step's slots one after the other.
@@ -63,6 +64,7 @@ def sample_slots(
     :param belief: (B, 1, N, K)
     :param slots: which slots to choose; those before them are read from ``following``
     :param legal: which ids may be chosen, (V,) booleans; all when ``None``
+    :param tables: the model's, where they serve more than this step
     :return: ids of the next step, -1 in slots not chosen or given, (B, C)
     :raises InputError: when no legal id is left for a slot
     """
@@ -70,7 +72,7 @@ def sample_slots(
         following = torch.full((len(hidden), len(model.slots)), -1, device=hidden.device)
     following = following.clone()
     for j in slots:
-        logits = model.decode(hidden, belief, following[:, None], j, j + 1)[:, 0, 0]
+        logits = model.decode(hidden, belief, following[:, None], j, j + 1, tables)[:, 0, 0]
         ids = model.slot_ids[j]
         if legal is not None:
             allowed = legal[ids.clamp_min(0)] & (ids >= 0)
@@ -133,6 +135,7 @@ def generate(
             top_k=top_k,
             greedy=greedy,
             generator=generator,
+            tables=state.tables,
         )
         tokens = tokens[:, 0] if prompt.dim() == 2 else tokens
         stream.append(tokens[:, None])

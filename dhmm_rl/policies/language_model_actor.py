@@ -62,6 +62,8 @@ class LanguageModelActor:
                 tokens[episode_start, : self.tokenizer.action_slots] = RESET
         hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
         slots = range(self.model.action_slots)
-        following = sample_slots(self.model, hidden, belief, slots, legal=self.legal, greedy=deterministic)
+        following = sample_slots(
+            self.model, hidden, belief, slots, legal=self.legal, greedy=deterministic, tables=memory.tables
+        )
         actions = following[:, : self.model.action_slots].cpu().numpy()
         return self.tokenizer.decode_action(actions), (memory, actions)

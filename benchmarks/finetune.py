@@ -1,0 +1,137 @@
+"""``python -m benchmarks.finetune``: what the first updates of PPO do to a policy that was pretrained on a teacher."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.model import load_checkpoint
+from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.agents import make_agent
+from dhmm_rl.training.environments import make_envs, wrap
+
+TEACHING = ("--episodes", "50", "--steps", "1500", "--length", "64")
+WAYS = {"warm-up and KL": {}, "neither": {"critic_warmup": 0, "prior_kl": 0.0}}
+
+
+@dataclass
+class Args:
+    """
+    Pretrain on a teacher's rollouts, then train by PPO, and look at the policy after every update.
+
+    For every seed there is a teacher (the mlp agent), a language model pretrained on 50 of its episodes, and two beginnings of
+    PPO from it: with the critic's warm-up and the KL to the pretrained policy, and with neither. What is complete is not
+    repeated.
+    """
+
+    env: str = "CartPole-v1"
+    """Environment."""
+    seeds: int = 10
+    """How many seeds, from 0 on."""
+    updates: int = 20
+    """Updates of the policy to look at; those of the critic's warm-up come before them."""
+    episodes: int = 20
+    """Episodes of an evaluation."""
+    out: Path = Path("runs/finetune")
+    """Folder for the runs, the returns (returns.json) and the plot (returns.png)."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    for name in ("seeds", "updates", "episodes"):
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    device = set_up("cpu", args.threads, seed=0)
+    returns: dict[str, NDArray[np.float64]] = {}
+    for way, changes in WAYS.items():
+        per_seed = []
+        for seed in range(args.seeds):
+            kept = args.out / f"seed{seed}" / f"{way.replace(' ', '-')}.json"
+            if not kept.exists():
+                found = finetune(args, seed, changes, device)
+                with atomic_write(kept) as temporary:
+                    temporary.write_text(json.dumps(found))
+            per_seed.append(json.loads(kept.read_text())[: args.updates + 1])
+            print(f"{way}, seed {seed}: lowest {min(per_seed[-1]):.1f}, last {per_seed[-1][-1]:.1f}", flush=True)
+        returns[way] = np.array(per_seed)
+        means = returns[way].mean(axis=0)
+        print(f"{way}: mean over seeds before PPO {means[0]:.1f}, lowest after an update {means[1:].min():.1f}\n")
+    plot(args, returns)
+    print(f"plot: {args.out / 'returns.png'}")
+
+
+def pretrained(args: Args, seed: int) -> Path:
+    """A language model that learned from a teacher, by the commands that the README gives for it."""
+    root = args.out / f"seed{seed}"
+    teacher = root / args.env / "mlp" / "1"
+    model = root / args.env / "pretrain" / "1" / "pretrained.pt"
+    common = ["--env", args.env, "--seed", str(seed), "--runs", str(root), "--quiet"]
+    if not (teacher / "result.json").exists():
+        subprocess.run([sys.executable, "-m", "dhmm_rl.ppo", "--agent", "mlp", *common], check=True, capture_output=True)
+    if not model.exists():
+        data = ["--data", f"teacher:{teacher / 'best_model.zip'}", *TEACHING]
+        subprocess.run([sys.executable, "-m", "dhmm_rl.pretrain", *data, *common], check=True, capture_output=True)
+    return model
+
+
+def finetune(args: Args, seed: int, changes: dict[str, Any], device: str) -> list[float]:
+    """Mean returns before the first update of the policy and after each."""
+    checkpoint = load_checkpoint(pretrained(args, seed), device)
+    env_recipe, recipe = load_recipes(args.env, "dhmm-gpt2")
+    recipe.ppo.update(changes)
+    env = wrap(make_envs(env_recipe, recipe.n_envs, seed), recipe, checkpoint.tokenizer, training=True)
+    evaluation = wrap(make_envs(env_recipe, args.episodes, seed + 10_000), recipe, checkpoint.tokenizer, training=False)
+    agent = make_agent(recipe, env, seed, device, checkpoint)
+    warmup = recipe.ppo.get("critic_warmup", 4)
+    look = Look(evaluation, args.episodes, warmup + args.updates + 1)
+    agent.learn(env_recipe.budget, callback=look)  # schedules fall as in a whole run, which stops early
+    return look.returns[warmup:]
+
+
+class Look(BaseCallback):
+    """Evaluates before every rollout, so after every update, and stops learning after so many looks."""
+
+    def __init__(self, env: VecEnv, episodes: int, looks: int) -> None:
+        super().__init__()
+        self.env, self.episodes, self.looks, self.returns = env, episodes, looks, list[float]()
+
+    def _on_rollout_start(self) -> None:
+        mean, _ = evaluate_policy(self.model, self.env, self.episodes)
+        self.returns.append(float(np.mean(mean)))
+
+    def _on_step(self) -> bool:
+        return len(self.returns) < self.looks
+
+
+def plot(args: Args, returns: dict[str, NDArray[np.float64]]) -> None:
+    """Mean over seeds and the range of the seeds, against updates."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for way, values in returns.items():
+        updates = np.arange(values.shape[1])
+        axes.plot(updates, values.mean(axis=0), label=f"{way} ({len(values)} seeds)")
+        axes.fill_between(updates, values.min(axis=0), values.max(axis=0), alpha=0.2, linewidth=0)
+    axes.set(xlabel="updates of the policy", ylabel="return", title=f"{args.env}: PPO from a policy pretrained on a teacher")
+    axes.legend()
+    with atomic_write(args.out / "returns.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "benchmarks.finetune")
