@@ -20,6 +20,8 @@ from dhmm_rl.policies import ActionTokens, DHMMPolicy
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples
 from dhmm_rl.tokens import RESET
 
+DEFAULT_WINDOW = 16
+
 FORGOTTEN = (
     "predict was called in the middle of an episode without the state it returned before, so the policy has forgotten the "
     "episode; call: action, state = model.predict(observation, state, episode_start)"
@@ -46,11 +48,19 @@ class SequencePolicy(DHMMPolicy):
     """
     :class:`DHMMPolicy` with memory: reads one step at a time and keeps what attention and belief need in a state.
 
+    :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`; the window is 16 steps where they do not say
     :param keep_prior: keep the pretrained policy beside the one being trained; see :class:`SequencePPO`
     """
 
-    def __init__(self, *args: Any, keep_prior: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        keep_prior: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.keep_prior = keep_prior
+        kwargs["features_extractor_kwargs"] = {"window": DEFAULT_WINDOW} | (features_extractor_kwargs or {})
         super().__init__(*args, **kwargs)
         if self.language_model.positions == "learned" and self.language_model.blocks:
             raise InputError('SequencePPO needs positions = "rotary": learned ones end at max_len, its streams do not')
