@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:,.0f} [{self.low:,.0f}, {self.high:,.0f}]"
+        return f"{_number(self.mean)} [{_number(self.low)}, {_number(self.high)}]"
 
 
 def interquartile_mean(values: NDArray[np.float64]) -> Estimate:
@@ -95,7 +95,7 @@ def table(env: str, results: Results) -> str:
         final = np.array([run["final_return"] for run in runs])
         steps = np.array([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
         seconds = np.array([run["training_seconds"] for run in runs])
-        row = [agent, str(len(runs)), str(interquartile_mean(final)), f"{final.min():.0f}", f"{np.median(steps):,.0f}"]
+        row = [agent, str(len(runs)), str(interquartile_mean(final)), _number(float(final.min())), f"{np.median(steps):,.0f}"]
         row += [str(interquartile_mean(seconds)), f"{np.median(steps / seconds):,.0f}"]
         if threshold is not None:
             stays = np.array([steps_to_stay(run, threshold) for run in runs])
@@ -127,6 +127,11 @@ def plot(path: Path, env: str, results: Results) -> None:
     axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _number(value: float) -> str:
+    """Three digits, or as many as the number has before its point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _steps(values: NDArray[np.float64]) -> str:
