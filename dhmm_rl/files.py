@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dhmm_rl.errors import InputError
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -24,6 +26,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """
+    Read ``path`` in the block.
+
+    :raises InputError: naming the file, when what it holds cannot be read
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path}") from error
+    except Exception as error:  # every format raises errors of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read ({reason}): it is cut short, or something else") from error
 
 
 def _remove(path: Path) -> None:

@@ -66,13 +66,13 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
-    run = start(args) if args.resume is None else Run.open(args.resume)
+    run = start(args) if args.resume is None else Run.resume(args.resume, "ppo")
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
     clock = Clock(checkpoint)
     pretrained = get_pretrained(run, device, not args.quiet)
-    pretraining_steps = pretrained.info["env_steps"] if pretrained is not None else 0
+    pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     tokenizer = None
     if run.agent.reads_tokens:
@@ -121,7 +121,7 @@ def start(args: Args) -> Run:
     if pretrained == "auto":
         found = find_pretrained(args.runs, env, agent)
         pretrained = str(found) if found is not None else "new" if pretrains(agent) else "none"
-    return Run.create(args.runs, agent.name, env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
+    return Run.create(args.runs, "ppo", env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
 
 
 def get_pretrained(run: Run, device: str, progress: bool) -> Checkpoint | None:
@@ -193,7 +193,7 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
         f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes"
     )
     print(
-        f"after {total} environment steps ({pretraining_steps} of them random, for pretraining),"
+        f"after {total} environment steps ({pretraining_steps} of them for pretraining),"
         f" {seconds:.0f} s of training and {evaluation.clock.evaluating:.0f} s of evaluation"
     )
     if run.env.solved_at is not None:

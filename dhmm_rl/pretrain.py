@@ -62,7 +62,7 @@ def main(args: Args) -> None:
         kept = {"data": args.data, "episodes": args.episodes, "changes": changes}
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
-        run = Run.open(args.resume)
+        run = Run.resume(args.resume, "pretrain")
         if run.language_model.exists():
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
     checkpoint = pretrain(

@@ -24,7 +24,6 @@ n_envs = 2
 embed_size = 16
 heads = 2
 num_states = 4
-window = 4
 [pretrain]
 episodes = 10
 steps = 20
@@ -189,8 +188,10 @@ BAD = {
     "no such device": ("ppo", ["--device", "abacus"], "cannot be used here"),
     "complete pretraining": ("pretrain", ["--resume", "runs/CartPole-v1/pretrain/1"], "is complete"),
     "complete run": ("ppo", ["--resume", "runs/CartPole-v1/short/1"], "is complete"),
+    "pretraining resumed as PPO": ("ppo", ["--resume", "runs/CartPole-v1/pretrain/1"], "is of python -m dhmm_rl.pretrain"),
+    "PPO resumed as pretraining": ("pretrain", ["--resume", "runs/CartPole-v1/short/1"], "is of python -m dhmm_rl.ppo"),
     "no run": ("play", ["nowhere"], "not the folder of a run"),
-    "truncated agent": ("play", ["broken"], "cannot be read as an agent"),
+    "truncated agent": ("play", ["broken"], "cannot be read ("),
     "no language model": ("play", ["broken", "--language-model"], "there is no checkpoint"),
     "video of no kind": ("play", ["runs/CartPole-v1/short/1", "--video", "a.avi"], "must end in .mp4 or .gif"),
 }

@@ -47,11 +47,25 @@ def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
         ('description = "x"\nid = "Nothing-v0"', "does not know"),
     ],
 )
-def test_bad_recipes_are_named(text: str, message: str, tmp_path: Path) -> None:
+def test_bad_environments_are_named(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_recipes(str(path), "mlp")
+
+
+def test_an_agents_bad_model_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('description = "x"\npolicy = "DHMMPolicy"\n[model]\nlayer = 2\n')
+    with pytest.raises(InputError, match=r"has a key model.layer; did you mean 'layers'"):
+        load_recipes("CartPole-v1", str(path))
+
+
+def test_the_module_before_a_colon_is_imported() -> None:
+    env, _ = load_recipes("popgym:popgym-RepeatFirstEasy-v0", "mlp")
+    assert env.id == "popgym:popgym-RepeatFirstEasy-v0"
+    with pytest.raises(InputError, match="the module nowhere of the environment"):
+        load_recipes("nowhere:Env-v0", "mlp")
 
 
 def test_unknown_names_come_with_a_suggestion() -> None:

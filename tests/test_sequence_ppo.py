@@ -10,15 +10,17 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3.common.callbacks import EvalCallback
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
+from dhmm_rl.data import collect as collect_episodes
 from dhmm_rl.model import Checkpoint
-from dhmm_rl.policies import ActionTokens
+from dhmm_rl.policies import ActionTokens, LanguageModelActor
 from dhmm_rl.sequence_ppo import WithActionMasks
 from tests.test_policies import SMALL, RepeatCue, small
 
@@ -71,6 +73,32 @@ def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str
             assert (values - samples.old_values).abs().max() < 1e-4
         model._update_current_progress_remaining(0, 1)
         model.train()
+
+
+class Stop(BaseCallback):
+    """Breaks a rollout off after some steps."""
+
+    def _on_step(self) -> bool:
+        return self.n_calls % 20 != 0
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_a_rollout_that_was_broken_off_is_gone_on_with(build: dict[str, Any]) -> None:
+    """Also when the model meets its environments in mid-episode."""
+    model = shaken(SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=64, seed=0, policy_kwargs=small(**build)))
+    for broken_off in (True, False, True):
+        if broken_off:
+            model.learn(128, Stop(), reset_num_timesteps=False)
+        else:
+            assert model.env is not None
+            model.set_env(model.env, force_reset=False)
+        collect(model)
+        for samples in model.rollout_buffer.segments(4, model._belief):
+            values, log_prob, *_ = model.policy.evaluate_segments(samples)
+            assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
+            assert (values - samples.old_values).abs().max() < 1e-4
+        last = model.rollout_buffer.tokens[model.rollout_buffer.burn_in :, 0, 0]
+        assert (last >= 0).all()
 
 
 def test_rollouts_continue_the_stream_as_though_the_model_had_read_all_of_it() -> None:
@@ -228,6 +256,18 @@ def test_illegal_actions_are_never_taken_and_have_no_part_in_updates() -> None:
         model.predict(np.asarray(env.reset()), action_masks=np.ones((4, 2), dtype=bool))
 
 
+def test_illegal_actions_are_neither_collected_nor_taken_by_a_language_model() -> None:
+    env = make_vec_env(Masked, 4, seed=0)
+    rollouts = collect_episodes(env, episodes=50, imitate=True)
+    tokenizer = Tokenizer(env.observation_space, env.action_space)
+    actor = LanguageModelActor(DHMMGPT2.from_tokenizer(tokenizer, **SMALL), tokenizer)
+    collect_episodes(env, WithActionMasks(actor, env), episodes=50, imitate=True)
+    evaluate_policy(WithActionMasks(actor, env), env, n_eval_episodes=20, deterministic=False, warn=False)
+    collect_episodes(env, MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16), episodes=50, imitate=True)
+    rows = np.setdiff1d(np.arange(len(rollouts.actions)), rollouts.starts[:-1])
+    assert set(rollouts.actions[rows].tolist()) == {0, 1, 2}
+
+
 def pretrained(imitates: bool) -> tuple[VecEnv, Checkpoint]:
     env = streams(n_envs=4, max_episode_steps=100)
     tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, env.action_space)
@@ -268,6 +308,18 @@ def test_a_strong_prior_holds_the_policy_and_fades() -> None:
     assert held < 0.3 * free
 
 
+def test_a_prior_stands_in_place_of_the_entropy_bonus() -> None:
+    def head(ent_coef: float, imitates: bool) -> torch.Tensor:
+        env, checkpoint = pretrained(imitates)
+        model = SequencePPO(
+            "DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint, critic_warmup=0, ent_coef=ent_coef, seed=0
+        )
+        return model.learn(256).policy.language_model.head
+
+    assert torch.equal(head(0.0, imitates=True), head(1.0, imitates=True))
+    assert not torch.equal(head(0.0, imitates=False), head(1.0, imitates=False))
+
+
 def test_models_that_imitate_nobody_are_no_prior() -> None:
     env, checkpoint = pretrained(imitates=False)
     model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint)
@@ -295,6 +347,11 @@ def test_next_token_loss_learns_the_observations() -> None:
     first = model.logger.name_to_value["train/next_token_loss"]
     model.learn(2_000)
     assert model.logger.name_to_value["train/next_token_loss"] < 0.6 * first
+
+
+def test_rollouts_of_one_step_train() -> None:
+    model = SequencePPO("DHMMPolicy", streams(), n_steps=1, batch_size=1, next_token_coef=1.0, policy_kwargs=small()).learn(16)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from dhmm_rl.data import Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training import language_model
+from dhmm_rl.training.callbacks import Clock, make_eval_callback
+from dhmm_rl.training.environments import restore_normalization
 from dhmm_rl.training.language_model import (
     Trained,
     TrainingSettings,
@@ -125,3 +128,26 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 def test_settings_out_of_range_are_errors(change: dict[str, float]) -> None:
     with pytest.raises(InputError):
         TrainingSettings(**change).check()  # type: ignore[arg-type]
+
+
+def test_diverging_is_said(rollouts: Rollouts, tmp_path: Path) -> None:
+    tokenizer, train_set, held_out = sets(rollouts)
+    model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=4, window=8)
+    with torch.no_grad():
+        model.head.fill_(torch.nan)
+    with closing(make_logger(tmp_path, "pretrain")) as logger, pytest.raises(InputError, match="training diverged"):
+        train_language_model(model, train_set, held_out, SETTINGS, folder=tmp_path, logger=logger)
+
+
+def test_files_of_a_run_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", 1))
+    for name in ("clock.json", "evaluations.npz", "vecnormalize.pkl"):
+        (tmp_path / name).write_bytes(b"{")
+    with pytest.raises(InputError, match=r"clock.json cannot be read"):
+        Clock(tmp_path)
+    with pytest.raises(InputError, match=r"evaluations.npz cannot be read"):
+        make_eval_callback(tmp_path, env, 1, 1, tmp_path, Clock())
+    with pytest.raises(InputError, match=r"vecnormalize.pkl cannot be read"):
+        restore_normalization(env, tmp_path / "vecnormalize.pkl", training=True)
+    with pytest.raises(InputError, match=r"there is no .*gone.pkl"):
+        restore_normalization(env, tmp_path / "gone.pkl", training=True)

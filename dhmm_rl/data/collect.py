@@ -1,11 +1,13 @@
 """Letting a policy act, and recording what happens."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ class Predicts(Protocol):
         episode_start: Actions | None = None,
         deterministic: bool = False,
     ) -> tuple[Actions, tuple[Actions, ...] | None]:
-        """Actions for a batch of observations."""
+        """Actions for a batch of observations; ``action_masks`` is handed over if it is one more keyword."""
         ...
 
 
@@ -125,18 +127,37 @@ def _actor(
 ) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
     """One way to ask for actions, whatever the policy is."""
     if policy is None:
-        sampler = spaces.Tuple([env.action_space] * env.num_envs)
-        sampler.seed(seed)
-        return lambda observations, starts: np.array(sampler.sample())
+        return _random(env, seed)
     if not isinstance(policy, Predicts):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None
+    predict: Any = policy.predict
+    masked = is_masking_supported(env) and "action_masks" in inspect.signature(predict).parameters
 
     def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
         nonlocal memory
-        actions, memory = policy.predict(observations, state=memory, episode_start=starts, deterministic=deterministic)
+        actions: Actions
+        masks = {"action_masks": get_action_masks(env)} if masked else {}
+        actions, memory = predict(observations, state=memory, episode_start=starts, deterministic=deterministic, **masks)
         if isinstance(env.action_space, spaces.Box):
             actions = np.clip(actions, env.action_space.low, env.action_space.high)
         return actions
+
+    return act
+
+
+def _random(env: VecEnv, seed: int) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
+    """Legal actions at random: all are, in an environment without action masks."""
+    sampler = spaces.Tuple([env.action_space] * env.num_envs)
+    sampler.seed(seed)
+
+    def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
+        if not is_masking_supported(env):
+            return np.array(sampler.sample())
+        masks = get_action_masks(env).astype(np.int8)
+        if isinstance(env.action_space, spaces.MultiDiscrete):
+            ends = np.cumsum(env.action_space.nvec)[:-1]
+            return np.array(sampler.sample(tuple(tuple(np.split(mask, ends)) for mask in masks)))
+        return np.array(sampler.sample(tuple(masks)))
 
     return act

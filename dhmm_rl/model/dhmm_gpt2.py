@@ -361,12 +361,11 @@ class DHMMGPT2(nn.Module):
             state = state if belief is None else replace(state, belief=belief)
             return state.belief[:, None][:, :0], state
         _, beliefs = self.encode(input_ids, belief=belief, tables=state.tables, state=state)
-        starts = (
-            torch.zeros_like(tokens[:, :, 0], dtype=torch.bool) if self.reset_id is None else tokens[:, :, 0] == self.reset_id
-        )
-        counted = torch.arange(1, steps + 1, device=tokens.device)
-        began = torch.where(starts, counted, 0).amax(dim=1)  # 1 + the last start, 0 where the episode began before
-        position = torch.where(began > 0, steps + 1 - began, steps)
+        at = torch.arange(steps, device=tokens.device)
+        began = torch.where((tokens < 0).all(dim=-1), at + 1, 0)  # nothing that comes before nothing is seen
+        if self.reset_id is not None:
+            began = torch.where(tokens[:, :, 0] == self.reset_id, at, began)
+        position = steps - began.amax(dim=1)
         return beliefs, replace(state, belief=beliefs[:, -1], position=position, time=steps)
 
     @torch.no_grad()

@@ -6,10 +6,13 @@ Shapes: B samples, A action slots, C slots, n the ids of the widest slot.
 
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
+from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
 from dhmm_rl.tokens import DONE, NOTHING, Tokenizer
 
@@ -32,6 +35,11 @@ class ActionTokens(Distribution):
         self.legal: Tensor = self.ids > DONE
         self.tables: Tables | None = None
         self._log_probs: Tensor | None = None  # of the last actions asked for, (B, A, n)
+
+    @property
+    def choices(self) -> int:
+        """How many choices all action fields have together: the length of a mask."""
+        return int((self.ids > DONE).sum())
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The language model is the network: nothing to add."""
@@ -120,3 +128,23 @@ class ActionTokens(Distribution):
 
     def _decoded(self, ids: Tensor) -> Tensor:
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
+
+
+def check_masks(masks: ArrayLike | None, choices: int, environments: int, device: torch.device) -> Tensor | None:
+    """
+    Action masks as a tensor (N, all choices).
+
+    :raises InputError: for masks of another shape, and where nothing is legal
+    """
+    if masks is None:
+        return None
+    masks = np.asarray(masks, dtype=bool)
+    if masks.size == environments * choices:
+        masks = masks.reshape(environments, choices)
+    if masks.shape != (environments, choices):
+        raise InputError(
+            f"action masks have shape {masks.shape}; {environments} environments of {choices} choices were expected"
+        )
+    if not masks.any(axis=1).all():
+        raise InputError(f"the action mask of environment {int((~masks.any(axis=1)).argmax())} forbids every action")
+    return torch.as_tensor(masks, device=device)

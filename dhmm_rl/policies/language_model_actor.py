@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from dhmm_rl.model import DHMMGPT2, ModelState
-from dhmm_rl.model.generate import sample_slots
-from dhmm_rl.tokens import DONE, RESET, Tokenizer
+from dhmm_rl.policies.distribution import ActionTokens, check_masks
+from dhmm_rl.tokens import RESET, Tokenizer
 
 State = tuple[ModelState, NDArray[np.int64]]
 
@@ -29,10 +29,7 @@ class LanguageModelActor:
 
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        slots = model.slots[: model.action_slots]
-        self.legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=model.slot_ids.device)
-        for slot in slots:
-            self.legal[max(slot.start, DONE + 1) : slot.stop] = True
+        self.distribution = ActionTokens(model, tokenizer)
 
     @torch.no_grad()
     def predict(
@@ -41,6 +38,7 @@ class LanguageModelActor:
         state: State | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,
+        action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], State]:
         """
         Actions for the present observations.
@@ -49,6 +47,7 @@ class LanguageModelActor:
         :param state: what the last call returned; ``None`` when all episodes begin
         :param episode_start: where an episode begins, (N,)
         :param deterministic: take the likeliest token; else draw one
+        :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
         """
         device = self.model.slot_ids.device
@@ -61,9 +60,7 @@ class LanguageModelActor:
             if episode_start is not None:
                 tokens[episode_start, : self.tokenizer.action_slots] = RESET
         hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
-        slots = range(self.model.action_slots)
-        following = sample_slots(
-            self.model, hidden, belief, slots, legal=self.legal, greedy=deterministic, tables=memory.tables
-        )
-        actions = following[:, : self.model.action_slots].cpu().numpy()
+        legal = check_masks(action_masks, self.distribution.choices, len(observation), device)
+        drawn, _ = self.distribution.proba_distribution(hidden, belief, legal, memory.tables).draw(greedy=deterministic)
+        actions = drawn.cpu().numpy()
         return self.tokenizer.decode_action(actions), (memory, actions)

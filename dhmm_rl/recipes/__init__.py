@@ -6,18 +6,24 @@ recipe of the user's own is a path that ends in ``.toml``.
 """
 
 import difflib
+import importlib
+import inspect
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.sequence_ppo.policies import DEFAULT_WINDOW
 
 Table = dict[str, Any]
 
 ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO")
+FROM_THE_TOKENIZER = ("self", "vocab_size", "slots", "action_slots", "reset_id")
+MODEL_KEYS = tuple(key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in FROM_THE_TOKENIZER)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class AgentRecipe:
     algorithm: str = "SequencePPO"
     """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO``."""
     model: Table = field(default_factory=dict)
-    """Keywords of DHMMGPT2."""
+    """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
     pretrain: Table = field(default_factory=dict)
     """Pretraining before PPO: ``episodes`` of random rollouts, ``field_weights`` by name, and fields of TrainingSettings; none
     if empty, or if ``episodes = 0``."""
@@ -108,19 +114,36 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     env_path = _find("envs", env)
     if env_path is not None:
         env_table = {"name": env_path.stem, "id": env_path.stem, **_read(env_path)}
-    elif env.split(":")[-1] in gym.registry:
+    elif _registered(env):
         env_table = {"name": env.replace("/", "-").replace(":", "-"), "id": env, "description": "without a recipe"}
     else:
         raise InputError(f"unknown environment {env!r}{_suggest(env, [*list_recipes('envs'), *gym.registry])}")
     env_recipe = EnvRecipe(**_checked(env_table, EnvRecipe, env))
-    if env_recipe.id.split(":")[-1] not in gym.registry and ":" not in env_recipe.id:
+    if not _registered(env_recipe.id):
         raise InputError(f"the recipe {env} names an environment {env_recipe.id!r} that Gymnasium does not know")
 
     agent_path = _find("agents", agent)
     if agent_path is None:
         raise InputError(f"unknown agent {agent!r}{_suggest(agent, list(list_recipes('agents')))}")
     agent_table = _merge({"name": agent_path.stem, **_read(agent_path)}, env_recipe.agents.get(agent_path.stem, {}))
-    return env_recipe, AgentRecipe(**_checked(agent_table, AgentRecipe, agent))
+    agent_recipe = AgentRecipe(**_checked(agent_table, AgentRecipe, agent))
+    for key in agent_recipe.model:
+        if key not in MODEL_KEYS:
+            raise InputError(f"the recipe {agent} has a key model.{key}{_suggest(key, list(MODEL_KEYS))}")
+    if agent_recipe.reads_tokens:
+        agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
+    return env_recipe, agent_recipe
+
+
+def _registered(env_id: str) -> bool:
+    """Whether Gymnasium knows an id, once the module before its colon has been imported."""
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"the module {module} of the environment {env_id} cannot be imported ({error})") from error
+    return name in gym.registry
 
 
 def _find(kind: str, name: str) -> Path | None:

@@ -80,12 +80,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         slots = (observation_space.shape or (1,))[-1]
         self.tokens = np.full((burn_in + buffer_size, n_envs, slots), NOTHING, dtype=np.int32)
         self.prior: Tensor | None = None
+        self.pos = 0
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Make room for the next rollout; the last steps become its burn-in."""
+        """Make room for the next rollout; the last steps become its burn-in, also those of a rollout that was broken off."""
         shape = (self.buffer_size, self.n_envs)
-        self.tokens[: self.burn_in] = self.tokens[self.buffer_size :]
+        self.tokens[: self.burn_in] = self.tokens[self.pos : self.pos + self.burn_in].copy()
         self.tokens[self.burn_in :] = NOTHING
         entries, dtype = self.stored_action
         self.actions = np.zeros((*shape, entries), dtype=dtype)

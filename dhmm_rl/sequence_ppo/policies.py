@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, ModelState
-from dhmm_rl.policies import ActionTokens, DHMMPolicy
+from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples
 from dhmm_rl.tokens import RESET
 
@@ -73,7 +73,7 @@ class SequencePolicy(DHMMPolicy):
     @property
     def action_choices(self) -> int:
         """How many choices all action fields have together: the length of a mask."""
-        return int((self._action_tokens().legal).sum())
+        return self._action_tokens().choices
 
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
         """Start from a pretrained model, which is kept as the prior if this policy keeps one."""
@@ -103,7 +103,7 @@ class SequencePolicy(DHMMPolicy):
         :param masks: legal choices, (N, all choices)
         """
         features, state = self.read_step(tokens, state)
-        legal = None if masks is None else check_masks(masks, self.action_choices, len(tokens), self.device)
+        legal = check_masks(masks, self.action_choices, len(tokens), self.device)
         distribution = self.distribution(features, legal, state.tables)
         if isinstance(distribution, ActionTokens):
             stored, log_prob = distribution.draw(deterministic)
@@ -160,8 +160,7 @@ class SequencePolicy(DHMMPolicy):
             _, memory = self.language_model.read(tokens[:, :-1])
         else:
             memory = state[:]
-        masks = None if action_masks is None else np.asarray(action_masks).reshape(len(tokens), -1)
-        acted = self.act(tokens[:, -1], memory, masks, deterministic)
+        acted = self.act(tokens[:, -1], memory, action_masks, deterministic)
         return (acted.actions[0] if single else acted.actions), acted.state
 
     # Training
@@ -195,18 +194,3 @@ class SequencePolicy(DHMMPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"keep_prior": self.keep_prior}
-
-
-def check_masks(masks: NDArray[np.bool_], choices: int, environments: int, device: torch.device) -> Tensor:
-    """
-    Masks as a tensor.
-
-    :raises InputError: for masks of another shape, and where nothing is legal
-    """
-    if masks.shape != (environments, choices):
-        raise InputError(
-            f"action masks have shape {masks.shape}; {environments} environments of {choices} choices were expected"
-        )
-    if not masks.any(axis=1).all():
-        raise InputError(f"the action mask of environment {int((~masks.any(axis=1)).argmax())} forbids every action")
-    return torch.as_tensor(masks, dtype=torch.bool, device=device)

@@ -42,8 +42,8 @@ class SequencePPO(PPO):
     :param batch_size: environment steps of a minibatch: so many whole segments of ``n_steps`` as fit
     :param pretrained: language model to start from, a checkpoint or its path; kept as the prior if its actions were learned
         from data worth imitating
-    :param prior_kl: weight ρ of KL(pretrained policy ‖ policy), in nats, in the loss (Baker et al. 2022, arXiv 2206.11795,
-        appendix G); nothing without a prior
+    :param prior_kl: weight ρ of KL(pretrained policy ‖ policy), in nats, in the loss, where it replaces the entropy bonus
+        (Baker et al. 2022, arXiv 2206.11795, appendix G); nothing without a prior
     :param prior_kl_decay: ρ is multiplied by this at every update
     :param critic_warmup: so many first rollouts are made by the pretrained policy as it is, and only the critic is fitted to
         them; nothing without a prior
@@ -186,9 +186,6 @@ class SequencePPO(PPO):
             state = acted.state
             new_obs, rewards, dones, infos = env.step(acted.actions)
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
             self._update_info_buffer(infos, dones)
             if dones.any():
                 rewards = rewards + self._value_of_truncated(dones, infos, state)
@@ -197,6 +194,9 @@ class SequencePPO(PPO):
             )
             assert isinstance(new_obs, np.ndarray)
             self._last_obs, self._last_episode_starts, tokens = new_obs, dones, new_obs[:, -1]
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
         with torch.no_grad():
             features, _ = policy.read_step(torch.from_numpy(tokens).to(self.device), state)
             last_values = policy.values(features)
@@ -209,8 +209,8 @@ class SequencePPO(PPO):
     @torch.no_grad()
     def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:
         """The state after the burn-in, under the parameters of now; the belief before it is carried over the last rollout."""
-        model, passed = self.policy.language_model, buffer.all_tokens()[:, : buffer.buffer_size]
-        if buffer.full and model.chain is not None:
+        model, passed = self.policy.language_model, buffer.all_tokens()[:, : buffer.pos]
+        if buffer.pos > 0 and model.chain is not None:
             self._belief = model.believe(passed, self._belief)[:, -1]
             if self.policy.prior is not None:
                 self._prior_belief = self.policy.prior.believe(passed, self._prior_belief)[:, -1]
@@ -314,7 +314,7 @@ class SequencePPO(PPO):
         """PPO's loss of a minibatch, with what is to be logged."""
         values, log_prob, distribution, hidden, belief = self.policy.evaluate_segments(samples)
         advantages = samples.advantages
-        if self.normalize_advantage:
+        if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_prob - samples.old_log_prob
         ratio = log_ratio.exp()
@@ -325,7 +325,7 @@ class SequencePPO(PPO):
         value_loss = torch.nn.functional.mse_loss(values, samples.returns)
         entropy = distribution.entropy()
         entropy_loss = -(-log_prob if entropy is None else entropy).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self.vf_coef * value_loss
         with torch.no_grad():
             parts = {
                 "approx_kl": (ratio - 1 - log_ratio).mean().item(),
@@ -340,6 +340,8 @@ class SequencePPO(PPO):
             prior_kl = (samples.prior.exp() * gap.nan_to_num(0.0)).sum(dim=(-1, -2)).mean()
             loss = loss + self.prior_kl_now * prior_kl
             parts["prior_kl"] = prior_kl.item()
+        else:
+            loss = loss + self.ent_coef * entropy_loss
         if self.next_token_coef > 0:
             next_token_loss = self._next_token_loss(samples, hidden, belief)
             loss = loss + self.next_token_coef * next_token_loss
@@ -355,7 +357,8 @@ class SequencePPO(PPO):
         labels = torch.where(goes_on, following, NOTHING)[..., actions:]
         logits = model.decode(hidden, belief, following, actions)
         targets = torch.where(labels < 0, -100, labels - model.slot_ids[actions:, 0])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten())
+        total = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="sum")
+        return total / (targets >= 0).sum().clamp_min(1)
 
     # As in SB3
 

@@ -13,8 +13,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.files import reading
 from dhmm_rl.model import Checkpoint
-from dhmm_rl.policies import DHMMPolicy
+from dhmm_rl.policies import DHMMPolicy, LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.sequence_ppo import SequencePPO, WithActionMasks
 from dhmm_rl.training.environments import restore_normalization
@@ -72,16 +73,13 @@ def load_agent(recipe: AgentRecipe, path: Path, env: VecEnv | None, device: str)
     """
     if not path.is_file():
         raise InputError(f"there is no trained agent {path}")
-    try:
+    with reading(path):
         return ALGORITHMS[recipe.algorithm].load(path, env=env, device=device)
-    except Exception as error:  # zipfile, torch and SB3 raise whatever they met
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an agent ({reason}): it is cut short, or of another environment") from error
 
 
 def with_masks(agent: Any, env: VecEnv) -> Any:
     """The agent, asking the environments for their action masks if they have any and it can use them."""
-    takes_masks = isinstance(agent, SequencePPO) and is_masking_supported(env)
+    takes_masks = isinstance(agent, SequencePPO | LanguageModelActor) and is_masking_supported(env)
     return WithActionMasks(agent, env) if takes_masks else agent
 
 

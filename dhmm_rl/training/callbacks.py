@@ -11,12 +11,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, reading
 from dhmm_rl.training.agents import with_masks
 
 BEST = "best_model.zip"
 BEST_NORMALIZATION = "best_vecnormalize.pkl"
 CHECKPOINTS = "checkpoints"
+CLOCK = "clock.json"
 EVALUATIONS = "evaluations.npz"
 
 
@@ -30,7 +31,8 @@ class Clock:
     def __init__(self, checkpoint: Path | None = None) -> None:
         before: dict[str, Any] = {"training": 0.0, "evaluating": 0.0, "marks": []}
         if checkpoint is not None:
-            before = json.loads((checkpoint / "clock.json").read_text())
+            with reading(checkpoint / CLOCK):
+                before |= json.loads((checkpoint / CLOCK).read_text())
         self.evaluating: float = before["evaluating"]
         self.marks: list[float] = before["marks"]
         """Seconds of training at every evaluation."""
@@ -44,7 +46,7 @@ class Clock:
     def save(self, folder: Path) -> None:
         """Keep the times in a checkpoint."""
         times = {"training": self.training, "evaluating": self.evaluating, "marks": self.marks}
-        (folder / "clock.json").write_text(json.dumps(times))
+        (folder / CLOCK).write_text(json.dumps(times))
 
 
 class KeepBest(BaseCallback):
@@ -140,6 +142,7 @@ def make_eval_callback(
 
     :param every_calls: steps of the vector environment between evaluations
     :param checkpoint: from which the run goes on
+    :raises InputError: when those evaluations cannot be read
     """
     callback = Evaluation(
         clock,
@@ -151,9 +154,9 @@ def make_eval_callback(
         verbose=0,
     )
     if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
-        earlier = np.load(checkpoint / EVALUATIONS)
-        callback.evaluations_timesteps = earlier["timesteps"].tolist()
-        callback.evaluations_results = earlier["results"].tolist()
-        callback.evaluations_length = earlier["ep_lengths"].tolist()
-        callback.best_mean_reward = float(earlier["results"].mean(axis=1).max())
+        with reading(checkpoint / EVALUATIONS), np.load(checkpoint / EVALUATIONS) as earlier:
+            callback.evaluations_timesteps = earlier["timesteps"].tolist()
+            callback.evaluations_results = earlier["results"].tolist()
+            callback.evaluations_length = earlier["ep_lengths"].tolist()
+            callback.best_mean_reward = float(earlier["results"].mean(axis=1).max())
     return callback

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.errors import InputError
+from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
 
@@ -64,7 +65,7 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
     if agent is None:
         return venv
     if agent.reads_tokens:
-        history = 1 if agent.algorithm == "SequencePPO" else agent.model.get("window", 16)
+        history = 1 if agent.algorithm == "SequencePPO" else agent.model["window"]
         venv = VecTokenStream(venv, tokenizer, history=history)
     if agent.frame_stack > 1:
         venv = VecFrameStack(venv, agent.frame_stack)
@@ -81,9 +82,14 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
 
 
 def restore_normalization(env: VecEnv, path: Path, training: bool) -> VecEnv:
-    """The same environments with the statistics that a :class:`VecNormalize` of theirs was saved with; others as they are."""
+    """
+    The same environments with the statistics that a :class:`VecNormalize` of theirs was saved with; others as they are.
+
+    :raises InputError: when they cannot be read
+    """
     if not isinstance(env, VecNormalize):
         return env
-    restored = VecNormalize.load(str(path), env.venv)
+    with reading(path):
+        restored = VecNormalize.load(str(path), env.venv)
     restored.training, restored.norm_reward = training, env.norm_reward
     return restored

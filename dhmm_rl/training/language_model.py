@@ -134,6 +134,8 @@ def train_language_model(
         logger.record_mean("pretrain/loss", float(loss.detach()))
         if state.step % settings.eval_every == 0 or state.step == settings.steps:
             held_out_loss, bits = evaluate_language_model(model, held_out, settings.batch_size)
+            if not math.isfinite(held_out_loss):
+                raise InputError(f"training diverged: the held-out loss is {held_out_loss}; a lower learning rate would help")
             state.keep(held_out_loss, bits)
             bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
             logger.record("pretrain/held_out_loss", held_out_loss)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -20,6 +21,7 @@ from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
 
 DEFAULT_EPISODES = 200
+TEACHERS: tuple[type[BaseAlgorithm], ...] = (RecurrentPPO, MaskablePPO, PPO, A2C, DQN, SAC, TD3, DDPG)
 
 
 def pretrain(
@@ -153,21 +155,19 @@ def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> R
 
 def load_teacher(path: str) -> BaseAlgorithm:
     """
-    An SB3 model from its zip, whichever of SB3's algorithms it is.
+    An SB3 model from its zip, whichever algorithm's it is.
 
     :raises InputError: when there is none at ``path``
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"there is no teacher {path}; an SB3 model's save writes such a zip")
-    for algorithm in (PPO, A2C, DQN, SAC, TD3, DDPG):
+    for algorithm in TEACHERS:
         try:
             return algorithm.load(file, device="cpu")
         except Exception:  # SB3 raises whatever another algorithm's parameters run into
             continue
-    raise InputError(
-        f"{path} is not a model that SB3's {', '.join(a.__name__ for a in (PPO, A2C, DQN, SAC, TD3, DDPG))} can load"
-    )
+    raise InputError(f"{path} is not a model of {', '.join(a.__name__ for a in TEACHERS)} of SB3 and sb3-contrib")
 
 
 def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:

@@ -25,6 +25,7 @@ class Run:
     :param env: the environment's recipe, as resolved
     :param agent: the agent's recipe, as resolved
     :param seed: of everything random in it
+    :param command: what makes it, ``pretrain`` or ``ppo``
     :param args: the command's further arguments
     """
 
@@ -32,12 +33,13 @@ class Run:
     env: EnvRecipe
     agent: AgentRecipe
     seed: int
+    command: str
     args: dict[str, Any]
 
     @classmethod
-    def create(cls, root: Path, kind: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
-        """Make the next folder ``root/<env>/<kind>/<n>``."""
-        parent = root / env.name / kind
+    def create(cls, root: Path, command: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
+        """Make the next folder: ``root/<env>/pretrain/<n>`` of pretraining, ``root/<env>/<agent>/<n>`` of an agent."""
+        parent = root / env.name / (agent.name if command == "ppo" else command)
         parent.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
         while True:
@@ -47,11 +49,12 @@ class Run:
                 break
             except FileExistsError:  # another process took the number
                 number += 1
-        run = cls(folder, env, agent, seed, args)
+        run = cls(folder, env, agent, seed, command, args)
         description = {
             "env": asdict(env),
             "agent": asdict(agent),
             "seed": seed,
+            "command": command,
             "args": args,
             "versions": {
                 "python": platform.python_version(),
@@ -79,10 +82,23 @@ class Run:
                 EnvRecipe(**description["env"]),
                 AgentRecipe(**description["agent"]),
                 description["seed"],
+                description["command"],
                 description["args"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}/run.json cannot be read ({error})") from error
+
+    @classmethod
+    def resume(cls, folder: Path, command: str) -> "Run":
+        """
+        A run that a command is to go on with.
+
+        :raises InputError: when the folder holds none, or one of another command's
+        """
+        run = cls.open(folder)
+        if run.command != command:
+            raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; that resumes it")
+        return run
 
     @property
     def language_model(self) -> Path:
