@@ -137,9 +137,8 @@ def exact_beliefs(played: Played) -> NDArray[np.float64]:
 
 def agreement(played: Played, args: Args) -> float:
     """Share of actions that are optimal given the exact belief."""
-    odds = np.log(0.85 / 0.15)
-    exact = exact_beliefs(played)
-    count = np.rint(np.log(exact / (1 - exact)) / odds).astype(int)
+    exact = exact_beliefs(played).clip(1e-12, 1 - 1e-12)
+    count = np.rint(np.log(exact / (1 - exact)) / np.log(0.85 / 0.15)).astype(int)
     return float((tiger_values(args.gamma, horizon=HORIZON)[1][HORIZON + count] == played.actions).mean())
 
 

@@ -144,3 +144,23 @@ def test_a_space_that_cannot_be_tokenised_is_refused_with_what_would_help() -> N
         Tokenizer(spaces.MultiBinary(3), spaces.Discrete(2))
     with pytest.raises(InputError, match="not a tokenizer"):
         Tokenizer.load("nowhere.json")
+
+
+def test_several_spaces_in_one_are_encoded_and_decoded_exactly() -> None:
+    space = spaces.Tuple([spaces.Discrete(2, start=5), spaces.MultiDiscrete([3, 4], start=[0, 2]), box([0], [1])])
+    tokenizer = Tokenizer(space, spaces.MultiDiscrete([2, 3]))
+    names = ["action[0]", "action[1]", "observation[0]", "observation[1][0]", "observation[1][1]", "observation[2][0]"]
+    assert [slot.name for slot in tokenizer.slots] == names
+    again = Tokenizer.from_dict(tokenizer.to_dict())
+    space.seed(0)
+    drawn = [space.sample() for _ in range(20)]
+    batch = tuple(np.stack(part) for part in zip(*drawn, strict=True))
+    ids = tokenizer.encode_observation(batch)
+    assert ids.shape == (20, 4)
+    assert (ids == again.encode_observation(batch)).all()
+    assert (ids == np.stack([tokenizer.encode_observation(one) for one in drawn])).all()
+    category, pair, real = tokenizer.decode_observation(ids)
+    assert (category == batch[0]).all()
+    assert (pair == batch[1]).all()
+    assert np.abs(real - batch[2]).max() <= 0.05
+    assert (tokenizer.decode_action(tokenizer.encode_action([[1, 2]])) == [[1, 2]]).all()

@@ -65,6 +65,8 @@ def collect(
     """
     if episodes < 1:
         raise InputError(f"episodes is {episodes}; it must be at least 1")
+    if isinstance(env.observation_space, spaces.Tuple):
+        raise InputError("rollouts of Tuple observations cannot be recorded; wrap the environment in FlattenObservation")
     act = _actor(env, policy, seed, deterministic)
     quotas = [(episodes + i) // env.num_envs for i in range(env.num_envs)]
     env.seed(seed)

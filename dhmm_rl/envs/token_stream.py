@@ -89,7 +89,7 @@ class VecTokenStream(VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """Begin an episode in every environment."""
         self._steps[:] = NOTHING
-        self._steps[:, -1] = self.tokenizer.first_step(self._plain(self.venv.reset()))
+        self._steps[:, -1] = self.tokenizer.first_step(self.venv.reset())
         return self._steps.copy()
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -100,17 +100,13 @@ class VecTokenStream(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Finish a step; infos hold the terminal observations of finished episodes as tokens, too."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        observations = self._plain(observations)
         self._steps[:, :-1] = self._steps[:, 1:]
         self._steps[:, -1] = self.tokenizer.next_step(self._actions, observations)
+        first = self.tokenizer.first_step(observations) if dones.any() else self._steps[:, -1]
         for i in np.flatnonzero(dones):
             final = self._steps[i].copy()
             final[-1] = self.tokenizer.next_step(self._actions[i], infos[i]["terminal_observation"])
             infos[i]["terminal_observation"] = final
             self._steps[i] = NOTHING
-            self._steps[i, -1] = self.tokenizer.first_step(observations[i])
+            self._steps[i, -1] = first[i]
         return self._steps.copy(), rewards, dones, infos
-
-    def _plain(self, observations: VecEnvObs) -> NDArray[Any]:
-        assert isinstance(observations, np.ndarray)
-        return observations

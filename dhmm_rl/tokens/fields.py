@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
 
@@ -40,8 +40,8 @@ class Field:
 
 class _Kind(NamedTuple):
     fields: Callable[[Any, str], list[Field]]
-    flatten: Callable[[Any, ArrayLike], NDArray[Any]]
-    unflatten: Callable[[Any, NDArray[Any]], NDArray[Any]]
+    flatten: Callable[[Any, Any], NDArray[Any]]
+    unflatten: Callable[[Any, NDArray[Any]], Any]
     describe: Callable[[Any], dict[str, Any]]
     restore: Callable[[dict[str, Any]], spaces.Space[Any]]
 
@@ -60,6 +60,20 @@ def _box_fields(space: spaces.Box, name: str) -> list[Field]:
 
 def _discrete_fields(space: spaces.Discrete[Any], name: str) -> list[Field]:
     return [Field(name, "categorical", float(space.start), float(space.start + space.n - 1))]
+
+
+def _multi_discrete_fields(space: spaces.MultiDiscrete, name: str) -> list[Field]:
+    if space.nvec.ndim != 1:
+        raise InputError(f"{name} is a MultiDiscrete of shape {space.shape}; only one-dimensional ones can be tokenised")
+    return [
+        Field(f"{name}[{i}]", "categorical", float(start), float(start + n - 1))
+        for i, (start, n) in enumerate(zip(space.start, space.nvec, strict=True))
+    ]
+
+
+def _unflatten_tuple(space: spaces.Tuple[Any], values: NDArray[Any]) -> tuple[Any, ...]:
+    ends = np.cumsum([len(fields_of(part, "")) for part in space.spaces])[:-1]
+    return tuple(unflatten(part, some) for part, some in zip(space.spaces, np.split(values, ends, axis=-1), strict=True))
 
 
 def _numbers(values: NDArray[Any]) -> list[float | str]:
@@ -84,6 +98,22 @@ _KINDS: dict[str, _Kind] = {
         describe=lambda space: {"n": int(space.n), "start": int(space.start)},
         restore=lambda d: spaces.Discrete(d["n"], start=d["start"]),
     ),
+    "MultiDiscrete": _Kind(
+        fields=_multi_discrete_fields,
+        flatten=lambda space, value: np.asarray(value),
+        unflatten=lambda space, values: values.astype(space.dtype),
+        describe=lambda space: {"nvec": space.nvec.tolist(), "start": space.start.tolist()},
+        restore=lambda d: spaces.MultiDiscrete(d["nvec"], start=d["start"]),
+    ),
+    "Tuple": _Kind(
+        fields=lambda space, name: [f for i, part in enumerate(space.spaces) for f in fields_of(part, f"{name}[{i}]")],
+        flatten=lambda space, value: np.concatenate(
+            [flatten(part, some) for part, some in zip(space.spaces, value, strict=True)], axis=-1
+        ),
+        unflatten=_unflatten_tuple,
+        describe=lambda space: {"spaces": [space_to_dict(part) for part in space.spaces]},
+        restore=lambda d: spaces.Tuple([space_from_dict(part) for part in d["spaces"]]),
+    ),
 }
 
 
@@ -98,19 +128,19 @@ def fields_of(space: spaces.Space[Any], name: str) -> list[Field]:
     """
     The fields of a space, in the space's own order.
 
-    :param space: Box (one-dimensional) or Discrete
+    :param space: Box or MultiDiscrete of one dimension, Discrete, or a Tuple of these
     :param name: what errors and plots call the space, e.g. ``observation``
     :raises InputError: for a space that cannot be tokenised
     """
     return _kind(space, name).fields(space, name)
 
 
-def flatten(space: spaces.Space[Any], value: ArrayLike) -> NDArray[Any]:
-    """Values of a space, with any leading shape, as one array of field values (..., F)."""
+def flatten(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
+    """Values of a space, with any leading shape (a Tuple's: each part's), as one array of field values (..., F)."""
     return _kind(space, "value").flatten(space, value)
 
 
-def unflatten(space: spaces.Space[Any], values: NDArray[Any]) -> NDArray[Any]:
+def unflatten(space: spaces.Space[Any], values: NDArray[Any]) -> Any:
     """Field values (..., F) as values of the space, in its own type."""
     return _kind(space, "value").unflatten(space, values)
 

@@ -55,8 +55,8 @@ class Tokenizer:
 
     Ids: ``RESET`` 0, ``DONE`` 1, the action's fields, the observation's fields. CartPole with 10 bins has 44.
 
-    :param observation_space: Box (one-dimensional) or Discrete
-    :param action_space: Box (one-dimensional) or Discrete
+    :param observation_space: Box or MultiDiscrete of one dimension, Discrete, or a Tuple of these
+    :param action_space: the same, but no Tuple
     :param bins: how many bins a real field gets
     :param overrides: what to do differently, by field name: ``bins``, ``low``, ``high``, and for a field without bounds
         ``scale`` (its typical size), e.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
@@ -103,7 +103,7 @@ class Tokenizer:
 
     # Values and ids
 
-    def encode_observation(self, observation: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    def encode_observation(self, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """
         The ids of observations.
 
@@ -118,22 +118,23 @@ class Tokenizer:
         """The ids of actions, (..., A). Like :meth:`encode_observation`."""
         return self._action_codec.encode(flatten(self.action_space, action))
 
-    def decode_observation(self, ids: ArrayLike) -> NDArray[Any]:
+    def decode_observation(self, ids: ArrayLike) -> Any:
         """Observations from ids (..., C - A): categories exactly, real fields at the centres of their bins."""
         return unflatten(self.observation_space, self._observation_codec.decode(np.asarray(ids)))
 
     def decode_action(self, ids: ArrayLike) -> NDArray[Any]:
         """Actions from ids (..., A), like :meth:`decode_observation`."""
-        return unflatten(self.action_space, self._action_codec.decode(np.asarray(ids)))
+        actions: NDArray[Any] = unflatten(self.action_space, self._action_codec.decode(np.asarray(ids)))
+        return actions
 
     # The grammar of a step
 
-    def first_step(self, observation: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    def first_step(self, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """The step that opens an episode, (..., C): ``RESET`` in the action slots, then the observation."""
         ids = self.encode_observation(observation, rng)
         return np.concatenate([np.full((*ids.shape[:-1], self.action_slots), RESET), ids], axis=-1)
 
-    def next_step(self, action: ArrayLike, observation: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    def next_step(self, action: ArrayLike, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """The step (..., C) of an action and the observation that it led to."""
         return np.concatenate([self.encode_action(action), self.encode_observation(observation, rng)], axis=-1)
 
