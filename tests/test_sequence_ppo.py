@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
 
 from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
 from dhmm_rl.data import collect as collect_episodes
@@ -394,3 +394,14 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     env = VecTokenStream(make_vec_env("CartPole-v1", 2), finer, history=1)
     with pytest.raises(InputError, match="another tokenizer"):
         SequencePPO("DHMMPolicy", env, pretrained=checkpoint)
+
+
+def test_sb3_records_videos_of_it(tmp_path: Path) -> None:
+    env = VecTokenStream(make_vec_env("CartPole-v1", 1, seed=0, env_kwargs={"render_mode": "rgb_array"}), history=1)
+    recorder = VecVideoRecorder(env, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=10)
+    model = SequencePPO("DHMMPolicy", env, policy_kwargs=small())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*without the state.*")
+        evaluate_policy(model, recorder, n_eval_episodes=2, warn=False)
+    recorder.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
