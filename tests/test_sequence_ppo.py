@@ -50,6 +50,7 @@ BUILDS = [
     {"layers": 1, "window": 8, "num_states": 4},
     {"layers": 2, "window": 20, "num_states": 0},  # the burn-in is longer than a rollout
     {"layers": 2, "window": 20, "num_states": 4, "chains": 2, "control": "all"},
+    {"layers": 2, "window": 10, "num_states": 4, "positions": "learned"},
     {"layers": 0, "num_states": 6},
 ]
 
@@ -67,7 +68,7 @@ def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str
         collect(model)
         buffer = model.rollout_buffer
         assert buffer.episode_starts[1:].any()
-        for samples in buffer.segments(2, model._belief):
+        for samples in buffer.segments(2, model._belief, model._position):
             values, log_prob, *_ = model.policy.evaluate_segments(samples)
             assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
             assert (values - samples.old_values).abs().max() < 1e-4
@@ -93,7 +94,7 @@ def test_a_rollout_that_was_broken_off_is_gone_on_with(build: dict[str, Any]) ->
             assert model.env is not None
             model.set_env(model.env, force_reset=False)
         collect(model)
-        for samples in model.rollout_buffer.segments(4, model._belief):
+        for samples in model.rollout_buffer.segments(4, model._belief, model._position):
             values, log_prob, *_ = model.policy.evaluate_segments(samples)
             assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
             assert (values - samples.old_values).abs().max() < 1e-4
@@ -241,7 +242,7 @@ def test_illegal_actions_are_never_taken_and_have_no_part_in_updates() -> None:
     )
     model.learn(2_000)
     collect(model)
-    for samples in model.rollout_buffer.segments(2, model._belief):
+    for samples in model.rollout_buffer.segments(2, model._belief, model._position):
         _, log_prob, distribution, *_ = model.policy.evaluate_segments(samples)
         assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
         assert samples.masks is not None
@@ -385,8 +386,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=16)
     with pytest.raises(InputError, match="wrap the environment in TokenStream"):
         SequencePPO("DHMMPolicy", gym.make("CartPole-v1"))
-    with pytest.raises(InputError, match="rotary"):
-        SequencePPO("DHMMPolicy", streams(), policy_kwargs=small(positions="learned"))
+    with pytest.raises(InputError, match="past max_len 8"):
+        SequencePPO("DHMMPolicy", streams(), policy_kwargs=small(positions="learned", max_len=8)).learn(64)
     with pytest.raises(InputError, match="gaussian"):
         SequencePPO("DHMMPolicy", streams(), policy_kwargs=small() | {"action_head": "gaussian"})
     _, checkpoint = pretrained(imitates=True)

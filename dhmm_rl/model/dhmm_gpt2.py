@@ -251,6 +251,7 @@ class DHMMGPT2(nn.Module):
         input_ids: Tensor,
         *,
         belief: Tensor | None = None,
+        position: Tensor | None = None,
         position_ids: Tensor | None = None,
         mutation: float = 0.0,
         last: int | None = None,
@@ -262,6 +263,7 @@ class DHMMGPT2(nn.Module):
 
         :param input_ids: (B, T) or (B, T, C)
         :param belief: before the first of these steps, (B, N, K); the model's own start when ``None``
+        :param position: of the first of these steps in its episode, (B,); 0 when ``None``. For learned positions
         :param last: return only so many of the last steps; all when ``None``
         :param tables: from :meth:`tables`, where they serve more than this pass
         :param state: a fresh state that is to remember these steps; see :meth:`read`
@@ -281,7 +283,7 @@ class DHMMGPT2(nn.Module):
             x = x + self.read_belief(beliefs.flatten(2))
         episode = None if starts is None else starts.cumsum(dim=1)
         if self.positions == "learned":
-            x = x + self._position_embedding(position_ids, episode, batch, steps)
+            x = x + self._position_embedding(self._positions(tokens, position) if position_ids is None else position_ids)
             table = None
         else:
             table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
@@ -343,29 +345,26 @@ class DHMMGPT2(nn.Module):
         return ModelState(cache, cache.clone(), self._initial_belief(batch), position, self.tables())
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, belief: Tensor | None = None) -> tuple[Tensor, ModelState]:
+    def read(
+        self, input_ids: Tensor, belief: Tensor | None = None, position: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
         """
         The state after some steps, read in parallel: what :meth:`step` after :meth:`step` would come to.
 
         :param input_ids: (B, T) or (B, T, C); steps of -1 hold nothing
         :param belief: before the first of them, (B, N, K); the model's own start when ``None``
+        :param position: of the first of them in its episode, (B,); 0 when ``None``
         :return: beliefs after each step, (B, T, N, K), and the state
-        :raises InputError: for learned positions, which count from an episode's start that may lie before these steps
         """
-        if self.positions == "learned" and self.blocks:
-            raise InputError("learned positions cannot be read from the middle of an episode on; rotary ones can")
         tokens = self._slotted(input_ids)
         batch, steps, _ = tokens.shape
         state = self.initial_state(batch)
         if steps == 0:
-            state = state if belief is None else replace(state, belief=belief)
+            state = replace(state, belief=state.belief if belief is None else belief)
+            state = replace(state, position=state.position if position is None else position)
             return state.belief[:, None][:, :0], state
-        _, beliefs = self.encode(input_ids, belief=belief, tables=state.tables, state=state)
-        at = torch.arange(steps, device=tokens.device)
-        began = torch.where((tokens < 0).all(dim=-1), at + 1, 0)  # nothing that comes before nothing is seen
-        if self.reset_id is not None:
-            began = torch.where(tokens[:, :, 0] == self.reset_id, at, began)
-        position = steps - began.amax(dim=1)
+        _, beliefs = self.encode(input_ids, belief=belief, position=position, tables=state.tables, state=state)
+        position = self.position_after(tokens, position)
         return beliefs, replace(state, belief=beliefs[:, -1], position=position, time=steps)
 
     @torch.no_grad()
@@ -412,12 +411,12 @@ class DHMMGPT2(nn.Module):
             x = x + self.read_belief(belief.flatten(2))
         table = None
         if self.positions == "learned":
-            x = x + self._position_embedding(position[:, None], None, len(position), 1)
+            x = x + self._position_embedding(position[:, None])
         else:
             table = rotary_at(state.time, self.embed_size // self.heads, x.device)
         at = state.time % self.window
         age = (at - torch.arange(self.window, device=x.device)) % self.window
-        visible = (age <= position[:, None])[:, None, None]
+        visible = (age <= position.clamp_max(state.time)[:, None])[:, None, None]
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, keys, values, at, visible, table)
@@ -481,17 +480,32 @@ class DHMMGPT2(nn.Module):
             belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation)
         return belief
 
-    def _position_embedding(self, position_ids: Tensor | None, episode: Tensor | None, batch: int, steps: int) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(steps, device=self.slot_ids.device).expand(batch, -1)
-            if episode is not None:
-                began = F.pad(episode[:, 1:] != episode[:, :-1], (1, 0))
-                position_ids = position_ids - torch.where(began, position_ids, 0).cummax(dim=1).values
-        if int(position_ids.max()) >= self.max_len:
+    def position_after(self, input_ids: Tensor, first: Tensor | None) -> Tensor:
+        """Steps since the episode began, (B,), for the step that follows some; ``first`` is for the first of them."""
+        return self._positions(self._slotted(input_ids), first)[:, -1] + 1
+
+    def _positions(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+        """
+        Steps since each step's episode began, or since there was nothing (which is at -1), (B, T).
+
+        :param first: that of the first step, (B,)
+        """
+        at = torch.arange(tokens.shape[1], device=tokens.device)
+        began = torch.where((tokens < 0).all(dim=-1), at + 1, 0)
+        if self.reset_id is not None:
+            began = torch.where(tokens[:, :, 0] == self.reset_id, at, began)
+        began = began.cummax(dim=1).values
+        if first is not None:
+            goes_on = began == 0 if self.reset_id is None else (began == 0) & (tokens[:, :1, 0] != self.reset_id)
+            at = at + torch.where(goes_on, first[:, None], 0)
+        return at - began
+
+    def _position_embedding(self, positions: Tensor) -> Tensor:
+        if int(positions.max()) >= self.max_len:
             raise InputError(
-                f"position {int(position_ids.max())} is past max_len {self.max_len}; learned positions end there, rotary do not"
+                f"position {int(positions.max())} is past max_len {self.max_len}; learned positions end there, rotary do not"
             )
-        embedded: Tensor = self.position_embedding(position_ids)
+        embedded: Tensor = self.position_embedding(positions.clamp_min(0))
         return embedded
 
     def _add_loss(self, out: ModelOutput, labels: Tensor, weights: Tensor | None) -> None:

@@ -20,10 +20,11 @@ from dhmm_rl.tokens import NOTHING
 
 class SegmentSamples(NamedTuple):
     """
-    Some environments' segments; all but ``tokens`` and ``belief`` are of the T steps after the burn-in.
+    Some environments' segments; all but ``tokens``, ``belief`` and ``position`` are of the T steps after the burn-in.
 
     :param tokens: burn-in and segment, (B, P + T, C)
     :param belief: before the burn-in, (B, chains, K)
+    :param position: of the burn-in's first step in its episode, (B,)
     :param actions: as the policy evaluates them: ids, or values under a Gaussian head, (B · T, A)
     :param old_values: (B · T,)
     :param old_log_prob: (B · T,)
@@ -36,6 +37,7 @@ class SegmentSamples(NamedTuple):
 
     tokens: Tensor
     belief: Tensor
+    position: Tensor
     actions: Tensor
     old_values: Tensor
     old_log_prob: Tensor
@@ -123,12 +125,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def segments(self, per_batch: int, belief: Tensor) -> Iterator[SegmentSamples]:
+    def segments(self, per_batch: int, belief: Tensor, position: Tensor) -> Iterator[SegmentSamples]:
         """
         Every environment's segment once, in random order.
 
         :param per_batch: how many segments make a minibatch
         :param belief: before the burn-in, (N, chains, K)
+        :param position: of the burn-in's first step in its episode, (N,)
         """
         if not self.generator_ready:
             self._stored = {
@@ -144,6 +147,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             yield SegmentSamples(
                 tokens,
                 belief[envs],
+                position[envs],
                 stored["actions"][envs].flatten(0, 1),
                 stored["values"][envs].flatten(),
                 stored["log_probs"][envs].flatten(),

@@ -62,8 +62,6 @@ class SequencePolicy(DHMMPolicy):
         self.keep_prior = keep_prior
         kwargs["features_extractor_kwargs"] = {"window": DEFAULT_WINDOW} | (features_extractor_kwargs or {})
         super().__init__(*args, **kwargs)
-        if self.language_model.positions == "learned" and self.language_model.blocks:
-            raise InputError('SequencePPO needs positions = "rotary": learned ones end at max_len, its streams do not')
 
     @property
     def burn_in(self) -> int:
@@ -172,7 +170,7 @@ class SequencePolicy(DHMMPolicy):
         The state in which they were read while acting is rebuilt from the burn-in, so outputs are the same.
         """
         steps = samples.tokens.shape[1] - self.burn_in
-        return self.language_model.encode(samples.tokens, belief=samples.belief, last=steps)
+        return self.language_model.encode(samples.tokens, belief=samples.belief, position=samples.position, last=steps)
 
     def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, Tensor, Tensor]:
         """

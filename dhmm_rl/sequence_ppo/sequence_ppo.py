@@ -93,7 +93,7 @@ class SequencePPO(PPO):
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.next_token_coef = next_token_coef
         self._rollouts = 0
-        self._belief = torch.empty(0)
+        self._belief = self._position = torch.empty(0)
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         policy_kwargs = dict(policy_kwargs or {})
         if checkpoint is not None:
@@ -159,8 +159,9 @@ class SequencePPO(PPO):
             stored_action=(entries, np.float32 if gaussian else np.int32),
             masked=self.policy.action_choices if self.masked else 0,
         )
-        self._belief = self.policy.language_model.initial_state(self.n_envs).belief
-        self._prior_belief = self._belief
+        fresh = self.policy.language_model.initial_state(self.n_envs)
+        self._belief = self._prior_belief = fresh.belief
+        self._position = fresh.position
 
     # Rollouts
 
@@ -208,14 +209,16 @@ class SequencePPO(PPO):
 
     @torch.no_grad()
     def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:
-        """The state after the burn-in, under the parameters of now; the belief before it is carried over the last rollout."""
+        """The state after the burn-in, under the parameters of now; what comes before it is carried over the last rollout."""
         model, passed = self.policy.language_model, buffer.all_tokens()[:, : buffer.pos]
+        if buffer.pos > 0:
+            self._position = model.position_after(passed, self._position)
         if buffer.pos > 0 and model.chain is not None:
             self._belief = model.believe(passed, self._belief)[:, -1]
             if self.policy.prior is not None:
                 self._prior_belief = self.policy.prior.believe(passed, self._prior_belief)[:, -1]
         buffer.reset()
-        return model.read(buffer.all_tokens()[:, : buffer.burn_in], self._belief)[1]
+        return model.read(buffer.all_tokens()[:, : buffer.burn_in], self._belief, self._position)[1]
 
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
         """γ times the value of the final observation, in its state, where an episode was cut off; else 0, (N,)."""
@@ -234,7 +237,9 @@ class SequencePPO(PPO):
         prior = self.policy.prior
         if prior is None or self.prior_kl_now == 0:
             return None
-        hidden, belief = prior.encode(buffer.all_tokens(), belief=self._prior_belief, last=buffer.buffer_size)
+        hidden, belief = prior.encode(
+            buffer.all_tokens(), belief=self._prior_belief, position=self._position, last=buffer.buffer_size
+        )
         distribution = ActionTokens(prior, self.policy.tokenizer)
         masks = torch.from_numpy(buffer.masks).to(self.device).transpose(0, 1).flatten(0, 1) if buffer.masked else None
         distribution.proba_distribution(hidden.flatten(0, 1)[:, None], belief.flatten(0, 1)[:, None], masks)
@@ -308,7 +313,7 @@ class SequencePPO(PPO):
         return means
 
     def _minibatches(self) -> Any:
-        return self.rollout_buffer.segments(self.batch_size // self.n_steps, self._belief)
+        return self.rollout_buffer.segments(self.batch_size // self.n_steps, self._belief, self._position)
 
     def _loss(self, samples: SegmentSamples, clip_range: float) -> tuple[Tensor, dict[str, float]]:
         """PPO's loss of a minibatch, with what is to be logged."""
@@ -386,7 +391,7 @@ class SequencePPO(PPO):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_belief", "_prior_belief"]
+        return [*super()._excluded_save_params(), "_belief", "_prior_belief", "_position"]
 
 
 def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
