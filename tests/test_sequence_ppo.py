@@ -35,8 +35,6 @@ def shaken(model: SequencePPO) -> SequencePPO:
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        if model.policy.language_model.blocks:
-            model.policy.language_model.embedding.weight[-1] = 0
     return model
 
 

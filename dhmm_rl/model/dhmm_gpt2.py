@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
+from dhmm_rl.model.embedding import TokenEmbedding, ordinal_features
 from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
@@ -179,11 +180,10 @@ class DHMMGPT2(nn.Module):
             nn.init.normal_(self.read_belief.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(embed_size, heads, ff_hidden or 4 * embed_size) for _ in range(layers))
         if layers > 0:
-            # One more row, always zero, is what "nothing" looks up.
-            self.embedding = nn.Embedding(vocab_size + 1, embed_size, padding_idx=vocab_size)
+            self.embedding = TokenEmbedding(vocab_size, embed_size, self.slots)
             # Not tied to the input as GPT-2's is: pretraining on actions that are not imitated would tilt the policy.
             self.head = nn.Parameter(torch.empty(vocab_size, embed_size))
-            _init_embeddings(self.embedding, self.head, self.slots, action_slots)
+            _init_head(self.head, self.slots, action_slots)
             if positions == "learned":
                 self.position_embedding = nn.Embedding(max_len, embed_size)
                 nn.init.normal_(self.position_embedding.weight, std=0.02)
@@ -239,7 +239,7 @@ class DHMMGPT2(nn.Module):
     def tables(self) -> Tables:
         """The parameters as passes use them: computed once for a pass, or for all the steps of a rollout."""
         chain = None if self.chain is None else self.chain.tables()
-        parts = [self.embedding.weight] if self.blocks else []
+        parts = [self.embedding()] if self.blocks else []
         if chain is not None:
             parts.append(chain.evidence.flatten(1))
             if chain.gates is not None:
@@ -321,7 +321,8 @@ class DHMMGPT2(nn.Module):
         if self.blocks:
             x = hidden[:, :, None]
             if last > 1:
-                known = self.embedding(torch.where(following < 0, self.vocab_size, following))
+                embedding = self.embedding() if tables is None else tables.lookup[:, : self.embed_size]
+                known = F.embedding(torch.where(following < 0, self.vocab_size, following), embedding, self.vocab_size)
                 x = x + sum_before(known)[:, :, first:last]
             if len(self.slots) > 1:
                 x = x + self.slot_mlp(x)
@@ -549,27 +550,16 @@ def _check(config: dict[str, Any]) -> None:
     need(config["window"] is None or config["window"] > 0, f"window is {config['window']}; it must be positive")
 
 
-def _init_embeddings(embedding: nn.Embedding, head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
+def _init_head(head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
     """
-    Normal noise, with two exceptions.
-
-    Bins of one real field start from smooth features of their centres, so that neighbours look alike: sines and cosines of the
-    companded centres in [-1, 1], octave by octave until a period is a few bins, with amplitudes falling as 1 / frequency,
-    projected at random and scaled to the same deviation. What reads out actions starts from zero: a new policy is uniform.
+    Normal noise; smooth over the bins of a real field. What reads out actions starts from zero: a new policy is uniform.
     """
     with torch.no_grad():
-        nn.init.normal_(embedding.weight, std=0.1)
         nn.init.normal_(head, std=0.02)
-        embedding.weight[-1].zero_()
         for slot in slots:
             if slot.ordinal:
-                centres = (torch.arange(slot.ordinal) + 0.5) / slot.ordinal * 2 - 1
-                frequency = 2.0 ** torch.arange(int(math.log2(slot.ordinal)))
-                phase = centres[:, None] * frequency * math.pi / 2
-                features = torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
-                for weight in (embedding.weight, head):
-                    smooth = features @ torch.randn(features.shape[1], embedding.embedding_dim)
-                    bins = weight[slot.stop - slot.ordinal : slot.stop]
-                    bins.copy_(smooth * (bins.std() / smooth.std()))
+                features = ordinal_features(slot.ordinal)
+                smooth = features @ torch.randn(features.shape[1], head.shape[1])
+                head[slot.stop - slot.ordinal : slot.stop] = smooth * (0.02 / smooth.std())
         for slot in slots[:action_slots]:
             head[slot.start : slot.stop] = 0

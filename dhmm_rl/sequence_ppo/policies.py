@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2, ModelState
+from dhmm_rl.model import DHMMGPT2, ModelState, Tables
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples
 from dhmm_rl.tokens import RESET
@@ -163,23 +163,26 @@ class SequencePolicy(DHMMPolicy):
 
     # Training
 
-    def read_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor]:
+    def read_segments(self, samples: SegmentSamples, tables: Tables | None = None) -> tuple[Tensor, Tensor]:
         """
         The parallel pass: hidden outputs (B, T, D) and beliefs (B, T, N, K) of the steps after the burn-in.
 
         The state in which they were read while acting is rebuilt from the burn-in, so outputs are the same.
         """
         steps = samples.tokens.shape[1] - self.burn_in
-        return self.language_model.encode(samples.tokens, belief=samples.belief, position=samples.position, last=steps)
+        return self.language_model.encode(
+            samples.tokens, belief=samples.belief, position=samples.position, last=steps, tables=tables
+        )
 
     def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, Tensor, Tensor]:
         """
         :return: values (B · T,), log-probabilities of the actions (B · T,), the action distribution, and hidden outputs
             and beliefs of :meth:`read_segments`
         """
-        hidden, belief = self.read_segments(samples)
+        tables = self.language_model.tables()
+        hidden, belief = self.read_segments(samples, tables)
         features = self.features(hidden, belief).flatten(0, 1)
-        distribution = self.distribution(features, samples.masks)
+        distribution = self.distribution(features, samples.masks, tables)
         if isinstance(distribution, ActionTokens):
             log_prob = distribution.log_prob_of_ids(samples.actions.long())
         else:
