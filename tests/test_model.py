@@ -25,7 +25,7 @@ def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list
     return ids, labels
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
 @pytest.mark.parametrize(("layers", "num_states", "chains"), [(2, 8, 1), (1, 0, 1), (0, 8, 1), (2, 4, 3)])
 def test_step_by_step_equals_one_pass_through_episode_ends(
     cartpole: Tokenizer, positions: str, layers: int, num_states: int, chains: int

@@ -48,7 +48,7 @@ BUILDS = [
     {"layers": 1, "window": 8, "num_states": 4},
     {"layers": 2, "window": 20, "num_states": 0},  # the burn-in is longer than a rollout
     {"layers": 2, "window": 20, "num_states": 4, "chains": 2, "control": "all"},
-    {"layers": 2, "window": 10, "num_states": 4, "positions": "learned"},
+    {"layers": 2, "window": 10, "num_states": 4, "positions": "both"},
     {"layers": 0, "num_states": 6},
 ]
 

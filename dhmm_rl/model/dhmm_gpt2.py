@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
-from dhmm_rl.model.embedding import TokenEmbedding, ordinal_features
+from dhmm_rl.model.embedding import STD, TokenEmbedding, ordinal_features
 from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
+
+POSITIONS = ("rotary", "learned", "both")
 
 
 @dataclass
@@ -103,7 +105,8 @@ class DHMMGPT2(nn.Module):
     :param num_states: latent states K of a chain; 0 leaves a plain GPT-2
     :param max_len: longest sequence for learned positions, and the window where none is given
     :param window: how many steps, the present one included, attention can see; ``max_len`` when ``None``
-    :param positions: ``rotary`` (streams of any length) or ``learned`` (GPT-2's own)
+    :param positions: ``rotary`` (how far back a step lies, in streams of any length), ``learned`` (GPT-2's own: where in its
+        episode it lies, up to ``max_len``) or ``both``
     :param matrices: transition matrices M that the gate mixes
     :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
     :param chains: independent chains N of K states
@@ -184,9 +187,9 @@ class DHMMGPT2(nn.Module):
             # Not tied to the input as GPT-2's is: pretraining on actions that are not imitated would tilt the policy.
             self.head = nn.Parameter(torch.empty(vocab_size, embed_size))
             _init_head(self.head, self.slots, action_slots)
-            if positions == "learned":
+            if positions != "rotary":
                 self.position_embedding = nn.Embedding(max_len, embed_size)
-                nn.init.normal_(self.position_embedding.weight, std=0.02)
+                nn.init.normal_(self.position_embedding.weight, std=STD)
             self.ln_f = nn.LayerNorm(embed_size)
             init_weights(self.blocks)
             if len(self.slots) > 1:
@@ -282,10 +285,10 @@ class DHMMGPT2(nn.Module):
         if self.chain is not None:
             x = x + self.read_belief(beliefs.flatten(2))
         episode = None if starts is None else starts.cumsum(dim=1)
-        if self.positions == "learned":
+        if self.positions != "rotary":
             x = x + self._position_embedding(self._positions(tokens, position) if position_ids is None else position_ids)
-            table = None
-        else:
+        table = None
+        if self.positions != "learned":
             table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
         mask = None
         valid = (tokens >= 0).any(dim=-1)
@@ -411,9 +414,9 @@ class DHMMGPT2(nn.Module):
         if self.chain is not None:
             x = x + self.read_belief(belief.flatten(2))
         table = None
-        if self.positions == "learned":
+        if self.positions != "rotary":
             x = x + self._position_embedding(position[:, None])
-        else:
+        if self.positions != "learned":
             table = rotary_at(state.time, self.embed_size // self.heads, x.device)
         at = state.time % self.window
         age = (at - torch.arange(self.window, device=x.device)) % self.window
@@ -533,8 +536,8 @@ def _check(config: dict[str, Any]) -> None:
     )
     need(heads > 0 and width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
     need(
-        config["positions"] in ("rotary", "learned"),
-        f"positions is {config['positions']!r}; known are 'rotary' and 'learned'",
+        config["positions"] in POSITIONS,
+        f"positions is {config['positions']!r}; known are {', '.join(POSITIONS)}",
     )
     need(
         config["positions"] == "learned" or width // heads % 2 == 0,
