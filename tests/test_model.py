@@ -47,6 +47,24 @@ def test_step_by_step_equals_one_pass_through_episode_ends(
             torch.testing.assert_close(stepped.logits[:, 0], out.logits[:, t], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
+@pytest.mark.parametrize("num_states", [0, 4])
+def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int) -> None:
+    """Flat sequences, which no id opens: alone, behind padding in one pass, and behind padding step by step."""
+    model = DHMMGPT2(20, layers=2, num_states=num_states, window=7, positions=positions, max_len=32).eval()
+    ids = torch.randint(20, (3, 12))
+    padded = torch.cat([torch.full((3, 9), -1), ids], dim=1)
+    padded[1, :5] = 3  # something else, then nothing
+    with torch.no_grad():
+        alone, together, state = model(ids), model(padded), model.initial_state(3)
+        for t in range(padded.shape[1]):
+            stepped, state = model.step(padded[:, t], state)
+            torch.testing.assert_close(stepped.hidden[:, 0], together.hidden[:, t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stepped.belief[:, 0], together.belief[:, t], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.logits[:, 9:], alone.logits, atol=1e-5, rtol=1e-5)
+    assert (generate(model, padded, 5, greedy=True)[:, 9:] == generate(model, ids, 5, greedy=True)).all()
+
+
 def test_an_episode_knows_nothing_of_the_one_before(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
     ids, _ = streams(cartpole, 1, 20, {0: [8]})

@@ -57,6 +57,7 @@ class ModelState:
     :param keys: ring of rotated keys per layer, (L, B, H, W, D / H)
     :param values: ring of values per layer, the same shape
     :param belief: (B, N, K)
+    :param held: which places of the rings hold a step of the present episode, (B, W)
     :param position: steps since each stream's episode began, (B,)
     :param tables: the model's parameters as its steps use them; a state is worth nothing once they have changed
     :param time: steps taken by all streams together
@@ -65,6 +66,7 @@ class ModelState:
     keys: Tensor
     values: Tensor
     belief: Tensor
+    held: Tensor
     position: Tensor
     tables: "Tables" = field(repr=False)
     time: int = 0
@@ -73,7 +75,13 @@ class ModelState:
         """A copy of some streams' state, which further steps of the others leave alone; ``state[:]`` copies all."""
         index = torch.arange(len(self.belief), device=self.belief.device)[streams]
         return ModelState(
-            self.keys[:, index], self.values[:, index], self.belief[index], self.position[index], self.tables, self.time
+            self.keys[:, index],
+            self.values[:, index],
+            self.belief[index],
+            self.held[index],
+            self.position[index],
+            self.tables,
+            self.time,
         )
 
 
@@ -276,10 +284,10 @@ class DHMMGPT2(nn.Module):
         batch, steps, _ = tokens.shape
         last = steps if last is None else last
         tables = self.tables() if tables is None else tables
-        starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        valid, starts = self._starts(tokens)
         x, log_likelihood, gates = self._look_up(tokens, tables)
         initial = self._initial_belief(batch) if belief is None else belief
-        beliefs = self._filter(log_likelihood, gates, initial, starts, tables, mutation)
+        beliefs = self._filter(log_likelihood, gates, initial, valid, starts, tables, mutation)
         if not self.blocks:
             return self.read_belief(beliefs[:, -last:].flatten(2)), beliefs[:, -last:]
         if self.chain is not None:
@@ -291,9 +299,12 @@ class DHMMGPT2(nn.Module):
         if self.positions != "learned":
             table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
         mask = None
-        valid = (tokens >= 0).any(dim=-1)
-        if episode is not None or self.window < steps or not bool(valid.all()):
+        if episode is not None or self.window < steps:
             mask = attention_mask(valid, episode, self.window)
+        if state is not None:
+            here = valid if episode is None else valid & (episode == episode[:, -1:])
+            kept = torch.arange(max(steps - self.window, 0), steps, device=x.device)
+            state.held[:, kept % self.window] = here[:, kept]
         for i, block in enumerate(self.blocks):
             cache = None if state is None else (state.keys[i], state.values[i])
             x = block(x, mask, table, last if block is self.blocks[-1] else steps, cache)
@@ -345,8 +356,9 @@ class DHMMGPT2(nn.Module):
         device = self.slot_ids.device
         size = self.embed_size // self.heads
         cache = torch.zeros(len(self.blocks), batch, self.heads, self.window, size, device=device)
+        held = torch.zeros(batch, self.window, dtype=torch.bool, device=device)
         position = torch.zeros(batch, dtype=torch.long, device=device)
-        return ModelState(cache, cache.clone(), self._initial_belief(batch), position, self.tables())
+        return ModelState(cache, cache.clone(), self._initial_belief(batch), held, position, self.tables())
 
     @torch.no_grad()
     def read(
@@ -375,9 +387,9 @@ class DHMMGPT2(nn.Module):
     def believe(self, input_ids: Tensor, belief: Tensor) -> Tensor:
         """Beliefs after each step, (B, T, N, K), from ``belief`` (B, N, K) before the first, without the transformer."""
         tokens, tables = self._slotted(input_ids), self.tables()
-        starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        valid, starts = self._starts(tokens)
         _, log_likelihood, gates = self._look_up(tokens, tables)
-        return self._filter(log_likelihood, gates, belief, starts, tables, mutation=0.0)
+        return self._filter(log_likelihood, gates, belief, valid, starts, tables, mutation=0.0)
 
     def step(self, tokens: Tensor, state: ModelState, labels: Tensor | None = None) -> tuple[ModelOutput, ModelState]:
         """
@@ -401,9 +413,13 @@ class DHMMGPT2(nn.Module):
         """Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state."""
         slotted = self._slotted(tokens[:, None])
         x, log_likelihood, gates = self._look_up(slotted, state.tables)
-        starts = None if self.reset_id is None else slotted[:, :, 0] == self.reset_id
-        belief = self._filter(log_likelihood, gates, state.belief, starts, state.tables, mutation)
-        position = state.position if starts is None else torch.where(starts[:, 0], 0, state.position)
+        valid, starts = self._starts(slotted)
+        belief = self._filter(log_likelihood, gates, state.belief, valid, starts, state.tables, mutation)
+        position = state.position
+        if starts is not None:
+            position = torch.where(starts[:, 0], torch.where(valid[:, 0], 0, -1), position)
+            state.held.logical_and_(~starts)
+        state.held[:, state.time % self.window] = valid[:, 0]
         if self.blocks:
             hidden = self._step_blocks(x, belief, position, state)
         else:
@@ -419,8 +435,9 @@ class DHMMGPT2(nn.Module):
         if self.positions != "learned":
             table = rotary_at(state.time, self.embed_size // self.heads, x.device)
         at = state.time % self.window
-        age = (at - torch.arange(self.window, device=x.device)) % self.window
-        visible = (age <= position.clamp_max(state.time)[:, None])[:, None, None]
+        visible = state.held.clone()
+        visible[:, at] = True
+        visible = visible[:, None, None]
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, keys, values, at, visible, table)
@@ -437,6 +454,15 @@ class DHMMGPT2(nn.Module):
                 f"ids have shape {tuple(ids.shape)}; a model of {len(self.slots)} slots reads (B, T, {len(self.slots)})"
             )
         return ids
+
+    def _starts(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Which steps hold something, and which have nothing to do with those before them, each (B, T)."""
+        valid = (tokens >= 0).any(dim=-1)
+        starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
+        if not bool(valid.all()):  # nothing stands alone, and what follows it begins anew
+            apart = ~valid | F.pad(~valid[:, :-1], (1, 0))
+            starts = apart if starts is None else starts | apart
+        return valid, starts
 
     def _squeeze(self, logits: Tensor) -> Tensor:
         return logits[:, :, 0] if len(self.slots) == 1 else logits
@@ -473,6 +499,7 @@ class DHMMGPT2(nn.Module):
         log_likelihood: Tensor,
         gates: Tensor | None,
         initial: Tensor,
+        valid: Tensor,
         starts: Tensor | None,
         tables: Tables,
         mutation: float,
@@ -482,7 +509,7 @@ class DHMMGPT2(nn.Module):
         assert tables.chain is not None
         with torch.autocast(log_likelihood.device.type, enabled=False):
             belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation)
-        return belief
+            return torch.where(valid[..., None, None], belief, self.chain.start)  # nothing says nothing
 
     def position_after(self, input_ids: Tensor, first: Tensor | None) -> Tensor:
         """Steps since the episode began, (B,), for the step that follows some; ``first`` is for the first of them."""
