@@ -27,6 +27,9 @@ from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.sequence_ppo.policies import SequencePolicy
 from dhmm_rl.tokens import NOTHING
 
+ADVANTAGE_MEMORY = 0.9
+"""How much of the advantages' variance so far still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
+
 
 class SequencePPO(PPO):
     """
@@ -93,6 +96,7 @@ class SequencePPO(PPO):
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.next_token_coef = next_token_coef
         self._rollouts = 0
+        self._advantage_variance = 0.0
         self._belief = self._position = torch.empty(0)
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         policy_kwargs = dict(policy_kwargs or {})
@@ -202,6 +206,8 @@ class SequencePPO(PPO):
             features, _ = policy.read_step(torch.from_numpy(tokens).to(self.device), state)
             last_values = policy.values(features)
         rollout_buffer.compute_returns_and_advantage(last_values, dones)
+        if self.normalize_advantage:
+            rollout_buffer.advantages = self._normalize(rollout_buffer.advantages)
         rollout_buffer.prior = self._prior_log_probs(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -230,6 +236,17 @@ class SequencePPO(PPO):
                 features, _ = self.policy.read_step(final, state[torch.tensor(cut, device=self.device)])
                 added[cut] = self.gamma * self.policy.values(features).cpu().numpy()
         return added
+
+    def _normalize(self, advantages: NDArray[np.float32]) -> NDArray[np.float32]:
+        """
+        Advantages of a rollout with mean 0, in units of the deviation that they have, or lately had if that is more.
+
+        SB3's ``PPO`` gives those of every minibatch the deviation 1. Once a task is solved they are the critic's noise and
+        nothing else; blown up to 1 it throws the policy away.
+        """
+        remembered = ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * float(advantages.var())
+        self._advantage_variance = max(remembered, float(advantages.var()))
+        return (advantages - advantages.mean()) / np.float32(np.sqrt(self._advantage_variance) + 1e-8)
 
     @torch.no_grad()
     def _prior_log_probs(self, buffer: SequenceRolloutBuffer) -> Tensor | None:
@@ -319,8 +336,6 @@ class SequencePPO(PPO):
         """PPO's loss of a minibatch, with what is to be logged."""
         values, log_prob, distribution, hidden, belief = self.policy.evaluate_segments(samples)
         advantages = samples.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_prob - samples.old_log_prob
         ratio = log_ratio.exp()
         policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
