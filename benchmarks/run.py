@@ -18,6 +18,7 @@ from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.runs import Run
 
 
 @dataclass
@@ -80,9 +81,12 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
 
     :raises InputError: when the run fails, with the last line that it said
     """
-    root = args.out / "runs" / job.agent.replace(":", "-") / f"seed{job.seed}"
+    root = args.out / "runs" / Path(job.agent.replace(":", "-")).name / f"seed{job.seed}"
     agent = job.agent.removesuffix(":none")
-    folder = root / job.env / agent / "1"
+    env_recipe, agent_recipe = load_recipes(job.env, agent)
+    folder = root / env_recipe.name / agent_recipe.name / "1"
+    if (folder / "run.json").exists() and (steps := Run.open(folder).args["steps"]) != args.steps:
+        raise InputError(f"{folder} is a run of --steps {steps}, not {args.steps}; give another --out, or remove it")
     if not (folder / "result.json").exists():
         command = [sys.executable, "-m", "dhmm_rl.ppo", "--quiet"]
         if (folder / "run.json").exists():

@@ -11,12 +11,16 @@ from dhmm_rl.errors import InputError
 
 Args = TypeVar("Args")
 
+MAX_SEED = 2**32 - 100_000
+"""NumPy's bound, less what environments side by side and evaluations add to a seed."""
+
 
 def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) -> None:
     """
     Parse the command line into ``arguments`` and run ``main``.
 
-    Exit status 2 and one line for bad input, 130 for an interruption from the keyboard.
+    Exit status 2 and one line for bad input, and for files that cannot be read or written; 130 for an interruption from the
+    keyboard.
 
     :param arguments: a dataclass; its docstrings are the command's ``--help``
     :param name: of the module, as ``python -m`` takes it
@@ -27,8 +31,11 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on with a run", file=sys.stderr)
+        print("interrupted" + ("; --resume goes on with a run" if hasattr(args, "resume") else ""), file=sys.stderr)
         sys.exit(130)
 
 
@@ -41,11 +48,13 @@ def set_up(device: str, threads: int, seed: int) -> str:
     """
     if seed < 0:
         raise InputError(f"seed is {seed}; it must not be negative")
+    if seed > MAX_SEED:
+        raise InputError(f"seed is {seed}; it must not be more than {MAX_SEED}")
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
     torch.set_num_threads(threads)
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}); cpu always can") from error
     return device

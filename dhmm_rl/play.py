@@ -22,7 +22,7 @@ from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training.agents import load_agent, with_masks
 from dhmm_rl.training.callbacks import BEST, BEST_NORMALIZATION
-from dhmm_rl.training.environments import make_envs, restore_normalization, wrap
+from dhmm_rl.training.environments import draws_pictures, make_envs, restore_normalization, wrap
 from dhmm_rl.training.runs import Run
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -97,7 +97,7 @@ def load_actor(run: Run, language_model: bool, device: str) -> tuple[Any, AgentR
     if tokenizer is None:
         raise InputError(f"{run.language_model} was trained on flat sequences; it cannot act")
     if not info.get("imitates", False):
-        print("note: this model was pretrained on no actions worth imitating, so it acts at random")
+        print("note: this model was pretrained on no actions worth imitating; what it does means nothing")
     return LanguageModelActor(model, tokenizer), None, None
 
 
@@ -115,6 +115,8 @@ def record(
     :raises InputError: when the environment cannot be drawn
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
+    if not draws_pictures(make_envs(run.env, 1, args.seed)):
+        raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
     env = make_envs(run.env, 1, args.seed, recipe, render_mode="rgb_array")
     env = restored(run, wrap(env, recipe, tokenizer, training=False))
     actor = with_masks(actor, env)
@@ -123,8 +125,7 @@ def record(
     state, start = None, np.ones(1, dtype=bool)
     while not (frames and start[0]):
         frame = env.render()
-        if frame is None:
-            raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
+        assert frame is not None
         frames.append(frame)
         action, state = actor.predict(observation, state=state, episode_start=start, deterministic=not args.sample)
         observation, _, start, _ = env.step(action)

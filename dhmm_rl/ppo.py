@@ -19,7 +19,7 @@ from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
 from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
 from dhmm_rl.training.curve import plot_curve
-from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.pretraining import find_pretrained, pretrain, pretrains
 from dhmm_rl.training.runs import Run
@@ -70,9 +70,10 @@ def main(args: Args) -> None:
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
-    clock = Clock(checkpoint)
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
+    own = pretrained is not None and run.args["pretrained"] == "new"
+    clock = Clock(checkpoint, pretrained.info["seconds"] if own and pretrained is not None else 0.0)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     tokenizer = None
     if run.agent.reads_tokens:
@@ -200,7 +201,8 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
         print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")
     print(f"learning curve: {run.folder / 'curve.png'}")
     print(f"best agent:     {run.folder / BEST}")
-    print(f"let it act:     python -m dhmm_rl.play {run.folder} --video {run.folder / 'play.mp4'}")
+    video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(env) else ""
+    print(f"let it act:     python -m dhmm_rl.play {run.folder}{video}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main(args: Args) -> None:
         given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
         changes = {name: value for name, value in given.items() if value is not None}
         training_settings(agent, **changes).check()
-        kept = {"data": args.data, "episodes": args.episodes, "changes": changes}
+        kept = {"data": args.data, "episodes": args.episodes, "changes": changes, "env": args.env, "agent": args.agent}
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
         run = Run.resume(args.resume, "pretrain")
@@ -75,7 +75,8 @@ def main(args: Args) -> None:
     )
     print(f"\npretrained model: {checkpoint}")
     print(f"let it act:       python -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")
-    print(f"train it by PPO:  python -m dhmm_rl.ppo --env {run.env.name} --pretrained {checkpoint}")
+    recipes = f"--env {run.args['env']} --agent {run.args['agent']}"
+    print(f"train it by PPO:  python -m dhmm_rl.ppo {recipes} --pretrained {checkpoint}")
     print(f"watch the losses: tensorboard --logdir {run.folder}")
 
 

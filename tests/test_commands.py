@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from stable_baselines3 import DQN, PPO
 
 from dhmm_rl.data import Rollouts
@@ -119,8 +120,10 @@ def test_the_same_seed_gives_the_same_run(finished: Path) -> None:
 def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
     kept = finished / "runs/CartPole-v1/pretrain/1/rollouts"
     run(finished, "pretrain", "--agent", "short.toml", "--data", kept, "--runs", "again")
-    first, second = (load_checkpoint(finished / root / "CartPole-v1/pretrain/1/pretrained.pt") for root in ("runs", "again"))
-    assert json.dumps(first.info) == json.dumps(second.info)
+    infos = [load_checkpoint(finished / root / "CartPole-v1/pretrain/1/pretrained.pt").info for root in ("runs", "again")]
+    assert infos[0].pop("seconds") > 0
+    assert infos[1].pop("seconds") > 0
+    assert json.dumps(infos[0]) == json.dumps(infos[1])
     DQN("MlpPolicy", "CartPole-v1", learning_starts=10).learn(50).save(finished / "teacher.zip")
     run(finished, "pretrain", "--agent", "short.toml", "--data", "teacher:teacher.zip", "--runs", "taught")
     taught = load_checkpoint(finished / "taught/CartPole-v1/pretrain/1/pretrained.pt")
@@ -129,9 +132,10 @@ def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
     assert "mean return" in run(finished, "play", "taught/CartPole-v1/pretrain/1", "--language-model", "--episodes", 2)
 
 
-def kill_when(process: subprocess.Popen[str], file: Path) -> None:
+def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    """Kill a process as soon as something lies in its folder."""
     deadline = time.monotonic() + 120
-    while not file.exists() and time.monotonic() < deadline and process.poll() is None:
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -141,18 +145,26 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
     agent.write_text(SHORT.replace("steps = 20", "steps = 400"))
     arguments = ["--agent", str(agent), "--steps", "8192"]
     with subprocess.Popen(command("ppo", *arguments), cwd=tmp_path, start_new_session=True, text=True) as process:
-        kill_when(process, tmp_path / "runs/CartPole-v1/short/1/training.pt")
+        kill_when(process, tmp_path, "runs/CartPole-v1/short/1/training.pt")
     folder = tmp_path / "runs/CartPole-v1/short/1"
     assert not (folder / "pretrained.pt").exists()
     with subprocess.Popen(command("ppo", "--resume", folder), cwd=tmp_path, start_new_session=True, text=True) as process:
-        kill_when(process, folder / "checkpoints")
+        kill_when(process, folder, "checkpoints/[0-9]*")
     assert not (folder / "result.json").exists()
-    before = np.load(folder / "evaluations.npz")["timesteps"][0]
+    checkpoint = next((folder / "checkpoints").glob("[0-9]*"))
+    steps_before = int(checkpoint.name)
+    with np.load(checkpoint / "evaluations.npz") as kept:
+        timesteps, results = kept["timesteps"], kept["results"]
     run(tmp_path, "ppo", "--resume", folder)
+    logged = [(folder / name).read_text().splitlines() for name in ("progress_ppo.csv", "progress_ppo_2.csv")]
+    first = int(logged[1][1].split(",")[logged[1][0].split(",").index("time/total_timesteps")])
+    assert first == steps_before + 128, "it began anew"
     result = json.loads((folder / "result.json").read_text())
     assert result["ppo_steps"] == 8192
-    steps = np.load(folder / "evaluations.npz")["timesteps"]
-    assert steps[0] == before
+    with np.load(folder / "evaluations.npz") as evaluations:
+        steps = evaluations["timesteps"]
+        assert (steps[: len(timesteps)] == timesteps).all()
+        assert (evaluations["results"][: len(results)] == results).all()
     assert (np.diff(steps) > 0).all()
     assert len(steps) == 3
     assert PPO.load(folder / "best_model.zip").num_timesteps > 0
@@ -175,6 +187,31 @@ BAD = {
     "spaces that differ": ("ppo", ["--env", "Acrobot-v1", "--agent", "short.toml", "--pretrained", "small.pt"], "action"),
     "negative budget": ("ppo", ["--steps", "-5"], "steps is -5; it must be positive"),
     "negative seed": ("ppo", ["--seed", "-1"], "seed is -1; it must not be negative"),
+    "seed beyond NumPy's": ("ppo", ["--seed", "4294967296"], "it must not be more than"),
+    "a file for a folder": ("ppo", ["--agent", "short.toml", "--runs", "small.pt"], "Not a directory"),
+    "no learning rate": ("pretrain", ["--learning-rate", "nan"], "learning_rate of pretraining is nan"),
+    "a device without numbers": ("ppo", ["--device", "meta"], "cannot be used here"),
+    "a teacher of other actions": (
+        "pretrain",
+        ["--env", "MountainCarContinuous-v0", "--data", "teacher:mountain.zip"],
+        "the teacher is of another",
+    ),
+    "a model of another version": ("ppo", ["--pretrained", "older.pt"], "of another version"),
+    "no environments": ("ppo", ["--agent", "none.toml"], "n_envs = 0; it must be at least 1"),
+    "a text for a table": ("ppo", ["--agent", "table.toml"], "model = 'large'; it must be a table"),
+    "an unknown policy": ("ppo", ["--agent", "policy.toml", "--pretrained", "none"], "Policy MlpPolice unknown"),
+    "no schedule": ("ppo", ["--agent", "schedule.toml", "--pretrained", "none"], "learning_rate is 'linn_0.1'"),
+    "keywords that no environment takes": ("ppo", ["--env", "kwargs.toml"], "cannot be made"),
+    "observations that are no numbers": (
+        "ppo",
+        ["--env", "nan.toml", "--agent", "mlp", "--steps", "64"],
+        "nan in observations",
+    ),
+    "rewards that are no numbers": (
+        "ppo",
+        ["--env", "nan_reward.toml", "--agent", "short.toml", "--pretrained", "none", "--steps", "64"],
+        "nan in rewards",
+    ),
     "negative gradient steps": ("pretrain", ["--steps", "-5"], "steps of pretraining is -5"),
     "no episodes": ("pretrain", ["--episodes", "0"], "episodes is 0"),
     "no rollouts": ("pretrain", ["--data", "nowhere"], "holds no rollouts"),
@@ -182,7 +219,11 @@ BAD = {
     "rollouts of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "kept"], "action"),
     "no teacher": ("pretrain", ["--data", "teacher:nowhere.zip"], "there is no teacher"),
     "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt"], "is not a model"),
-    "teacher of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"], "the teacher sees"),
+    "teacher of another environment": (
+        "pretrain",
+        ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"],
+        "the teacher is of another",
+    ),
     "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
     "an algorithm without tokens": ("ppo", ["--agent", "mlp", "--algo", "ppo"], "reads no tokens"),
     "no such device": ("ppo", ["--device", "abacus"], "cannot be used here"),
@@ -197,6 +238,30 @@ BAD = {
 }
 
 
+NAN_ENV = """
+import gymnasium as gym
+import numpy as np
+
+class Nan(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.full(1, np.nan, dtype=np.float32), 0.0, False, False, {}
+
+class NanReward(Nan):
+    def step(self, action):
+        return np.zeros(1, dtype=np.float32), float("nan"), False, False, {}
+
+gym.register("Nan-v0", Nan, disable_env_checker=True)
+gym.register("NanReward-v0", NanReward, disable_env_checker=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def bad_things(finished: Path) -> Path:
     training = finished / "runs/CartPole-v1/short/1"
@@ -206,6 +271,22 @@ def bad_things(finished: Path) -> Path:
     (finished / "foreign.pt").write_text("something else")
     agent = (training / "best_model.zip").read_bytes()
     PPO("MlpPolicy", "CartPole-v1").save(finished / "agent.zip")
+    PPO("MlpPolicy", "MountainCar-v0").save(finished / "mountain.zip")
+    content = torch.load(training / "pretrained.pt")
+    del content["weights"]["head"]
+    torch.save(content, finished / "older.pt")
+    for name, of, by in (
+        ("none", "n_envs = 2", "n_envs = 0"),
+        ("table", "[model]\nembed_size = 16\nheads = 2\nnum_states = 4", 'model = "large"'),
+        ("policy", '"DHMMPolicy"', '"MlpPolice"'),
+        ("schedule", "n_steps = 64", 'n_steps = 64\nlearning_rate = "linn_0.1"'),
+    ):
+        assert of in SHORT
+        (finished / f"{name}.toml").write_text(SHORT.replace(of, by))
+    (finished / "kwargs.toml").write_text('description = "x"\nid = "CartPole-v1"\n[kwargs]\nsticks = 2\n')
+    for name, id_ in (("nan", "Nan-v0"), ("nan_reward", "NanReward-v0")):
+        (finished / f"{name}.toml").write_text(f'description = "x"\nid = "nan_env:{id_}"\n')
+    (finished / "nan_env.py").write_text(NAN_ENV)
     (finished / "broken").mkdir()
     (finished / "broken/run.json").write_bytes((training / "run.json").read_bytes())
     (finished / "broken/best_model.zip").write_bytes(agent[: len(agent) // 2])

@@ -64,6 +64,15 @@ def test_each_environment_contributes_its_share_however_long_its_episodes() -> N
     assert abs(rollouts.returns.mean() - np.mean(alone)) < 4 * np.std(alone)
 
 
+def test_recording_ends_after_so_many_steps_and_what_runs_then_is_cut_off() -> None:
+    env = make_vec_env("Acrobot-v1", 4, seed=0)
+    rollouts = collect(env, episodes=100, imitate=False, max_steps=1_200, seed=0)
+    assert rollouts.env_steps == 1_200
+    assert np.diff(rollouts.starts).tolist() == [301] * 4
+    assert not rollouts.terminated.any()
+    rollouts.check()
+
+
 def test_policies_of_any_kind_act() -> None:
     env = make_vec_env("CartPole-v1", 2)
     always = collect(env, lambda observations: np.ones(len(observations), dtype=int), episodes=3, imitate=True)

@@ -65,6 +65,19 @@ def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int)
     assert (generate(model, padded, 5, greedy=True)[:, 9:] == generate(model, ids, 5, greedy=True)).all()
 
 
+def test_a_stream_ends_with_done(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole)
+    ids, _ = streams(cartpole, 64, 2, {})
+    stream = generate(model, ids, 30)
+    done = stream[..., 0] == 1
+    assert done.any()
+    assert (stream[done][:, 1:] == -1).all()
+    assert (done.sum(dim=1) <= 1).all()
+    assert (stream[done.cumsum(dim=1) - done.long() > 0] == -1).all()
+    with pytest.raises(InputError, match="between 0 and 43"):
+        generate(model, ids, 1, legal_ids=[44])
+
+
 def test_an_episode_knows_nothing_of_the_one_before(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
     ids, _ = streams(cartpole, 1, 20, {0: [8]})

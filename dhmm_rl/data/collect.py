@@ -41,6 +41,7 @@ def collect(
     *,
     episodes: int,
     imitate: bool,
+    max_steps: int | None = None,
     env_id: str = "",
     seed: int = 0,
     deterministic: bool = False,
@@ -57,14 +58,17 @@ def collect(
         when ``None``
     :param episodes: how many
     :param imitate: whether the policy's actions are worth imitating
+    :param max_steps: environment steps of all environments together after which recording ends; the episodes that are
+        running then are kept as cut off
     :param env_id: the name to record
     :param seed: of the environments and of random actions
     :param deterministic: take an SB3 policy's likeliest action
     :param progress: show a bar
-    :raises InputError: for a number of episodes that is not positive
+    :raises InputError: for a number of episodes or steps that is not positive
     """
-    if episodes < 1:
-        raise InputError(f"episodes is {episodes}; it must be at least 1")
+    for name, number in (("episodes", episodes), ("max_steps", max_steps)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}; it must be at least 1")
     if isinstance(env.observation_space, spaces.Tuple):
         raise InputError("rollouts of Tuple observations cannot be recorded; wrap the environment in FlattenObservation")
     act = _actor(env, policy, seed, deterministic)
@@ -75,9 +79,9 @@ def collect(
     running = [_Episode(observation) for observation in observations]
     finished: list[list[_Episode]] = [[] for _ in range(env.num_envs)]
     starts = np.ones(env.num_envs, dtype=bool)
-    env_steps = 0
+    env_steps, last = 0, float("inf") if max_steps is None else max_steps
     with tqdm(total=episodes, desc="collecting", unit="episode", disable=None if progress else True) as bar:
-        while any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
+        while env_steps < last and any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
             actions = act(observations, starts)
             observations, rewards, starts, infos = env.step(actions)
             assert isinstance(observations, np.ndarray)
@@ -91,6 +95,9 @@ def collect(
                         finished[i].append(episode)
                         bar.update()
                     running[i] = _Episode(observations[i])
+    for done, quota, episode in zip(finished, quotas, running, strict=True):
+        if len(done) < quota and episode.actions:
+            done.append(episode)
     return _pack([episode for done in finished for episode in done], env, imitate, env_id, env_steps)
 
 

@@ -22,11 +22,13 @@ class Batch(NamedTuple):
     :param input_ids: (B, L, C)
     :param labels: the step that follows each step, (B, L, C)
     :param weights: of each label in the loss, (B, L, C)
+    :param position_ids: how many steps of its episode lie before each step, (B, L); for learned positions
     """
 
     input_ids: Tensor
     labels: Tensor
     weights: Tensor
+    position_ids: Tensor
 
 
 class StreamWindows:
@@ -105,4 +107,4 @@ class StreamWindows:
         labels[torch.from_numpy(step[:, 1:] <= 0)] = NOTHING  # nothing comes before an episode's first step
         weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
         weights[~self.rollouts.imitate[episode], :, : self.tokenizer.action_slots] = 0
-        return Batch(ids[:, :-1], labels, torch.from_numpy(weights))
+        return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))

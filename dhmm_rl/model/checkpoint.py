@@ -10,7 +10,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
 from dhmm_rl.tokens import Slot, Tokenizer
 
-_FORMAT = "dhmm-rl language model 1"
+_FORMAT = "dhmm-rl language model 2"
 
 
 class Checkpoint(NamedTuple):
@@ -47,11 +47,15 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     :raises InputError: when there is no such file, or it is something else, or it is cut short
     """
     content = load_torch(path, _FORMAT, device)
-    slots = [Slot(**slot) for slot in content["config"]["slots"]]
-    model = DHMMGPT2(**{**content["config"], "slots": slots}).to(device)
-    model.load_state_dict(content["weights"])
-    tokenizer = None if content["tokenizer"] is None else Tokenizer.from_dict(content["tokenizer"])
-    return Checkpoint(model.eval(), tokenizer, content["info"])
+    try:
+        slots = [Slot(**slot) for slot in content["config"]["slots"]]
+        model = DHMMGPT2(**{**content["config"], "slots": slots}).to(device)
+        model.load_state_dict(content["weights"])
+        tokenizer = None if content["tokenizer"] is None else Tokenizer.from_dict(content["tokenizer"])
+        return Checkpoint(model.eval(), tokenizer, content["info"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} holds a model of another version of dhmm-rl ({reason}); pretrain one anew") from error
 
 
 def load_torch(path: str | Path, expected: str, device: str | torch.device = "cpu") -> dict[str, Any]:

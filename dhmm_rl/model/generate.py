@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2, Tables
+from dhmm_rl.tokens import DONE, NOTHING
 
 
 def choose(
@@ -99,7 +100,8 @@ def generate(
     """
     Continue streams on the cached state, so a continuation may be of any length.
 
-    A model with ``mutation`` mutates while it samples; a greedy continuation does not.
+    A model with ``mutation`` mutates while it samples; a greedy continuation does not. A stream of an environment ends with
+    ``DONE``: after it there is nothing, -1.
 
     :param prompt: at least one step, (B, T), or (B, T, C) with several slots
     :param steps: how many steps to add
@@ -117,12 +119,16 @@ def generate(
         raise InputError(f"steps is {steps}; it must not be negative")
     legal = None
     if legal_ids is not None:
+        if not all(0 <= id_ < model.vocab_size for id_ in legal_ids):
+            raise InputError(f"legal ids must lie between 0 and {model.vocab_size - 1}")
         legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=prompt.device)
         legal[torch.tensor(sorted(legal_ids), dtype=torch.long, device=prompt.device)] = True
     state = model.initial_state(len(prompt))
     for tokens in prompt[:, :-1].unbind(1):
         _, _, state = model.encode_step(tokens, state)
     stream, tokens = [prompt], prompt[:, -1]
+    ends = model.action_slots > 0  # a stream of an environment
+    over = tokens[:, 0] == DONE if ends else torch.zeros(0)
     for _ in range(steps):
         hidden, belief, state = model.encode_step(tokens, state, mutation=0.0 if greedy else model.mutation)
         tokens = sample_slots(
@@ -137,6 +143,10 @@ def generate(
             generator=generator,
             tables=state.tables,
         )
+        if ends:
+            tokens[over] = NOTHING
+            over = over | (tokens[:, 0] == DONE)
+            tokens[over, 1:] = NOTHING
         tokens = tokens[:, 0] if prompt.dim() == 2 else tokens
         stream.append(tokens[:, None])
     return torch.cat(stream, dim=1)

@@ -9,6 +9,8 @@ import difflib
 import importlib
 import inspect
 import tomllib
+import types
+import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.sequence_ppo.policies import DEFAULT_WINDOW
 
 Table = dict[str, Any]
+
+POSITIVE = ("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes")
 
 ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO")
 FROM_THE_TOKENIZER = ("self", "vocab_size", "slots", "action_slots", "reset_id")
@@ -169,10 +173,31 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
             raise InputError(f"the recipe {name} has a key {key!r}{_suggest(key, sorted(known))}")
     if table.get("algorithm", ALGORITHMS[0]) not in ALGORITHMS:
         raise InputError(f"the recipe {name} has algorithm = {table['algorithm']!r}; known are {', '.join(ALGORITHMS)}")
+    hints = typing.get_type_hints(kind)
+    for key, value in table.items():
+        if not _fits(value, hints[key]):
+            raise InputError(f"the recipe {name} has {key} = {value!r}; it must be {_said(hints[key])}")
+        if key in POSITIVE and value is not None and value < 1:
+            raise InputError(f"the recipe {name} has {key} = {value}; it must be at least 1")
     missing = {"description", "policy"} & known - set(table)
     if missing:
         raise InputError(f"the recipe {name} lacks {sorted(missing)[0]!r}")
     return table
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of TOML is what a field of a recipe is declared as."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+
+
+def _said(hint: Any) -> str:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+    return names[next(typing.get_origin(kind) or kind for kind in kinds)]
 
 
 def _merge(table: Table, changes: Table) -> Table:

@@ -246,7 +246,8 @@ class SequencePPO(PPO):
         """
         remembered = ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * float(advantages.var())
         self._advantage_variance = max(remembered, float(advantages.var()))
-        return (advantages - advantages.mean()) / np.float32(np.sqrt(self._advantage_variance) + 1e-8)
+        normalized: NDArray[np.float32] = (advantages - advantages.mean()) / np.float32(self._advantage_variance**0.5 + 1e-8)
+        return normalized
 
     @torch.no_grad()
     def _prior_log_probs(self, buffer: SequenceRolloutBuffer) -> Tensor | None:

@@ -31,7 +31,7 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
     :param pretrained: the language model to start from
     :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another build
     """
-    settings: dict[str, Any] = {name: _schedule(value) for name, value in agent.ppo.items()}
+    settings: dict[str, Any] = {name: _schedule(name, value) for name, value in agent.ppo.items()}
     policy_kwargs = dict(settings.pop("policy_kwargs", {}))
     if isinstance(policy_kwargs.get("activation_fn"), str):
         policy_kwargs["activation_fn"] = getattr(torch.nn, policy_kwargs["activation_fn"])
@@ -45,8 +45,10 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
         made: OnPolicyAlgorithm = algorithm(
             agent.policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
         )
-    except TypeError as error:
-        raise InputError(f"the settings of agent {agent.name} do not fit: {error}") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings of agent {agent.name} do not fit: {str(error).splitlines()[0]}") from error
     if pretrained is not None and not sequence:
         assert isinstance(made.policy, DHMMPolicy)
         made.policy.load_language_model(pretrained.model)
@@ -88,8 +90,11 @@ def rollout_size(agent: BaseAlgorithm) -> int:
     return int(getattr(agent, "n_steps", 1)) * agent.n_envs
 
 
-def _schedule(value: Any) -> Any:
+def _schedule(name: str, value: Any) -> Any:
     """``lin_0.001`` falls linearly from 0.001 to 0, as in RL-Zoo's settings."""
-    if isinstance(value, str) and value.startswith("lin_"):
+    if not isinstance(value, str):
+        return value
+    try:
         return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
-    return value
+    except ValueError as error:
+        raise InputError(f"{name} is {value!r}; it is a number, or 'lin_0.001', which falls linearly to 0") from error

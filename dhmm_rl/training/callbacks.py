@@ -26,10 +26,11 @@ class Clock:
     Seconds that a run has taken, those of evaluations apart.
 
     :param checkpoint: from which the run goes on; a run's beginning when ``None``
+    :param pretraining: seconds of training before that beginning
     """
 
-    def __init__(self, checkpoint: Path | None = None) -> None:
-        before: dict[str, Any] = {"training": 0.0, "evaluating": 0.0, "marks": []}
+    def __init__(self, checkpoint: Path | None = None, pretraining: float = 0.0) -> None:
+        before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": []}
         if checkpoint is not None:
             with reading(checkpoint / CLOCK):
                 before |= json.loads((checkpoint / CLOCK).read_text())

@@ -6,8 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecFrameStack, VecNormalize
 
 from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import VecTokenStream
@@ -34,8 +35,32 @@ def make_envs(
         kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
         make = functools.partial(gym.make, env.id, **kwargs)
         return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else None)
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, TypeError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def draws_pictures(env: VecEnv) -> bool:
+    """Whether there can be a video of an environment."""
+    return "rgb_array" in env.get_attr("metadata")[0].get("render_modes", [])
+
+
+class RefuseNan(VecCheckNan):
+    """
+    SB3's check for numbers that are none, in one line.
+
+    :raises InputError: from ``reset`` and ``step`` for an observation or reward that is NaN or infinite
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv, raise_exception=True)
+
+    def check_array_value(self, name: str, value: NDArray[Any]) -> list[tuple[str, str]]:
+        """What is wrong with the values of one name."""
+        found: list[tuple[str, str]] = super().check_array_value(name, value)
+        if found:
+            where = ", ".join(f"{kind} in {of}" for of, kind in found)
+            raise InputError(f"the environment gave {where}; an agent can learn from finite numbers only")
+        return found
 
 
 def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
@@ -67,6 +92,7 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
     if agent.reads_tokens:
         history = 1 if agent.algorithm == "SequencePPO" else agent.model["window"]
         venv = VecTokenStream(venv, tokenizer, history=history)
+    venv = RefuseNan(venv)
     if agent.frame_stack > 1:
         venv = VecFrameStack(venv, agent.frame_stack)
     if agent.normalize_reward or agent.normalize_observation:

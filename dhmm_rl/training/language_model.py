@@ -70,7 +70,7 @@ class TrainingSettings:
     def check(self) -> None:
         """:raises InputError: for a setting out of its range"""
         for name in ("steps", "batch_size", "length", "eval_every", "patience", "learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} of pretraining is {getattr(self, name)}; it must be positive")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out of pretraining is {self.held_out}; it is a share between 0 and 1")
@@ -124,7 +124,7 @@ def train_language_model(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed_precision(device)):
-            loss = model(batch.input_ids, batch.labels, weights=batch.weights).loss
+            loss = model(batch.input_ids, batch.labels, weights=batch.weights, position_ids=batch.position_ids).loss
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
@@ -165,7 +165,11 @@ def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) 
     weighted = 0.0
     for indices in _split(windows.tiles(), batch_size):
         batch = Batch(*(part.to(device) for part in windows[indices]))
-        losses = model(batch.input_ids, batch.labels).token_loss.double().reshape(-1, len(model.slots))
+        losses = (
+            model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
+            .token_loss.double()
+            .reshape(-1, len(model.slots))
+        )
         weights = (batch.weights * (batch.labels >= 0)).double().reshape(-1, len(model.slots))
         counted = weights > 0
         nats += (losses * counted).sum(dim=0).cpu()

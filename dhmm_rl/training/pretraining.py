@@ -1,5 +1,6 @@
 """From rollouts to a pretrained language model of an environment's streams."""
 
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
 
 DEFAULT_EPISODES = 200
+RANDOM_SHARE = 0.2
+"""Of an environment's budget, so much at the most goes into random rollouts when nobody says how many episodes."""
 TEACHERS: tuple[type[BaseAlgorithm], ...] = (RecurrentPPO, MaskablePPO, PPO, A2C, DQN, SAC, TD3, DDPG)
 
 
@@ -38,7 +41,8 @@ def pretrain(
 
     :param run: whose folder takes the rollouts, the logs and the checkpoint
     :param data: ``random``; the folder of rollouts saved before; or ``teacher:PATH``, an SB3 model's zip
-    :param episodes: how many to collect; the agent recipe's when ``None``
+    :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the environment's budget
+        at the most
     :param settings: of the training; the agent recipe's when ``None``
     :return: the checkpoint
     :raises InputError: for data that cannot be used
@@ -47,13 +51,15 @@ def pretrain(
         raise InputError(f"the agent {run.agent.name} has no language model to pretrain; dhmm-gpt2 has")
     settings = settings or training_settings(run.agent)
     settings.check()
+    began = time.perf_counter()
+    venv = make_envs(run.env, 1, run.seed)
+    make_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
     rollouts = get_rollouts(run, data, episodes, progress)
     if len(rollouts) < 2:
         raise InputError("pretraining needs at least 2 episodes, one of them held out; there is 1")
 
     order = np.random.default_rng(run.seed).permutation(len(rollouts))
-    held_out_count = max(1, round(settings.held_out * len(rollouts)))
-    venv = make_envs(run.env, 1, run.seed)
+    held_out_count = min(max(1, round(settings.held_out * len(rollouts))), len(rollouts) - 1)
     tokenizer = make_tokenizer(run.env, venv, rollouts)
     venv.close()
 
@@ -84,6 +90,7 @@ def pretrain(
         "bits": trained.bits.tolist(),
         "frequency_bits": baseline.tolist(),
         "gradient_steps": trained.steps,
+        "seconds": time.perf_counter() - began,
     }
     save_checkpoint(run.language_model, model, tokenizer, info)
     return run.language_model
@@ -97,7 +104,10 @@ def pretrains(agent: AgentRecipe) -> bool:
 def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | None:
     """The newest checkpoint of ``python -m dhmm_rl.pretrain`` that fits the recipes of an environment and an agent."""
     for path in pretraining_runs(root, env):
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except InputError:  # of another version, or cut short: no reason not to pretrain anew
+            continue
         tokenizer = checkpoint.tokenizer
         if tokenizer is None or tokenizer.bins != env.tokens.get("bins", 10):
             continue
@@ -136,13 +146,18 @@ def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> R
         return Rollouts.load(kept)
     teacher = None if data == "random" else load_teacher(data.removeprefix("teacher:"))
     venv = make_envs(run.env, run.agent.n_envs, run.seed)
-    if teacher is not None and teacher.observation_space != venv.observation_space:
-        raise InputError(f"the teacher sees {teacher.observation_space}, but {run.env.id} shows {venv.observation_space}")
+    if teacher is not None:
+        try:
+            make_tokenizer(run.env, venv).check_spaces(teacher.observation_space, teacher.action_space)
+        except InputError as error:
+            raise InputError(f"the teacher is of another environment than {run.env.id}: {error}") from error
+    wanted = run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes
     rollouts = collect(
         venv,
         teacher,
-        episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
+        episodes=wanted,
         imitate=teacher is not None,
+        max_steps=int(RANDOM_SHARE * run.env.budget) if teacher is None and episodes is None else None,
         env_id=run.env.id,
         seed=run.seed,
         deterministic=True,
