@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
-from dhmm_rl.model.embedding import STD, TokenEmbedding, ordinal_features
+from dhmm_rl.model.embedding import STD, TokenEmbedding, ordinal_features, position_features
 from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
@@ -197,7 +197,7 @@ class DHMMGPT2(nn.Module):
             _init_head(self.head, self.slots, action_slots)
             if positions != "rotary":
                 self.position_embedding = nn.Embedding(max_len, embed_size)
-                nn.init.normal_(self.position_embedding.weight, std=STD)
+                self.position_embedding.weight.data = position_features(max_len, embed_size) * STD
             self.ln_f = nn.LayerNorm(embed_size)
             init_weights(self.blocks)
             if len(self.slots) > 1:
