@@ -27,13 +27,16 @@ def test_the_default_command_solves_cartpole_within_its_budget(seed: int, tmp_pa
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_belief_remembers_what_attention_no_longer_sees(seed: int, tmp_path: Path) -> None:
-    """A corridor of four windows; a GPT-2 of the same size and window cannot know better than to guess."""
+    """
+    A corridor of four windows; a GPT-2 of the same size and window cannot know better than to guess, and never turns where
+    going on is likelier than either side.
+    """
     returns = {}
     for agent in ("dhmm-gpt2", "gpt2"):
         run(tmp_path, "dhmm_rl.ppo", "--env", "TMaze-v0", "--agent", agent, "--quiet", "--seed", str(seed))
         returns[agent] = json.loads((tmp_path / f"runs/TMaze-v0/{agent}/1/result.json").read_text())["final_return"]
     assert returns["dhmm-gpt2"] >= 0.95
-    assert 0.3 < returns["gpt2"] < 0.7
+    assert returns["gpt2"] < 0.7
 
 
 def test_attention_repeats_what_was_shown_32_steps_ago(tmp_path: Path) -> None:
