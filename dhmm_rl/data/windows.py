@@ -94,7 +94,7 @@ class StreamWindows:
         step = first[:, None] + np.arange(self.length + 1)
         start, rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
         row = start + np.clip(step, 0, rows - 1)
-        tokens = self.tokenizer.next_step(self.rollouts.actions[row], self.rollouts.observations[row], rng)
+        tokens = self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
 
         tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
         tokens[(step < 0) | (step >= rows)] = NOTHING

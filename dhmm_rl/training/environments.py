@@ -68,7 +68,7 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
         return tokenizer
     tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
     some = np.linspace(0, len(rollouts.observations) - 1, FITTED_ROWS).astype(int)
-    return tokenizer.fit(rollouts.observations[np.unique(some)])
+    return tokenizer.fit(rollouts.observations_at(np.unique(some)))
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
