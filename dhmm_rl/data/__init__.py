@@ -3,6 +3,6 @@
 from dhmm_rl.data.collect import collect
 from dhmm_rl.data.minari_datasets import read_minari, write_minari
 from dhmm_rl.data.rollouts import Rollouts
-from dhmm_rl.data.windows import Batch, StreamWindows
+from dhmm_rl.data.windows import Batch, MixedWindows, StreamWindows
 
-__all__ = ["Batch", "Rollouts", "StreamWindows", "collect", "read_minari", "write_minari"]
+__all__ = ["Batch", "MixedWindows", "Rollouts", "StreamWindows", "collect", "read_minari", "write_minari"]

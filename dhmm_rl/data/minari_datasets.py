@@ -79,13 +79,11 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
     :raises InputError: for a name that Minari does not take, or one that is taken
     """
     minari = _import_minari()
-    folder = _folder(dataset_id)
-    if folder.exists():
-        raise InputError(f"there is a Minari dataset {dataset_id} already; give the new one another name or version")
+    check_new_minari(dataset_id)
     namespace = dataset_id.rpartition("/")[0]
     if namespace and namespace not in minari.namespace.list_local_namespaces():
         minari.namespace.create_namespace(namespace)
-    with atomic_write(folder) as temporary:
+    with atomic_write(_folder(dataset_id)) as temporary:
         temporary.mkdir()
         storage = minari.dataset.minari_storage.MinariStorage.new(
             temporary / "data",
@@ -99,6 +97,16 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
         )
         storage.update_episodes(_buffer(rollouts, number) for number in range(len(rollouts)))
         storage.update_episode_metadata({IMITATE: bool(imitate)} for imitate in rollouts.imitate)
+
+
+def check_new_minari(dataset_id: str) -> None:
+    """
+    See that a dataset of this name can be written.
+
+    :raises InputError: for a name that Minari does not take, or one that is taken
+    """
+    if _folder(dataset_id).exists():
+        raise InputError(f"there is a Minari dataset {dataset_id} already; give the new one another name or version")
 
 
 def _import_minari() -> Any:
