@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
+from benchmarks import vector_envs
 from dhmm_rl import VecTokenStream
 from dhmm_rl.envs import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
 from dhmm_rl.errors import InputError
@@ -311,3 +312,12 @@ def test_pictures_are_those_of_the_environments() -> None:
     assert frame is not None
     assert single is not None
     assert frame.shape[0] * frame.shape[1] >= 2 * single.shape[0] * single.shape[1]
+
+
+def test_the_benchmark_prints_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    vector_envs.main(vector_envs.Args(n_envs=(2,), turns=1, seconds=0.01))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["environments", "dummy", "gymnasium"]
+    assert lines[2].split()[0] == "2"
+    with pytest.raises(InputError, match="must be at least 1"):
+        vector_envs.main(vector_envs.Args(turns=0))

@@ -221,6 +221,6 @@ def _env_spec(env_id: str) -> EnvSpec | None:
     """By which Minari makes the environment again, if Gymnasium knows it and it can be written down."""
     spec = gym.registry.get(env_id.rpartition(":")[2])
     try:
-        return spec if spec is not None and spec.to_json() else None
+        return spec if spec is not None and EnvSpec.from_json(spec.to_json()) else None
     except (TypeError, ValueError):
         return None

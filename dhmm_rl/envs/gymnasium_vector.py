@@ -92,8 +92,11 @@ class GymnasiumVecEnv(VecEnv):
         observations, rewards, terminated, truncated, vector_infos = self.env.step(self._actions)
         infos = _by_environment(vector_infos, self.num_envs)
         dones = np.asarray(terminated | truncated)
-        if self.mask_key is not None or dones.any():
+        now = infos
+        if dones.any():
             observations = self._begin_anew(dones, observations, infos)
+            now = [self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
+        self._keep_masks(now)
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
@@ -106,7 +109,7 @@ class GymnasiumVecEnv(VecEnv):
                 self.reset_infos[i] = infos[i]
                 infos[i] = infos[i].pop("final_info", {})
                 infos[i]["terminal_observation"] = self.reset_infos[i].pop("final_obs")
-        elif ended:
+        else:
             last = list(iterate(self.env.observation_space, observations))
             for i in ended:
                 infos[i]["terminal_observation"] = deepcopy(last[i])  # a view; the environment may write over it
@@ -114,7 +117,6 @@ class GymnasiumVecEnv(VecEnv):
             after = _by_environment(vector_infos, self.num_envs)
             for i in ended:
                 self.reset_infos[i] = after[i]
-        self._keep_masks([self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)])
         return observations
 
     def _keep_masks(self, infos: Iterable[dict[str, Any]]) -> None:
