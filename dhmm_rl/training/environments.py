@@ -1,6 +1,5 @@
 """Environments and tokenizers as recipes ask for them."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,18 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.envs import VecTokenStream
+from dhmm_rl.envs import VecTokenStream, make_gymnasium_vec_env
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
@@ -30,13 +37,25 @@ def make_envs(
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
+    flat = _flat if agent is not None and not agent.reads_tokens else None
+    kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     try:
-        flat = agent is not None and not agent.reads_tokens
-        kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
-        make = functools.partial(gym.make, env.id, **kwargs)
-        return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else None)
+        if env.vectorization == "gymnasium":
+            venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, flat, **kwargs))
+            venv.seed(seed)
+            return venv
+        side_by_side = SubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
+        if side_by_side is SubprocVecEnv:
+            _make(env.id, kwargs).close()  # where it fails, the reason can be told; a process of its own only ends
+        kwargs = {"env_id": env.id, "kwargs": kwargs}
+        return make_vec_env(_make, n_envs, seed=seed, wrapper_class=flat, vec_env_cls=side_by_side, env_kwargs=kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def _make(env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
+    return gym.make(env_id, **kwargs)
 
 
 def draws_pictures(env: VecEnv) -> bool:
@@ -82,7 +101,7 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
         return tokenizer
     tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
     some = np.linspace(0, len(rollouts.observations) - 1, FITTED_ROWS).astype(int)
-    return tokenizer.fit(rollouts.observations[np.unique(some)])
+    return tokenizer.fit(rollouts.observations_at(np.unique(some)))
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:

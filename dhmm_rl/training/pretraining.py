@@ -1,6 +1,7 @@
 """From rollouts to a pretrained language model of an environment's streams."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,30 +9,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sb3_contrib import MaskablePPO, RecurrentPPO
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
-from stable_baselines3.common.base_class import BaseAlgorithm
 
-from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
+from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
-from dhmm_rl.training.environments import make_envs, make_tokenizer
+from dhmm_rl.training.environments import FITTED_ROWS, make_envs, make_tokenizer
 from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, train_language_model
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
+from dhmm_rl.training.sources import RANDOM, Part, Source, gather
 
 DEFAULT_EPISODES = 200
 RANDOM_SHARE = 0.2
 """Of an environment's budget, so much at the most goes into random rollouts when nobody says how many episodes."""
-TEACHERS: tuple[type[BaseAlgorithm], ...] = (RecurrentPPO, MaskablePPO, PPO, A2C, DQN, SAC, TD3, DDPG)
 
 
 def pretrain(
     run: Run,
-    data: str = "random",
+    data: Sequence[str] = (RANDOM,),
     *,
     episodes: int | None = None,
+    top: float | None = None,
     settings: TrainingSettings | None = None,
     device: str = "cpu",
     progress: bool = False,
@@ -40,9 +40,10 @@ def pretrain(
     Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
 
     :param run: whose folder takes the rollouts, the logs and the checkpoint
-    :param data: ``random``; the folder of rollouts saved before; or ``teacher:PATH``, an SB3 model's zip
+    :param data: sources of rollouts, as :meth:`Source.parse` reads them
     :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the environment's budget
         at the most
+    :param top: imitate only this share of the episodes, those of the highest returns
     :param settings: of the training; the agent recipe's when ``None``
     :return: the checkpoint
     :raises InputError: for data that cannot be used
@@ -54,21 +55,41 @@ def pretrain(
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
     make_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
-    rollouts = get_rollouts(run, data, episodes, progress)
-    if len(rollouts) < 2:
-        raise InputError("pretraining needs at least 2 episodes, one of them held out; there is 1")
-
-    order = np.random.default_rng(run.seed).permutation(len(rollouts))
-    held_out_count = min(max(1, round(settings.held_out * len(rollouts))), len(rollouts) - 1)
-    tokenizer = make_tokenizer(run.env, venv, rollouts)
+    parts = gather(
+        [Source.parse(text) for text in data],
+        run.env,
+        run.folder,
+        n_envs=run.agent.n_envs,
+        episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
+        max_steps=int(RANDOM_SHARE * run.env.budget) if episodes is None else None,
+        top=top,
+        seed=run.seed,
+        progress=progress,
+    )
+    splits = [split(rollouts, settings.held_out, run.seed) for rollouts, _ in parts]
+    if not any(len(rest) for _, rest in splits):
+        raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
+    tokenizer = make_tokenizer(run.env, venv, sample(parts))
     venv.close()
 
-    def windows(episodes: NDArray[np.int64], dither: int | None = None) -> StreamWindows:
-        weights = run.agent.pretrain.get("field_weights")
-        return StreamWindows(rollouts, tokenizer, settings.length, episodes=episodes, field_weights=weights, dither=dither)
+    def windows(held_out: bool, dither: int | None = None) -> StreamWindows | MixedWindows:
+        chosen = [(part, numbers[held_out]) for part, numbers in zip(parts, splits, strict=True) if len(numbers[held_out])]
+        sets = [
+            StreamWindows(
+                part.rollouts,
+                tokenizer,
+                settings.length,
+                episodes=episodes,
+                field_weights=run.agent.pretrain.get("field_weights"),
+                weight=part.weight if held_out else 1.0,  # of a loss; training shows them more often instead
+                dither=dither,
+            )
+            for part, episodes in chosen
+        ]
+        return sets[0] if len(sets) == 1 else MixedWindows(sets, [part.weight for part, _ in chosen])
 
-    train_set = windows(order[held_out_count:], run.seed if settings.dither else None)
-    held_out = windows(order[:held_out_count])
+    train_set = windows(held_out=False, dither=run.seed if settings.dither else None)
+    held_out = windows(held_out=True)
 
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
@@ -79,13 +100,13 @@ def pretrain(
         )
     finally:
         logger.close()
-    baseline = frequency_bits(windows(order[held_out_count:]), held_out, model.slot_ids)
+    baseline = frequency_bits(windows(held_out=False), held_out, model.slot_ids)
     if progress:
         print(report(model, trained, baseline))
     info = {
         "env_id": run.env.id,
-        "env_steps": rollouts.env_steps,
-        "imitates": bool(rollouts.imitate.any()),
+        "env_steps": sum(rollouts.env_steps for rollouts, _ in parts),
+        "imitates": any(rollouts.imitate.any() for rollouts, _ in parts),
         "held_out_loss": trained.loss,
         "bits": trained.bits.tolist(),
         "frequency_bits": baseline.tolist(),
@@ -133,56 +154,34 @@ def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
     return replace(TrainingSettings(**table), **changes)
 
 
-def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> Rollouts:
+def split(rollouts: Rollouts, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    Rollouts from any source; what is collected is kept in the run, and read from there when the run is resumed.
+    Numbers of the episodes to train on and of those held out: a share of the imitated ones, and the same share of the others.
 
-    :raises InputError: for a source that cannot be used
+    A single episode of its kind is trained on.
     """
-    kept = run.folder / "rollouts"
-    if data != "random" and not data.startswith("teacher:"):
-        return Rollouts.load(data)
-    if kept.exists():
-        return Rollouts.load(kept)
-    teacher = None if data == "random" else load_teacher(data.removeprefix("teacher:"))
-    venv = make_envs(run.env, run.agent.n_envs, run.seed)
-    if teacher is not None:
-        try:
-            make_tokenizer(run.env, venv).check_spaces(teacher.observation_space, teacher.action_space)
-        except InputError as error:
-            raise InputError(f"the teacher is of another environment than {run.env.id}: {error}") from error
-    wanted = run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes
-    rollouts = collect(
-        venv,
-        teacher,
-        episodes=wanted,
-        imitate=teacher is not None,
-        max_steps=int(RANDOM_SHARE * run.env.budget) if teacher is None and episodes is None else None,
-        env_id=run.env.id,
-        seed=run.seed,
-        deterministic=True,
-        progress=progress,
-    )
-    venv.close()
-    rollouts.save(kept)
-    return rollouts
+    order = np.random.default_rng(seed).permutation(len(rollouts))
+    chosen: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    for kind in (True, False):
+        some = order[rollouts.imitate[order] == kind]
+        count = min(max(1, round(held_out * len(some))), len(some) - 1) if len(some) else 0
+        chosen[0].append(some[count:])
+        chosen[1].append(some[:count])
+    train, rest = map(np.concatenate, chosen)
+    return (train, rest) if len(rest) or len(order) < 2 else (order[1:], order[:1])
 
 
-def load_teacher(path: str) -> BaseAlgorithm:
-    """
-    An SB3 model from its zip, whichever algorithm's it is.
-
-    :raises InputError: when there is none at ``path``
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"there is no teacher {path}; an SB3 model's save writes such a zip")
-    for algorithm in TEACHERS:
-        try:
-            return algorithm.load(file, device="cpu")
-        except Exception:  # SB3 raises whatever another algorithm's parameters run into
-            continue
-    raise InputError(f"{path} is not a model of {', '.join(a.__name__ for a in TEACHERS)} of SB3 and sb3-contrib")
+def sample(parts: Sequence[Part], rows: int = FITTED_ROWS) -> Rollouts:
+    """Episodes of all sources, evenly spaced, of about so many rows: what a tokenizer is fitted on."""
+    if len(parts) == 1:
+        return parts[0].rollouts
+    total = sum(len(part.rollouts.rewards) for part in parts)
+    episodes: list[Episode] = []
+    for rollouts, _ in parts:
+        count = max(1, len(rollouts) * min(rows, total) // total)
+        episodes += [rollouts[int(number)] for number in np.unique(np.linspace(0, len(rollouts) - 1, count).astype(int))]
+    first = parts[0].rollouts
+    return Rollouts.from_episodes(episodes, first.observation_space, first.action_space, first.env_id, 0)
 
 
 def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
