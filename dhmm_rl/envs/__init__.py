@@ -2,18 +2,22 @@
 
 import gymnasium as gym
 
+from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
 from dhmm_rl.envs.partial import MaskFields
 from dhmm_rl.envs.t_maze import TMaze
 from dhmm_rl.envs.tiger import Tiger, tiger_beliefs, tiger_values
 from dhmm_rl.envs.token_stream import TokenSpace, TokenStream, VecTokenStream
 
 __all__ = [
+    "FlattenFields",
     "MaskFields",
     "TMaze",
     "Tiger",
     "TokenSpace",
     "TokenStream",
     "VecTokenStream",
+    "as_arrays",
+    "fits_vec_env",
     "tiger_beliefs",
     "tiger_values",
 ]
