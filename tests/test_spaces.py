@@ -15,6 +15,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import FieldSpace, Tokenizer, bounded
 from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
+from tests.conftest import within_one_bin
 
 Space = spaces.Space[Any]
 
@@ -88,22 +89,6 @@ def sample(space: Space) -> Any:
     if isinstance(space, spaces.Sequence):
         return space.sample(mask=(int(space.np_random.integers(0, 7)), None))
     return space.sample()
-
-
-def within_one_bin(tokenizer: Tokenizer, values: np.ndarray[Any, Any]) -> None:
-    """Discrete fields come back exactly, binned ones within one bin of where clipping left them."""
-    codec = tokenizer.observation_codec
-    ids = codec.encode(values)
-    assert (ids >= codec.starts[:-1]).all()
-    assert (ids < codec.starts[1:]).all()
-    back = flatten(tokenizer.observation_space, unflatten(tokenizer.observation_space, codec.decode(ids)))
-    for part in codec.parts:
-        met, got = (array[..., part.columns].astype(np.float64) for array in (values, back))
-        if isinstance(part.quantiser, Bins):
-            met = np.clip(met, part.quantiser.low, part.quantiser.high)
-            assert (np.abs(part.quantiser.compand(got) - part.quantiser.compand(met)) <= 1 + 1e-3).all()
-        else:
-            np.testing.assert_array_equal(got, met)
 
 
 @pytest.mark.filterwarnings("ignore:.*Casting input x to numpy array")  # Gymnasium's own values of shape ()

@@ -6,6 +6,7 @@ Shapes: N rows, F fields.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,8 +76,8 @@ def read(tokenizer: Tokenizer, data: Any, seed: int) -> tuple[NDArray[Any], NDAr
     if hasattr(data, "observations") and hasattr(data, "actions"):
         tokenizer.check_spaces(data.observation_space, data.action_space)
         rows = _rows(len(data.rewards), tokenizer.observation_codec.width)
-        observations = flatten(tokenizer.observation_space, _take(data.observations, rows))
-        return observations, flatten(tokenizer.action_space, _take(data.actions, rows))
+        observations = flatten(tokenizer.observation_space, take(data.observations, rows))
+        return observations, flatten(tokenizer.action_space, take(data.actions, rows))
     values = flatten(tokenizer.observation_space, data).reshape(-1, tokenizer.observation_codec.width)
     return values[_rows(len(values), values.shape[1])], None
 
@@ -159,18 +160,26 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
 
 def table(reports: list[FieldReport]) -> str:
     """The report for people; the many fields of an array take one line: their ids summed, their worst share and error."""
-    lines = [f"{'field':<28}{'as':>12}{'ids':>8}{'used':>8}{'clipped':>9}{'error':>12}{'spread':>12}"]
-    arrays: dict[tuple[str, str], list[FieldReport]] = {}
-    for one in reports:
-        arrays.setdefault((one.name.split("[")[0], one.how), []).append(one)
-    for (name, how), fields in arrays.items():
-        if len(fields) > TABLE_FIELDS:
-            whole = (sum(f.ids for f in fields), sum(f.used for f in fields))
-            worst = (max(f.clipped for f in fields), max(f.error for f in fields), max(f.spread for f in fields))
-            fields = [FieldReport(f"{name}, {len(fields)} fields", how, *whole, *worst)]
-        for f in fields:
-            lines.append(f"{f.name:<28}{f.how:>12}{f.ids:>8}{f.used:>8}{f.clipped:>9.1%}{f.error:>12.4g}{f.spread:>12.4g}")
+    lines = [f"{'field':<40}{'as':>12}{'ids':>8}{'used':>8}{'clipped':>9}{'error':>12}{'spread':>12}"]
+    for how in dict.fromkeys(one.how for one in reports):
+        some = [i for i, one in enumerate(reports) if one.how == how]
+        for name, places in by_array([one.name for one in reports], some):
+            _, _, ids, used, clipped, error, spread = zip(*(reports[i] for i in places), strict=True)
+            lines.append(
+                f"{name:<40}{how:>12}{sum(ids):>8}{sum(used):>8}{max(clipped):>9.1%}{max(error):>12.4g}{max(spread):>12.4g}"
+            )
     return "\n".join(lines)
+
+
+def by_array(names: Sequence[str], places: Iterable[int]) -> list[tuple[str, list[int]]]:
+    """Places of names, for a table: one by one, but those of an array of more than :data:`TABLE_FIELDS` together."""
+    arrays: dict[str, list[int]] = {}
+    for i in places:
+        arrays.setdefault(names[i].split("[")[0], []).append(i)
+    lines = []
+    for array, some in arrays.items():
+        lines += [(f"{array}, {len(some)} fields", some)] if len(some) > TABLE_FIELDS else [(names[i], [i]) for i in some]
+    return lines
 
 
 def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings]) -> None:
@@ -223,11 +232,12 @@ def _by_leaf(leaves: list[Leaf], values: NDArray[Any]) -> list[tuple[Leaf, NDArr
     return list(zip(leaves, np.split(values, ends[:-1], axis=-1), strict=True))
 
 
-def _take(values: Any, rows: NDArray[np.int64]) -> Any:
+def take(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Some of several values of a space, which may be a dict or a tuple of arrays."""
     if isinstance(values, dict):
-        return {key: _take(part, rows) for key, part in values.items()}
+        return {key: take(part, rows) for key, part in values.items()}
     if isinstance(values, tuple):
-        return tuple(_take(part, rows) for part in values)
+        return tuple(take(part, rows) for part in values)
     return np.asarray(values[rows])
 
 

@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.envs import VecTokenStream
+from dhmm_rl.envs import VecTokenStream, as_arrays
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
-
-FITTED_ROWS = 100_000
-"""A tokenizer is fitted on so many rows, evenly spaced: rollouts may be larger than memory."""
 
 
 def make_envs(
@@ -26,6 +22,8 @@ def make_envs(
     """
     The plain environments side by side, monitored.
 
+    Observations that SB3 cannot hold, such as texts, become arrays of their fields.
+
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
@@ -33,7 +31,7 @@ def make_envs(
         flat = agent is not None and not agent.reads_tokens
         kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
         make = functools.partial(gym.make, env.id, **kwargs)
-        return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else None)
+        return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else as_arrays)
     except (gym.error.Error, ImportError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
 
@@ -46,18 +44,22 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
     """
     The tokenizer that the environment's recipe asks for.
 
-    :param rollouts: what to fit scales on that the recipe does not give
+    :param rollouts: what to fit on where the recipe does not say; with ``None``, and a recipe that says nothing of tokens, the
+        environments are stepped at random if the tokenizer needs to be fitted
     :raises InputError: for settings that fit no field, and rollouts of another environment
     """
     unknown = set(env.tokens) - {"bins", "fields"}
     if unknown:
         raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
     tokenizer = Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
-    if rollouts is None:
+    if rollouts is not None:
+        return tokenizer.fit(rollouts)
+    if env.tokens or not tokenizer.unfitted:
         return tokenizer
-    tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
-    some = np.linspace(0, len(rollouts.observations) - 1, FITTED_ROWS).astype(int)
-    return tokenizer.fit(rollouts.observations[np.unique(some)])
+    stepped = make_envs(env, 1, seed=0)
+    fitted = tokenizer.fit(stepped)
+    stepped.close()
+    return fitted
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
