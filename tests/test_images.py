@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
@@ -165,6 +166,26 @@ def test_an_environment_is_enough_to_fit_on() -> None:
     assert 0.2 < fitted.overrides["observation[1]"]["scale"] < 2
     assert fitted.vocab_size == 44
     assert not fitted.unfitted
+
+
+def test_fitting_takes_no_illegal_action() -> None:
+    class Gated(gym.Env[Any, Any]):
+        observation_space, action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(3)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            return self.np_random.normal(size=1).astype(np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            assert action == 1
+            return self.np_random.normal(size=1).astype(np.float32), 0.0, False, False, {}
+
+        def action_masks(self) -> np.ndarray[Any, Any]:
+            return np.array([False, True, False])
+
+    for env in (Gated(), DummyVecEnv([Gated, Gated])):
+        fitted = Tokenizer(Gated.observation_space, Gated.action_space).fit(env)
+        assert abs(fitted.overrides["observation[0]"]["scale"] - 1) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,13 @@ def test_losses_of_many_unequal_slots_are_those_of_their_logits(chunk: int, monk
         model.zero_grad()
         hidden, belief = model.encode(ids)
         losses = model.token_losses(hidden, belief, labels, first)
-        losses.square().sum().backward()
+        torch.autograd.backward(losses.square().sum())
         found = [parameter.grad for parameter in model.parameters()]
         model.zero_grad()
         logits = model.decode(*model.encode(ids), labels.clamp_min(-1), first)
         targets = torch.where(labels < 0, -100, labels - model.slot_ids[:, 0])[..., first:]
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
-        expected.square().sum().backward()
+        torch.autograd.backward(expected.square().sum())
         torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
         for one, parameter in zip(found, model.parameters(), strict=True):
             torch.testing.assert_close(one, parameter.grad, atol=1e-4, rtol=1e-4)
@@ -148,6 +148,8 @@ def test_steps_of_many_slots_read_one_by_one_are_those_read_in_parallel() -> Non
         for t in range(5):
             stepped, state = model.step(ids[:, t], state, ids[:, t + 1])
             torch.testing.assert_close(stepped.hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
+            assert stepped.token_loss is not None
+            assert out.token_loss is not None
             torch.testing.assert_close(stepped.token_loss[:, 0], out.token_loss[:, t], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(stepped.logits[:, 0], out.logits[:, t], atol=1e-5, rtol=1e-5)
 
