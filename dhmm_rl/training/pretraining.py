@@ -1,5 +1,6 @@
 """From rollouts to a pretrained language model of an environment's streams."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
-from dhmm_rl.training.environments import FITTED_ROWS, make_envs, make_tokenizer
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.fitting import ROWS, by_array, table
+from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
+from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
 from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, train_language_model
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
@@ -54,7 +59,7 @@ def pretrain(
     settings.check()
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
-    make_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
+    plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
     parts = gather(
         [Source.parse(text) for text in data],
         run.env,
@@ -69,8 +74,10 @@ def pretrain(
     splits = [split(rollouts, settings.held_out, run.seed) for rollouts, _ in parts]
     if not any(len(rest) for _, rest in splits):
         raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
-    tokenizer = make_tokenizer(run.env, venv, sample(parts))
+    some = sample(parts)
+    tokenizer = make_tokenizer(run.env, venv, some)
     venv.close()
+    keep_fitting(run, tokenizer, some, progress)
 
     def windows(held_out: bool, dither: int | None = None) -> StreamWindows | MixedWindows:
         chosen = [(part, numbers[held_out]) for part, numbers in zip(parts, splits, strict=True) if len(numbers[held_out])]
@@ -132,11 +139,27 @@ def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | No
         tokenizer = checkpoint.tokenizer
         if tokenizer is None or tokenizer.bins != env.tokens.get("bins", 10):
             continue
-        if any(tokenizer.overrides.get(name) != wanted for name, wanted in env.tokens.get("fields", {}).items()):
+        if any(not _holds(tokenizer.overrides.get(name, {}), wanted) for name, wanted in env.tokens.get("fields", {}).items()):
             continue
         if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
             return path
     return None
+
+
+def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: bool) -> None:
+    """Keep in the run, and print, how well the rollouts can be told from their tokens; draw it where they are images."""
+    lines = tokenizer.report or []
+    with atomic_write(run.folder / "tokens.json") as temporary:
+        temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
+    if progress:
+        print(f"observations as tokens, fitted on the rollouts:\n{table(lines)}\n")
+    if image_parts(tokenizer):
+        some = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
+        save_reconstruction(tokenizer, rollouts.observations_at(some), run.folder / "tokens.png")
+
+
+def _holds(settings: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(settings.get(key) == value for key, value in wanted.items())
 
 
 def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
@@ -171,7 +194,7 @@ def split(rollouts: Rollouts, held_out: float, seed: int) -> tuple[NDArray[np.in
     return (train, rest) if len(rest) or len(order) < 2 else (order[1:], order[:1])
 
 
-def sample(parts: Sequence[Part], rows: int = FITTED_ROWS) -> Rollouts:
+def sample(parts: Sequence[Part], rows: int = ROWS) -> Rollouts:
     """Episodes of all sources, evenly spaced, of about so many rows: what a tokenizer is fitted on."""
     if len(parts) == 1:
         return parts[0].rollouts
@@ -185,14 +208,13 @@ def sample(parts: Sequence[Part], rows: int = FITTED_ROWS) -> Rollouts:
 
 
 def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
-    """A table of held-out bits per field, beside what the frequencies alone give."""
+    """A table of held-out bits per field, summed over large arrays of fields, beside what the frequencies alone give."""
     lines = [
         f"held-out bits per field after {trained.best_step} gradient steps",
-        f"{'field':<20}{'frequencies':>12}{'model':>10}",
+        f"{'field':<28}{'frequencies':>12}{'model':>10}",
     ]
-    for slot, known, bits in zip(model.slots, baseline, trained.bits, strict=True):
-        if not np.isnan(bits):
-            lines.append(f"{slot.name:<20}{known:>12.3f}{bits:>10.3f}")
     trained_slots = ~np.isnan(trained.bits)
-    lines.append(f"{'together':<20}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
+    for name, slots in by_array([slot.name for slot in model.slots], np.flatnonzero(trained_slots)):
+        lines.append(f"{name:<28}{abs(baseline[slots].sum()):>12.3f}{abs(trained.bits[slots].sum()):>10.3f}")
+    lines.append(f"{'together':<28}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
     return "\n".join(lines)
