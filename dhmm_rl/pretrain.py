@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
 from dhmm_rl.training.runs import Run
+from dhmm_rl.training.sources import RANDOM, Source, check_top
 
 
 @dataclass
@@ -21,13 +24,18 @@ class Args:
 
     env: str = "CartPole-v1"
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
-    data: str = "random"
-    """Where rollouts come from: 'random'; a folder that Rollouts.save wrote; or 'teacher:PATH', the zip of an SB3 model whose
-    actions are worth imitating."""
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Where rollouts come from; given more than once, they are mixed. 'random' (the default); 'teacher:PATH', the zip of an SB3
+    model, whose actions are imitated; 'minari:ID', a local Minari dataset, whose actions are imitated; or a folder that
+    Rollouts.save wrote. Options follow: 'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often;
+    'minari:ID@imitate=no' teaches observations alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
+    top: float | None = None
+    """Of the episodes worth imitating, imitate only this share, those of the highest returns (0.1: the best tenth). The others
+    still teach observations."""
     agent: str = "dhmm-gpt2"
     """Agent whose model is trained: a recipe's name or path."""
     episodes: int | None = None
-    """Episodes to collect. Default: the agent recipe's."""
+    """Episodes to collect from each source that is not read. Default: the agent recipe's."""
     steps: int | None = None
     """The most gradient steps; training stops sooner when the held-out loss stops falling. Default: the agent recipe's."""
     length: int | None = None
@@ -59,7 +67,12 @@ def main(args: Args) -> None:
         given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
         changes = {name: value for name, value in given.items() if value is not None}
         training_settings(agent, **changes).check()
-        kept = {"data": args.data, "episodes": args.episodes, "changes": changes, "env": args.env, "agent": args.agent}
+        data = list(args.data) or [RANDOM]
+        for source in data:
+            Source.parse(source)
+        check_top(args.top)
+        kept = {"data": data, "top": args.top, "episodes": args.episodes, "changes": changes, "env": args.env}
+        kept["agent"] = args.agent
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
         run = Run.resume(args.resume, "pretrain")
@@ -69,6 +82,7 @@ def main(args: Args) -> None:
         run,
         run.args["data"],
         episodes=run.args["episodes"],
+        top=run.args.get("top"),
         settings=training_settings(run.agent, **run.args["changes"]),
         device=device,
         progress=not args.quiet,

@@ -1,11 +1,17 @@
 """What tests share."""
 
+from typing import Any
+
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.bins import Bins
+from dhmm_rl.tokens.fields import flatten, unflatten
+from dhmm_rl.tokens.images import Codebook
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("steady")
@@ -23,3 +29,21 @@ def cartpole() -> Tokenizer:
     """CartPole's tokenizer at 10 bins."""
     env = gym.make("CartPole-v1")
     return Tokenizer(env.observation_space, env.action_space)
+
+
+def within_one_bin(tokenizer: Tokenizer, values: np.ndarray[Any, Any]) -> None:
+    """Discrete fields come back exactly, binned ones within one bin of where clipping left them; images may differ."""
+    codec = tokenizer.observation_codec
+    ids = codec.encode(values)
+    assert (ids >= codec.starts[:-1]).all()
+    assert (ids < codec.starts[1:]).all()
+    back = flatten(tokenizer.observation_space, unflatten(tokenizer.observation_space, codec.decode(ids)))
+    for part in codec.parts:
+        met, got = (array[..., part.columns].astype(np.float64) for array in (values, back))
+        if isinstance(part.quantiser, Codebook):
+            continue
+        if isinstance(part.quantiser, Bins):
+            met = np.clip(met, part.quantiser.low, part.quantiser.high)
+            assert (np.abs(part.quantiser.compand(got) - part.quantiser.compand(met)) <= 1 + 1e-3).all()
+        else:
+            np.testing.assert_array_equal(got, met)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO
 
-from dhmm_rl.data import Rollouts
+from dhmm_rl.data import Rollouts, read_minari
 from dhmm_rl.model import load_checkpoint
 
 SHORT = """
@@ -132,6 +132,21 @@ def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
     assert "mean return" in run(finished, "play", "taught/CartPole-v1/pretrain/1", "--language-model", "--episodes", 2)
 
 
+def test_minari_datasets_are_written_read_and_mixed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(finished / "datasets"))
+    PPO("MlpPolicy", "CartPole-v1").save(finished / "beginner.zip")
+    out = run(finished, "collect", "--data", "teacher:beginner.zip", "--episodes", 8, "--to", "minari:cartpole/beginner-v0")
+    assert "8 episodes" in out
+    sources = ["--data", "minari:cartpole/beginner-v0@weight=2", "--data", "random@episodes=6", "--top", 0.5]
+    run(finished, "pretrain", "--agent", "short.toml", *sources, "--runs", "mixed")
+    folder = finished / "mixed/CartPole-v1/pretrain/1"
+    info = load_checkpoint(folder / "pretrained.pt").info
+    assert info["imitates"]
+    assert len(Rollouts.load(folder / "rollouts-2")) == 6
+    read = Rollouts.load(folder / "rollouts-2").env_steps + read_minari("cartpole/beginner-v0").steps
+    assert info["env_steps"] == read
+
+
 def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
     """Kill a process as soon as something lies in its folder."""
     deadline = time.monotonic() + 120
@@ -194,7 +209,7 @@ BAD = {
     "a teacher of other actions": (
         "pretrain",
         ["--env", "MountainCarContinuous-v0", "--data", "teacher:mountain.zip"],
-        "the teacher is of another",
+        "the teacher acts in",
     ),
     "a model of another version": ("ppo", ["--pretrained", "older.pt"], "of another version"),
     "no environments": ("ppo", ["--agent", "none.toml"], "n_envs = 0; it must be at least 1"),
@@ -218,11 +233,17 @@ BAD = {
     "NaN observation": ("pretrain", ["--data", "nan"], "observation[2] is NaN in row 3"),
     "rollouts of another environment": ("pretrain", ["--env", "Acrobot-v1", "--data", "kept"], "action"),
     "no teacher": ("pretrain", ["--data", "teacher:nowhere.zip"], "there is no teacher"),
+    "an option that is none": ("pretrain", ["--data", "random@wait=2"], "known are weight, imitate, episodes, skip_bad"),
+    "a share above 1": ("pretrain", ["--top", "3"], "top is 3; it is a share"),
+    "the best of nothing": ("pretrain", ["--data", "kept", "--top", "0.5"], "see @imitate=yes"),
+    "no Minari dataset": ("pretrain", ["--data", "minari:no-v0"], "there is no Minari dataset no-v0"),
+    "no name for a dataset": ("collect", ["--to", "minari:a b"], "is not the name of a Minari dataset"),
+    "a folder that is there": ("collect", ["--to", "kept"], "there is a kept already"),
     "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt"], "is not a model"),
     "teacher of another environment": (
         "pretrain",
         ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"],
-        "the teacher is of another",
+        "the teacher sees",
     ),
     "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
     "an algorithm without tokens": ("ppo", ["--agent", "mlp", "--algo", "ppo"], "reads no tokens"),
@@ -307,7 +328,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_bad_input_ends_in_one_line_and_status_2(what: str, bad_things: Path) -> None:
     module, arguments, message = BAD[what]
     before = contents(bad_things)
-    done = subprocess.run(command(module, *arguments), cwd=bad_things, capture_output=True, text=True, check=False)
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(bad_things / "datasets")}
+    done = subprocess.run(
+        command(module, *arguments), cwd=bad_things, capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

@@ -70,7 +70,6 @@ def test_recording_ends_after_so_many_steps_and_what_runs_then_is_cut_off() -> N
     assert rollouts.env_steps == 1_200
     assert np.diff(rollouts.starts).tolist() == [301] * 4
     assert not rollouts.terminated.any()
-    rollouts.check()
 
 
 def test_policies_of_any_kind_act() -> None:
@@ -193,3 +192,75 @@ def test_foreign_spaces_and_no_episodes_are_refused(cartpole: Tokenizer) -> None
         StreamWindows(counted(), cartpole, 4)
     with pytest.raises(InputError, match="at least 1"):
         counted(episodes=0)
+
+
+class Hands(gym.Env[Any, Any]):
+    """Two cards, of which the first repeats the last action; over after as many steps as the second says."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.observation_space = space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 6))
+        return self.hand(0), {}
+
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return self.hand(int(action)), 1.0, self.left == 0, False, {}
+
+    def hand(self, first: int) -> Any:
+        second = np.array([self.left], dtype=np.float32)
+        return (first, second) if isinstance(self.observation_space, spaces.Tuple) else {"first": first, "second": second}
+
+
+CARD, LEFT = spaces.Discrete(3), spaces.Box(0, 9, (1,))
+
+
+@pytest.mark.parametrize("space", [spaces.Tuple([CARD, LEFT]), spaces.Dict({"first": CARD, "second": LEFT})])
+def test_observations_of_many_parts_are_kept_as_their_fields(space: spaces.Space[Any], tmp_path: Path) -> None:
+    try:
+        tokenizer = Tokenizer(space, spaces.Discrete(3), bins=9)
+    except InputError as error:
+        pytest.skip(str(error))
+    env = make_vec_env(lambda: Hands(space), 2)
+    rollouts = collect(env, episodes=20, imitate=False)
+    assert rollouts.observations.shape == (len(rollouts.rewards), 2)
+    for episode in rollouts:
+        assert (episode.observations[1:, 0] == episode.actions).all()
+        assert (np.diff(episode.observations[:, 1]) == -1).all()
+        assert episode.observations[-1, 1] == 0
+        assert len(episode.rewards) == episode.observations[0, 1]
+    rollouts.save(tmp_path / "rollouts")
+    again = Rollouts.load(tmp_path / "rollouts")
+    assert again.observation_space == space
+    windows = StreamWindows(again, tokenizer, 6)
+    batch = windows[windows.tiles()[:1]]
+    parts = again.observations_at(np.arange(1))
+    assert (batch.input_ids[0, 0].numpy() == tokenizer.first_step(parts)[0]).all()
+    tokenizer.fit(again.observations_at(np.arange(5)))
+
+
+def test_one_bad_episode_can_be_left_out_of_kept_rollouts(tmp_path: Path) -> None:
+    rollouts = counted()
+    rollouts.save(tmp_path / "rollouts")
+    damage(tmp_path / "rollouts", "nan")
+    with pytest.raises(InputError, match="skip_bad leaves such episodes out"):
+        Rollouts.load(tmp_path / "rollouts")
+    notices: list[str] = []
+    rest = Rollouts.load(tmp_path / "rollouts", skip_bad=True, notice=notices.append)
+    assert [len(notice.splitlines()) for notice in notices] == [1]
+    assert "1 of 7 episodes" in notices[0]
+    assert r"(1): observation[0] is NaN" in notices[0]
+    for mine, other in zip(rest, rollouts.select([0, 2, 3, 4, 5, 6]), strict=True):
+        for part, other_part in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(part, other_part)
+
+
+def test_rewards_that_are_not_known_are_no_hindrance(tmp_path: Path) -> None:
+    rollouts = counted()
+    rollouts.rewards[6] = np.nan
+    rollouts.save(tmp_path / "rollouts")
+    assert np.isnan(Rollouts.load(tmp_path / "rollouts").returns).tolist() == [False, True] + [False] * 5

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
@@ -134,6 +135,54 @@ def test_a_slot_is_predicted_from_the_slots_before_it_only(cartpole: Tokenizer) 
     probabilities = out.softmax(dim=-1)
     for j, slot in enumerate(cartpole.slots):
         assert (probabilities[:, :, j, slot.stop - slot.start :] == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [2**22, 1000])
+def test_losses_of_many_unequal_slots_are_those_of_their_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhmm_rl.model.dhmm_gpt2.CHUNK", chunk)
+    space = spaces.Dict([("cells", spaces.MultiDiscrete([3] * 20 + [5] * 10)), ("mission", spaces.Discrete(300))])
+    tokenizer = Tokenizer(space, spaces.Discrete(4))
+    model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=3, window=4)
+    assert len(model.slot_groups) > 1
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    starts, stops = torch.tensor([(max(slot.start, 2), slot.stop) for slot in tokenizer.slots]).T
+    ids = starts + (torch.rand(3, 6, 32) * (stops - starts)).long()
+    labels = torch.where(torch.rand(3, 6, 32) < 0.1, -100, ids.roll(-1, dims=1))
+    for first in (0, 1, 5):
+        model.zero_grad()
+        hidden, belief = model.encode(ids)
+        losses = model.token_losses(hidden, belief, labels, first)
+        torch.autograd.backward(losses.square().sum())
+        found = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
+        logits = model.decode(*model.encode(ids), labels.clamp_min(-1), first)
+        targets = torch.where(labels < 0, -100, labels - model.slot_ids[:, 0])[..., first:]
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+        torch.autograd.backward(expected.square().sum())
+        torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
+        for one, parameter in zip(found, model.parameters(), strict=True):
+            torch.testing.assert_close(one, parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_steps_of_many_slots_read_one_by_one_are_those_read_in_parallel() -> None:
+    space = spaces.Dict([("cells", spaces.MultiDiscrete([11] * 150)), ("mission", spaces.Discrete(30))])
+    tokenizer = Tokenizer(space, spaces.Discrete(4))
+    model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=3, window=4).eval()
+    space.seed(0)
+    values = [space.sample() for _ in range(6)]
+    steps = [tokenizer.first_step(values[0]), *(tokenizer.next_step(1, value) for value in values[1:])]
+    ids = torch.as_tensor(np.stack(steps))[None]
+    with torch.no_grad():
+        out = model(ids[:, :-1], ids[:, 1:])
+        state = model.initial_state(1)
+        for t in range(5):
+            stepped, state = model.step(ids[:, t], state, ids[:, t + 1])
+            torch.testing.assert_close(stepped.hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
+            assert stepped.token_loss is not None
+            assert out.token_loss is not None
+            torch.testing.assert_close(stepped.token_loss[:, 0], out.token_loss[:, t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stepped.logits[:, 0], out.logits[:, t], atol=1e-5, rtol=1e-5)
 
 
 def test_without_states_and_with_learned_positions_it_is_hugging_faces_gpt2() -> None:

@@ -1,5 +1,6 @@
 """Training a language model: it learns, stops, resumes, and knows its baseline."""
 
+import itertools
 import math
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.tokens import Tokenizer
@@ -88,6 +89,16 @@ def test_an_interrupted_training_ends_as_though_it_had_not_been(
     assert (after.steps, after.best_step, after.loss) == (through.steps, through.best_step, through.loss)
     for mine, other in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_batches_of_a_mixture_go_on_where_they_stopped(rollouts: Rollouts) -> None:
+    tokenizer, _, _ = sets(rollouts)
+    halves = [StreamWindows(rollouts, tokenizer, 8, episodes=np.arange(30)[half::2], dither=0) for half in range(2)]
+    mixed = MixedWindows(halves, [0.3, 2.5])
+    whole = list(itertools.islice(language_model._batches(mixed, 16, seed=1, skip=0), 80))  # more than an epoch
+    for skip in (1, 30, 79):
+        for mine, other in zip(language_model._batches(mixed, 16, seed=1, skip=skip), whole[skip:], strict=False):
+            assert all(torch.equal(*tensors) for tensors in zip(mine, other, strict=True))
 
 
 def test_it_stops_when_the_held_out_loss_does(rollouts: Rollouts, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from dhmm_rl.data.rollouts import Rollouts
+from dhmm_rl.data.rollouts import Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
 
 Actions = NDArray[Any]
@@ -69,66 +69,50 @@ def collect(
     for name, number in (("episodes", episodes), ("max_steps", max_steps)):
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}; it must be at least 1")
-    if isinstance(env.observation_space, spaces.Tuple):
-        raise InputError("rollouts of Tuple observations cannot be recorded; wrap the environment in FlattenObservation")
     act = _actor(env, policy, seed, deterministic)
     quotas = [(episodes + i) // env.num_envs for i in range(env.num_envs)]
     env.seed(seed)
-    observations = env.reset()
-    assert isinstance(observations, np.ndarray)
-    running = [_Episode(observation) for observation in observations]
-    finished: list[list[_Episode]] = [[] for _ in range(env.num_envs)]
+    observations: Any = env.reset()
+    running = [_Recording(row) for row in pack(env.observation_space, observations)]
+    finished: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     starts = np.ones(env.num_envs, dtype=bool)
     env_steps, last = 0, float("inf") if max_steps is None else max_steps
     with tqdm(total=episodes, desc="collecting", unit="episode", disable=None if progress else True) as bar:
         while env_steps < last and any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
             actions = act(observations, starts)
             observations, rewards, starts, infos = env.step(actions)
-            assert isinstance(observations, np.ndarray)
             env_steps += env.num_envs
-            for i, episode in enumerate(running):
-                observation = infos[i]["terminal_observation"] if starts[i] else observations[i]
-                episode.add(actions[i], observation, float(rewards[i]))
+            rows = pack(env.observation_space, observations)
+            for i, recording in enumerate(running):
+                row = pack(env.observation_space, infos[i]["terminal_observation"]) if starts[i] else rows[i]
+                recording.add(actions[i], row, float(rewards[i]))
                 if starts[i]:
-                    episode.terminated = not infos[i].get("TimeLimit.truncated", False)
                     if len(finished[i]) < quotas[i]:
-                        finished[i].append(episode)
+                        finished[i].append(recording.end(not infos[i].get("TimeLimit.truncated", False), imitate))
                         bar.update()
-                    running[i] = _Episode(observations[i])
-    for done, quota, episode in zip(finished, quotas, running, strict=True):
-        if len(done) < quota and episode.actions:
-            done.append(episode)
-    return _pack([episode for done in finished for episode in done], env, imitate, env_id, env_steps)
+                    running[i] = _Recording(rows[i])
+    for done, quota, recording in zip(finished, quotas, running, strict=True):
+        if len(done) < quota and recording.actions:
+            done.append(recording.end(False, imitate))
+    recorded = [episode for done in finished for episode in done]
+    return Rollouts.from_episodes(recorded, env.observation_space, env.action_space, env_id, env_steps)
 
 
-class _Episode:
+class _Recording:
     """An episode being recorded."""
 
     def __init__(self, observation: NDArray[Any]) -> None:
-        self.observations, self.terminated = [observation], False
+        self.observations = [observation]
         self.actions: list[Any] = []
-        self.rewards: list[float] = [0.0]
+        self.rewards: list[float] = []
 
     def add(self, action: Any, observation: NDArray[Any], reward: float) -> None:
         self.actions.append(action)
         self.observations.append(observation)
         self.rewards.append(reward)
 
-
-def _pack(episodes: list[_Episode], env: VecEnv, imitate: bool, env_id: str, env_steps: int) -> Rollouts:
-    lengths = [len(episode.observations) for episode in episodes]
-    return Rollouts(
-        observations=np.concatenate([np.stack(episode.observations) for episode in episodes]),
-        actions=np.concatenate([np.stack([episode.actions[0], *episode.actions]) for episode in episodes]),
-        rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
-        starts=np.concatenate([[0], np.cumsum(lengths)]),
-        terminated=np.array([episode.terminated for episode in episodes]),
-        imitate=np.full(len(episodes), imitate),
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        env_id=env_id,
-        env_steps=env_steps,
-    )
+    def end(self, terminated: bool, imitate: bool) -> Episode:
+        return Episode(np.stack(self.observations), np.stack(self.actions), np.array(self.rewards), terminated, imitate)
 
 
 def _actor(

@@ -1,13 +1,14 @@
 """
 Recorded episodes: in memory, or memory-mapped from a folder.
 
-Shapes: R rows of all episodes together, E episodes.
+Shapes: R rows of all episodes together, E episodes, F fields of a space.
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -15,9 +16,53 @@ from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
-from dhmm_rl.tokens.fields import fields_of, flatten, space_from_dict, space_to_dict
+from dhmm_rl.tokens.fields import fields_of, flatten, space_from_dict, space_to_dict, unflatten
+
+Notice = Callable[[str], None]
 
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated", "imitate")
+_PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_ROWS_AT_ONCE = 10_000
+
+
+def pack(space: spaces.Space[Any], values: Any) -> NDArray[Any]:
+    """
+    Values of a space as rollouts keep them.
+
+    :param values: with any leading shape
+    :return: of a space whose values are arrays, these; of a composite one (Dict, Tuple, …) its fields' values, (..., F)
+    """
+    return np.asarray(values) if isinstance(space, _PLAIN) else flatten(space, values)
+
+
+def unpack(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
+    """Invert :func:`pack`."""
+    return kept if isinstance(space, _PLAIN) else unflatten(space, kept)
+
+
+class Episode(NamedTuple):
+    """
+    An episode of T environment steps.
+
+    :param observations: as :func:`pack` gives them, (T + 1, ...)
+    :param actions: the same, (T, ...)
+    :param rewards: (T,)
+    :param terminated: whether it reached a terminal state (else it was cut off)
+    :param imitate: whether its actions are worth imitating
+    """
+
+    observations: NDArray[Any]
+    actions: NDArray[Any]
+    rewards: NDArray[np.floating[Any]]
+    terminated: bool
+    imitate: bool
+
+
+class Fault(NamedTuple):
+    """Why an episode cannot be used, and in which row of its rollouts."""
+
+    row: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -28,9 +73,9 @@ class Rollouts:
     An episode of T environment steps has T + 1 rows: row t holds observation t, the action that led to it and the reward that
     came with it. In an episode's first row action and reward are fillers that nothing reads.
 
-    :param observations: (R, ...)
-    :param actions: (R, ...)
-    :param rewards: (R,)
+    :param observations: (R, ...); of a composite space (Dict, Tuple, …) the values of its fields, (R, F)
+    :param actions: (R, ...), in the same way
+    :param rewards: (R,); may be NaN where they are not known, which leaves the episode without a return
     :param starts: the first row of every episode, and R at the end, (E + 1,)
     :param terminated: whether the episode reached a terminal state (else it was cut off), (E,)
     :param imitate: whether the episode's actions are worth imitating, (E,)
@@ -51,9 +96,70 @@ class Rollouts:
     env_id: str
     env_steps: int
 
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Sequence[Episode],
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        env_id: str,
+        env_steps: int,
+    ) -> "Rollouts":
+        """
+        Put episodes one after the other.
+
+        :raises InputError: when there are none
+        """
+        if not episodes:
+            raise InputError(f"there are no episodes in these rollouts of {env_id}")
+        return cls(
+            observations=np.concatenate([episode.observations for episode in episodes]),
+            actions=np.concatenate([part for episode in episodes for part in (episode.actions[:1], episode.actions)]),
+            rewards=np.concatenate([part for episode in episodes for part in ([0], episode.rewards)]).astype(np.float32),
+            starts=np.concatenate([[0], np.cumsum([len(episode.observations) for episode in episodes])]),
+            terminated=np.array([episode.terminated for episode in episodes]),
+            imitate=np.array([episode.imitate for episode in episodes]),
+            observation_space=observation_space,
+            action_space=action_space,
+            env_id=env_id,
+            env_steps=env_steps,
+        )
+
     def __len__(self) -> int:
         """The number of episodes."""
         return len(self.terminated)
+
+    def __getitem__(self, number: int) -> Episode:
+        """The episode with this number."""
+        first, end = self.starts[number], self.starts[number + 1]
+        return Episode(
+            self.observations[first:end],
+            self.actions[first + 1 : end],
+            self.rewards[first + 1 : end],
+            bool(self.terminated[number]),
+            bool(self.imitate[number]),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        """The episodes in order."""
+        return map(self.__getitem__, range(len(self)))
+
+    def select(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> "Rollouts":
+        """The episodes with these numbers alone, in memory."""
+        chosen = [self[int(number)] for number in numbers]
+        return self.from_episodes(chosen, self.observation_space, self.action_space, self.env_id, self.env_steps)
+
+    def imitating(self, imitate: bool | NDArray[np.bool_]) -> "Rollouts":
+        """The same, with this said of the actions of all episodes or of each (E,)."""
+        return replace(self, imitate=np.broadcast_to(imitate, len(self)))
+
+    def observations_at(self, rows: NDArray[np.integer[Any]]) -> Any:
+        """Observations as values of their space; ``rows`` may have any shape."""
+        return unpack(self.observation_space, self.observations[rows])
+
+    def actions_at(self, rows: NDArray[np.integer[Any]]) -> Any:
+        """Actions as values of their space; ``rows`` may have any shape."""
+        return unpack(self.action_space, self.actions[rows])
 
     def __repr__(self) -> str:
         return f"Rollouts({len(self)} episodes, {self.steps} steps of {self.env_id}, {self.imitate.mean():.0%} worth imitating)"
@@ -65,7 +171,7 @@ class Rollouts:
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """The sum of rewards of every episode, (E,)."""
+        """The sum of rewards of every episode, (E,); NaN where a reward is."""
         rewards = np.asarray(self.rewards, dtype=np.float64).copy()
         rewards[self.starts[:-1]] = 0
         return np.add.reduceat(rewards, self.starts[:-1])
@@ -86,11 +192,14 @@ class Rollouts:
             (folder / "rollouts.json").write_text(json.dumps(description, indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Rollouts":
+    def load(cls, path: str | Path, *, skip_bad: bool = False, notice: Notice = print) -> "Rollouts":
         """
         Read what :meth:`save` wrote; arrays stay on disk and are mapped into memory.
 
-        :raises InputError: when there is nothing there, or something else, or it is cut short or not finite
+        :param skip_bad: leave episodes out that hold a value that cannot be used, instead of refusing all; what is left is in
+            memory then
+        :param notice: takes a line about episodes left out
+        :raises InputError: when there is nothing there, or something else, or it is cut short, or a value cannot be used
         """
         folder = Path(path)
         if not (folder / "rollouts.json").is_file():
@@ -107,14 +216,18 @@ class Rollouts:
             )
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise InputError(f"the rollouts in {path} cannot be read ({error}); they may have been cut short") from error
-        rollouts.check()
+        rollouts.check_shape()
+        if skip_bad:
+            return rollouts.without_faults(str(path), notice)
+        for fault in rollouts.faults().values():
+            raise InputError(f"{fault.reason} in row {fault.row} of the rollouts {path}; skip_bad leaves such episodes out")
         return rollouts
 
-    def check(self) -> None:
+    def check_shape(self) -> None:
         """
-        See that the parts fit together and that every value can be used.
+        See that the parts fit together.
 
-        :raises InputError: saying what does not fit, with the field's name where there is one
+        :raises InputError: saying what does not fit
         """
         rows = len(self.observations)
         lengths = np.diff(self.starts)
@@ -129,13 +242,55 @@ class Rollouts:
             raise InputError(
                 f"rollouts of {self.env_id} hold an episode without a step, or flags for another number of episodes"
             )
-        for name, space, values in (
-            ("observation", self.observation_space, self.observations),
-            ("action", self.action_space, self.actions),
-        ):
-            flat = flatten(space, values)
-            for j, of in enumerate(fields_of(space, name)):
-                if np.isnan(flat[..., j]).any():
-                    raise InputError(f"{of.name} is NaN in row {int(np.isnan(flat[..., j]).argmax())} of the rollouts")
-        if not np.isfinite(self.rewards).all():
-            raise InputError(f"the reward is not finite in row {int((~np.isfinite(self.rewards)).argmax())} of the rollouts")
+
+    def faults(self) -> dict[int, Fault]:
+        """
+        Episodes with a value that cannot be used, by number: one that is NaN, or no category of its field.
+
+        Rewards may be anything: a language model of the stream does not read them.
+        """
+        found: dict[int, Fault] = {}
+        for first in range(0, len(self.observations), _ROWS_AT_ONCE):
+            rows = np.arange(first, min(first + _ROWS_AT_ONCE, len(self.observations)))
+            for name, space, values in (
+                ("observation", self.observation_space, self.observations_at(rows)),
+                ("action", self.action_space, self.actions_at(rows)),
+            ):
+                fields, flat = fields_of(space, name), flatten(space, values)
+                low, high = np.array([(f.low, f.high) if f.kind == "categorical" else (-np.inf, np.inf) for f in fields]).T
+                for row, j in np.argwhere(~((flat >= low) & (flat <= high))):  # NaN compares as false
+                    reason = "is NaN" if np.isnan(flat[row, j]) else f"is {flat[row, j]:g}, which is no category of it,"
+                    episode = int(np.searchsorted(self.starts, rows[row], side="right")) - 1
+                    found.setdefault(episode, Fault(int(rows[row]), f"{fields[j].name} {reason}"))
+        return found
+
+    def without_faults(self, name: str, notice: Notice = print, numbers: Sequence[int] | None = None) -> "Rollouts":
+        """
+        The episodes that can be used.
+
+        :param name: what ``notice`` and errors call these rollouts
+        :param notice: takes a line about the others
+        :param numbers: what they call the episodes; 0, 1, … when ``None``
+        :raises InputError: when none can be used
+        """
+        faults = self.faults()
+        called = range(len(self)) if numbers is None else numbers
+        tell_left_out(name, {called[number]: fault.reason for number, fault in faults.items()}, len(self), notice)
+        return self.select([number for number in range(len(self)) if number not in faults]) if faults else self
+
+
+def tell_left_out(name: str, reasons: Mapping[int, str], total: int, notice: Notice) -> None:
+    """
+    A line for every reason for which episodes are left out.
+
+    :param name: of the data
+    :param reasons: by the episodes' numbers
+    :param total: of episodes in the data
+    :raises InputError: when all are left out
+    """
+    if total and len(reasons) == total:
+        raise InputError(f"no episode of {name} can be used: {reasons[min(reasons)]} in episode {min(reasons)}")
+    for reason in dict.fromkeys(reasons.values()):
+        numbers = [number for number, other in sorted(reasons.items()) if other == reason]
+        which = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+        notice(f"note: {len(numbers)} of {total} episodes of {name} are left out ({which}): {reason}")

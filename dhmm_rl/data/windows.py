@@ -43,6 +43,7 @@ class StreamWindows:
     :param length: L
     :param episodes: numbers of the episodes to use; all when ``None``
     :param field_weights: weight of fields in the loss, by name; 1 where not given
+    :param weight: of all these windows in the loss
     :param dither: seeds the dithering of real fields; none when ``None``
     :raises InputError: when the spaces are not the tokenizer's, or a weight names no field
     """
@@ -55,6 +56,7 @@ class StreamWindows:
         *,
         episodes: NDArray[np.integer[Any]] | None = None,
         field_weights: dict[str, float] | None = None,
+        weight: float = 1.0,
         dither: int | None = None,
     ) -> None:
         if length < 1:
@@ -65,7 +67,7 @@ class StreamWindows:
             if name not in names:
                 raise InputError(f"field weights name {name!r}; the fields are {', '.join(names)}")
         self.rollouts, self.tokenizer, self.length, self.dither = rollouts, tokenizer, length, dither
-        self.weights = np.array([(field_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
+        self.weights = np.array([weight * (field_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
         self.episodes = np.arange(len(rollouts)) if episodes is None else episodes
         # A terminated episode has one step more: DONE.
         self.steps = (np.diff(rollouts.starts) + rollouts.terminated)[self.episodes]
@@ -85,6 +87,10 @@ class StreamWindows:
             self.episodes[place], first, None if self.dither is None else np.random.default_rng([self.dither, *indices])
         )
 
+    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Numbers of all windows, in random order."""
+        return rng.permutation(len(self))
+
     def tiles(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""
         per_episode = [
@@ -96,7 +102,7 @@ class StreamWindows:
         step = first[:, None] + np.arange(self.length + 1)
         start, rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
         row = start + np.clip(step, 0, rows - 1)
-        tokens = self.tokenizer.next_step(self.rollouts.actions[row], self.rollouts.observations[row], rng)
+        tokens = self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
 
         tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
         tokens[(step < 0) | (step >= rows)] = NOTHING
@@ -108,3 +114,50 @@ class StreamWindows:
         weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
         weights[~self.rollouts.imitate[episode], :, : self.tokenizer.action_slots] = 0
         return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))
+
+
+class MixedWindows:
+    """
+    The windows of several sources, each shown so often as its weight says.
+
+    A source of weight 1 shows each of its windows once an epoch; one of weight 2.5 shows them two or three times, and one of
+    weight 0.1 a tenth of them. Which ones is drawn anew for each epoch.
+
+    :param parts: one for each source, of the same tokenizer and length
+    :param weights: theirs
+    """
+
+    def __init__(self, parts: Sequence[StreamWindows], weights: Sequence[float]) -> None:
+        self.parts, self.length = parts, parts[0].length
+        self.shown = [max(1, round(weight * len(part))) for part, weight in zip(parts, weights, strict=True)]
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        """The number of windows."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
+        """The windows with these numbers: those of the first source come first."""
+        indices = np.asarray(indices)
+        source = np.searchsorted(self._ends, indices, side="right")
+        found = [np.flatnonzero(source == number) for number in range(len(self.parts))]
+        batches = [
+            part[indices[places] - (end - len(part))]
+            for part, end, places in zip(self.parts, self._ends, found, strict=True)
+            if len(places)
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate(found)))
+        return Batch(*(torch.cat(tensors)[order] for tensors in zip(*batches, strict=True)))
+
+    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Numbers of windows in random order, each about as often as its source's weight says."""
+        drawn = []
+        for part, end, shown in zip(self.parts, self._ends, self.shown, strict=True):
+            whole, rest = divmod(shown, len(part))
+            every = np.tile(np.arange(len(part)), whole)
+            drawn.append(np.concatenate([every, rng.choice(len(part), rest, replace=False)]) + end - len(part))
+        return rng.permutation(np.concatenate(drawn))
+
+    def tiles(self) -> NDArray[np.int64]:
+        """Numbers of windows that together hold every label of every source once."""
+        return np.concatenate([part.tiles() + end - len(part) for part, end in zip(self.parts, self._ends, strict=True)])

@@ -6,8 +6,9 @@ n the ids of the widest slot. A model with one slot takes and returns arrays wit
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
 from dhmm_rl.model.embedding import STD, TokenEmbedding, ordinal_features, position_features
-from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain, sum_before
+from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain
+from dhmm_rl.model.slots import CHUNK, group_slots, slot_table, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
@@ -28,21 +30,29 @@ class ModelOutput:
     """
     What a forward pass gives; read it as ``out["loss"]`` or ``out.loss``.
 
-    :param logits: of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
-        ``model.slots[j]`` and minus infinity beyond them
     :param hidden: the transformer's output, (B, T, D)
     :param belief: filtered beliefs, (B, T, N · K)
+    :param decode: computes :attr:`logits`
     :param loss: weighted mean of the cross-entropy in nats per token; ``None`` without labels
     :param token_loss: cross-entropy of each token in nats, unweighted, 0 where there is no label; shaped like the labels
     :param bits: mean cross-entropy per field in bits, (C,); NaN for a field without labels
     """
 
-    logits: Tensor
     hidden: Tensor
     belief: Tensor
+    decode: Callable[[], Tensor] = field(repr=False)
     loss: Tensor | None = None
     token_loss: Tensor | None = None
     bits: Tensor | None = None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """
+        Of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
+        ``model.slots[j]`` and minus infinity beyond them. Computed when first asked for, which training never does: ask before
+        the model's parameters change.
+        """
+        return self.decode()
 
     def __getitem__(self, name: str) -> Tensor | None:
         value: Tensor | None = getattr(self, name)
@@ -167,11 +177,9 @@ class DHMMGPT2(nn.Module):
         self.action_slots, self.reset_id, self.mutation = action_slots, reset_id, mutation
         self.belief_size = chains * num_states
 
-        width = max(slot.stop - slot.start for slot in self.slots)
-        ids = torch.arange(width) + torch.tensor([slot.start for slot in self.slots])[:, None]
-        stops = torch.tensor([slot.stop for slot in self.slots])[:, None]
         self.slot_ids: Tensor
-        self.register_buffer("slot_ids", torch.where(ids < stops, ids, NOTHING), persistent=False)
+        self.register_buffer("slot_ids", slot_table(self.slots), persistent=False)
+        self.slot_groups = group_slots(self.slots)
 
         self.chain: LatentChain | None = None
         if num_states > 0:
@@ -240,12 +248,8 @@ class DHMMGPT2(nn.Module):
         tables = self.tables()
         mutation = self.mutation if self.training else 0.0
         hidden, belief = self.encode(input_ids, position_ids=position_ids, mutation=mutation, tables=tables)
-        following = torch.full_like(input_ids, NOTHING) if labels is None else labels.clamp_min(NOTHING)
-        logits = self._squeeze(self.decode(hidden, belief, self._slotted(following), tables=tables))
-        out = ModelOutput(logits, hidden, belief.flatten(2))
-        if labels is not None:
-            self._add_loss(out, labels, weights)
-        return out
+        following = torch.full_like(input_ids, NOTHING) if labels is None else labels
+        return self._output(hidden, belief, self._slotted(following), tables, labels, weights)
 
     def tables(self) -> Tables:
         """The parameters as passes use them: computed once for a pass, or for all the steps of a rollout."""
@@ -329,23 +333,81 @@ class DHMMGPT2(nn.Module):
         :return: (B, T, last - first, n)
         """
         last = len(self.slots) if last is None else last
-        following = following[..., :last]
-        ids = self.slot_ids[first:last]
-        logits = torch.zeros((), device=hidden.device)
+        tables = self.tables() if tables is None else tables
+        x, priors = self._read_slots(hidden, belief, following, first, last, tables)
+        return self._slot_logits(x, priors, slice(first, last), self.slot_ids[first:last], tables)
+
+    def token_losses(
+        self, hidden: Tensor, belief: Tensor, following: Tensor, first: int = 0, tables: Tables | None = None
+    ) -> Tensor:
+        """
+        Cross-entropy in nats of the next step's slots from ``first`` on, each given the slots of that step before it.
+
+        :param hidden: (B, T, D)
+        :param belief: (B, T, N, K)
+        :param following: ids of the next step, negative where there is none to predict, (B, T, C)
+        :return: (B, T, C - first), 0 where there is nothing to predict
+        """
+        tables = self.tables() if tables is None else tables
+        targets = torch.where(following < 0, -100, following - self.slot_ids[:, 0])
+        steps, slots = following.shape[1:]
+        rows = max(1, CHUNK // (steps * slots * self.embed_size))
+        parts = (torch.split(whole, rows) for whole in (hidden, belief, following, targets))
+        return torch.cat([self._chunk_losses(*chunk, first=first, tables=tables) for chunk in zip(*parts, strict=True)])
+
+    def _chunk_losses(
+        self, hidden: Tensor, belief: Tensor, following: Tensor, targets: Tensor, *, first: int, tables: Tables
+    ) -> Tensor:
+        x, priors = self._read_slots(hidden, belief, following, first, len(self.slots), tables)
+        losses, order = [], []
+        for slots, width in self.slot_groups:
+            some = [j for j in slots if j >= first]
+            order += some
+            here: Any = slice(None) if len(some) == len(self.slots) - first else [j - first for j in some]
+            ids = self.slot_ids[some, :width]
+            logits = self._slot_logits(_pick(x, here), _pick(priors, here), some, ids, tables).float()
+            wanted = targets[..., some]
+            nll = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), ignore_index=-100, reduction="none")
+            losses.append(nll.view_as(wanted))
+        if len(losses) == 1:
+            return losses[0]
+        return torch.cat(losses, dim=-1)[..., torch.tensor(order, device=hidden.device).argsort()]
+
+    def _read_slots(
+        self, hidden: Tensor, belief: Tensor, following: Tensor, first: int, last: int, tables: Tables
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What slots ``first`` to ``last - 1`` are predicted from, (B, T, last - first, D) and (B, T, last - first, N, K)."""
+        if last == 1 and (self.chain is None or self.action_slots > 0):  # the policy's own case: nothing before matters
+            embedded = seen = gates = None
+        elif last == 1:
+            embedded, seen, gates = self._split(tables.lookup.new_zeros(*hidden.shape[:2], 1, tables.lookup.shape[1]))
+        else:
+            known = following[..., :last]
+            found = F.embedding(torch.where(known < 0, self.vocab_size, known), tables.lookup, self.vocab_size)
+            alone = last == first + 1
+            before = found[:, :, :-1].sum(dim=2, keepdim=True) if alone else sum_before(found)[:, :, first:]
+            embedded, seen, gates = self._split(before)
+        x = priors = None
         if self.blocks:
-            x = hidden[:, :, None]
-            if last > 1:
-                embedding = self.embedding() if tables is None else tables.lookup[:, : self.embed_size]
-                known = F.embedding(torch.where(following < 0, self.vocab_size, following), embedding, self.vocab_size)
-                x = x + sum_before(known)[:, :, first:last]
+            x = hidden[:, :, None] if embedded is None else hidden[:, :, None] + embedded
             if len(self.slots) > 1:
                 x = x + self.slot_mlp(x)
-            logits = torch.einsum("btcd,cnd->btcn", x, self.head[ids.clamp_min(0)])
         if self.chain is not None:
-            chain = self.chain.tables() if tables is None else tables.chain
-            assert chain is not None
+            assert tables.chain is not None
             with torch.autocast(hidden.device.type, enabled=False):
-                logits = logits + self.chain.slot_logits(belief.float(), following, first, last, chain)
+                priors = self.chain.slot_priors(belief.float(), seen, gates, first, last, tables.chain)
+        return x, priors
+
+    def _slot_logits(self, x: Tensor | None, priors: Tensor | None, slots: Any, ids: Tensor, tables: Tables) -> Tensor:
+        """Logits (B, T, c, n) of slots whose ids are (c, n)."""
+        logits = torch.zeros((), device=ids.device)
+        if x is not None:
+            logits = torch.einsum("btcd,cnd->btcn", x, F.embedding(ids.clamp_min(0), self.head))
+        if self.chain is not None:
+            assert tables.chain is not None
+            assert priors is not None
+            with torch.autocast(ids.device.type, enabled=False):
+                logits = logits + self.chain.slot_logits(priors, tables.chain.log_emissions[slots][..., : ids.shape[1]])
         return logits.masked_fill(ids < 0, -torch.inf)
 
     # One step at a time
@@ -401,12 +463,9 @@ class DHMMGPT2(nn.Module):
         :raises InputError: past ``max_len`` with learned positions
         """
         hidden, belief, state = self.encode_step(tokens, state)
-        following = torch.full_like(tokens, NOTHING) if labels is None else labels.clamp_min(NOTHING)
-        logits = self.decode(hidden, belief, self._slotted(following[:, None]), tables=state.tables)
-        out = ModelOutput(self._squeeze(logits), hidden, belief.flatten(2))
-        if labels is not None:
-            self._add_loss(out, labels[:, None], None)
-        return out, state
+        following = torch.full_like(tokens, NOTHING) if labels is None else labels
+        labels = None if labels is None else labels[:, None]
+        return self._output(hidden, belief, self._slotted(following[:, None]), state.tables, labels, None), state
 
     @torch.no_grad()
     def encode_step(self, tokens: Tensor, state: ModelState, mutation: float = 0.0) -> tuple[Tensor, Tensor, ModelState]:
@@ -481,17 +540,21 @@ class DHMMGPT2(nn.Module):
         else:
             bags = F.embedding_bag(ids.flatten(0, 1), tables.lookup, mode="sum", padding_idx=self.vocab_size)
             found = bags.view(batch, steps, -1)
-        width = self.embed_size if self.blocks else 0
+        return self._split(found)
+
+    def _split(self, found: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums of rows of the table, (..., D + N · K + N · M), into embedding, log-likelihood and gate logits."""
+        width, lead = (self.embed_size if self.blocks else 0), found.shape[:-1]
         if self.chain is None:
-            return found, found.new_zeros(batch, steps, 0, 0), None
+            return found, found.new_zeros(*lead, 0, 0), None
         shape, matrices = self.chain.shape, self.chain.matrices
         x, log_likelihood, gates = torch.split(
             found, [width, self.belief_size, found.shape[-1] - width - self.belief_size], dim=-1
         )
         return (
             x,
-            log_likelihood.reshape(batch, steps, *shape),
-            gates.reshape(batch, steps, shape[0], matrices) if matrices > 1 else None,
+            log_likelihood.reshape(*lead, *shape),
+            gates.reshape(*lead, shape[0], matrices) if matrices > 1 else None,
         )
 
     def _filter(
@@ -539,16 +602,29 @@ class DHMMGPT2(nn.Module):
         embedded: Tensor = self.position_embedding(positions.clamp_min(0))
         return embedded
 
-    def _add_loss(self, out: ModelOutput, labels: Tensor, weights: Tensor | None) -> None:
-        slotted = self._slotted(labels)
-        targets = torch.where(slotted < 0, -100, slotted - self.slot_ids[:, 0])
-        logits = out.logits.reshape(*slotted.shape, -1).float()
-        nll = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none").view_as(slotted)
-        labelled = slotted >= 0
-        weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
-        out.loss = (nll * weight).sum() / weight.sum().clamp_min(1e-9)
-        out.token_loss = nll.detach().view_as(labels)
-        out.bits = nll.detach().sum(dim=(0, 1)) / labelled.sum(dim=(0, 1)) / math.log(2)
+    def _output(
+        self, hidden: Tensor, belief: Tensor, following: Tensor, tables: Tables, labels: Tensor | None, weights: Tensor | None
+    ) -> ModelOutput:
+        """Outputs of a pass, with losses where there are labels; logits when they are asked for, with gradient if now is."""
+        recorded = torch.is_grad_enabled()
+
+        def logits() -> Tensor:
+            with torch.set_grad_enabled(recorded):
+                return self._squeeze(self.decode(hidden, belief, following, tables=tables))
+
+        out = ModelOutput(hidden, belief.flatten(2), logits)
+        if labels is not None:
+            nll = self.token_losses(hidden, belief, following, tables=tables)
+            labelled = following >= 0
+            weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
+            out.loss = (nll * weight).sum() / weight.sum().clamp_min(1e-9)
+            out.token_loss = nll.detach().view_as(labels)
+            out.bits = nll.detach().sum(dim=(0, 1)) / labelled.sum(dim=(0, 1)) / math.log(2)
+        return out
+
+
+def _pick(x: Tensor | None, slots: Any) -> Tensor | None:
+    return x if x is None or isinstance(slots, slice) else x[:, :, slots]
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -127,32 +127,43 @@ class LatentChain(nn.Module):
             mutation=mutation,
         )
 
-    def slot_logits(self, belief: Tensor, following: Tensor, first: int, last: int, tables: "ChainTables") -> Tensor:
+    def slot_priors(
+        self, belief: Tensor, seen: Tensor | None, gate_logits: Tensor | None, first: int, last: int, tables: "ChainTables"
+    ) -> Tensor:
         """
-        The chains' part in the logits of the next step's slots ``first`` to ``last - 1``.
+        The beliefs that slots ``first`` to ``last - 1`` of the next step are predicted from.
 
-        Each slot is predicted by the filter conditioned on the slots of the same step before it.
+        For each slot, the filter conditioned on the slots of the same step before it.
 
         :param belief: (B, T, N, K)
-        :param following: ids of the next step, -1 where unknown, (B, T, C)
-        :return: log-probabilities times the learned scales, (B, T, last - first, n)
+        :param seen: log-likelihood of the slots before each, (B, T, last - first, N, K); not needed for actions
+        :param gate_logits: sums of their gate logits, (B, T, last - first, N, M); ``None`` when there is one matrix
+        :return: (B, T, last - first, N, K)
         """
-        span = slice(first, last)
         prior = belief[:, :, None]
         if last > self.action_slots:
-            ids = torch.where(following < 0, len(self.emission_logits), following)
             moved = torch.einsum("btnk,nmkl->btnml", belief, tables.transitions)
-            if tables.gates is not None:
-                gates = self.weigh(sum_before(tables.gates[ids])[:, :, span])
-                moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
-            else:
+            gates = self.weigh(gate_logits)
+            if gates is None:
                 moved = moved.transpose(2, 3)
-            action = torch.arange(first, last, device=belief.device) < self.action_slots
-            prior = torch.where(action[:, None, None], prior, moved)
-            seen = sum_before(tables.evidence[ids])[:, :, span]
-            prior = hmm.correct(prior, hmm.limit(seen, self.evidence_floor))
-        prior = prior.expand(-1, -1, last - first, -1, -1)
-        predictive = hmm.log_predictive(prior, tables.log_emissions[span].exp())
+            else:
+                moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
+            if first < self.action_slots:
+                action = torch.arange(first, last, device=belief.device) < self.action_slots
+                moved = torch.where(action[:, None, None], prior, moved)
+            assert seen is not None
+            prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
+        return prior.expand(-1, -1, last - first, -1, -1)
+
+    def slot_logits(self, priors: Tensor, log_emissions: Tensor) -> Tensor:
+        """
+        The chains' part in the logits of some slots: log-probabilities times the learned scales.
+
+        :param priors: from :meth:`slot_priors`, (B, T, c, N, K)
+        :param log_emissions: of these slots, (c, N, K, n)
+        :return: (B, T, c, n)
+        """
+        predictive = hmm.log_predictive(priors, log_emissions.exp())
         return torch.einsum("btcnv,n->btcv", predictive, self.residual_scale.float())
 
 
@@ -168,11 +179,6 @@ class ChainTables(NamedTuple):
     log_emissions: Tensor
     evidence: Tensor
     gates: Tensor | None
-
-
-def sum_before(x: Tensor) -> Tensor:
-    """Sum over the slots before each slot, for (B, T, C, ...); what follows has no part in it, not even by rounding."""
-    return torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], dim=2).cumsum(dim=2)
 
 
 def _sticky(chains: int, matrices: int, states: int, floor: float) -> Tensor:

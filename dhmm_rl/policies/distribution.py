@@ -4,6 +4,7 @@ The language model read at its action slots, as an SB3 action distribution.
 Shapes: B samples, A action slots, C slots, n the ids of the widest slot.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -37,9 +38,9 @@ class ActionTokens(Distribution):
         self._log_probs: Tensor | None = None  # of the last actions asked for, (B, A, n)
 
     @property
-    def choices(self) -> int:
-        """How many choices all action fields have together: the length of a mask."""
-        return int((self.ids > DONE).sum())
+    def choices(self) -> list[int]:
+        """How many choices each action field has; a mask holds them one field after the other."""
+        return (self.ids > DONE).sum(dim=1).tolist()
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The language model is the network: nothing to add."""
@@ -54,7 +55,8 @@ class ActionTokens(Distribution):
         :param hidden: (B, 1, D)
         :param belief: (B, 1, N, K)
         :param masks: which choices are legal, booleans (B, all choices of all action fields), as sb3-contrib's MaskablePPO has
-            them; all are when ``None``
+            them: of a MultiDiscrete the choices of one entry after the other, of a MultiBinary off and on of each entry, of a
+            Box the bins of each entry; all are when ``None``
         :param tables: the model's, where they serve more than this distribution
         """
         self.hidden, self.belief, self.tables, self._log_probs = hidden, belief, tables, None
@@ -130,21 +132,23 @@ class ActionTokens(Distribution):
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
 
 
-def check_masks(masks: ArrayLike | None, choices: int, environments: int, device: torch.device) -> Tensor | None:
+def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:
     """
     Action masks as a tensor (N, all choices).
 
+    :param choices: how many each action field has
     :raises InputError: for masks of another shape, and where nothing is legal
     """
     if masks is None:
         return None
-    masks = np.asarray(masks, dtype=bool)
-    if masks.size == environments * choices:
-        masks = masks.reshape(environments, choices)
-    if masks.shape != (environments, choices):
-        raise InputError(
-            f"action masks have shape {masks.shape}; {environments} environments of {choices} choices were expected"
-        )
-    if not masks.any(axis=1).all():
-        raise InputError(f"the action mask of environment {int((~masks.any(axis=1)).argmax())} forbids every action")
+    masks, total = np.asarray(masks, dtype=bool), sum(choices)
+    if masks.size == environments * total:
+        masks = masks.reshape(environments, total)
+    if masks.shape != (environments, total):
+        raise InputError(f"action masks have shape {masks.shape}; {environments} environments of {total} choices were expected")
+    legal = np.logical_or.reduceat(masks, np.cumsum([0, *choices[:-1]]), axis=1)
+    if not legal.all():
+        environment, field = np.argwhere(~legal)[0]
+        of = f" in field {field}" if len(choices) > 1 else ""
+        raise InputError(f"the action mask of environment {environment} forbids every action{of}")
     return torch.as_tensor(masks, device=device)

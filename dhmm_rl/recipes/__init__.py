@@ -26,6 +26,7 @@ Table = dict[str, Any]
 POSITIVE = ("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes")
 
 ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO")
+VECTORIZATIONS = ("dummy", "subproc", "gymnasium")
 FROM_THE_TOKENIZER = ("self", "vocab_size", "slots", "action_slots", "reset_id")
 MODEL_KEYS = tuple(key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in FROM_THE_TOKENIZER)
 
@@ -78,6 +79,9 @@ class EnvRecipe:
     """What ``gymnasium.make`` calls it; ``module:id`` imports the module first."""
     kwargs: Table = field(default_factory=dict)
     """Keywords for ``gymnasium.make``."""
+    vectorization: str = "dummy"
+    """How environments stand side by side: in SB3's DummyVecEnv (``dummy``), each in a process (``subproc``), or as
+    ``gymnasium.make_vec`` has them (``gymnasium``): all in one NumPy call where there is such a form, as of CartPole-v1."""
     budget: int = 100_000
     """Environment steps an agent may take, those of pretraining rollouts included."""
     solved_at: float | None = None
@@ -171,8 +175,9 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
     for key in table:
         if key not in known:
             raise InputError(f"the recipe {name} has a key {key!r}{_suggest(key, sorted(known))}")
-    if table.get("algorithm", ALGORITHMS[0]) not in ALGORITHMS:
-        raise InputError(f"the recipe {name} has algorithm = {table['algorithm']!r}; known are {', '.join(ALGORITHMS)}")
+    for key, choices in (("algorithm", ALGORITHMS), ("vectorization", VECTORIZATIONS)):
+        if table.get(key, choices[0]) not in choices:
+            raise InputError(f"the recipe {name} has {key} = {table[key]!r}; known are {', '.join(choices)}")
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
         if not _fits(value, hints[key]):

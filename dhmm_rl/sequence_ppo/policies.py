@@ -71,7 +71,7 @@ class SequencePolicy(DHMMPolicy):
     @property
     def action_choices(self) -> int:
         """How many choices all action fields have together: the length of a mask."""
-        return self._action_tokens().choices
+        return sum(self._action_tokens().choices)
 
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
         """Start from a pretrained model, which is kept as the prior if this policy keeps one."""
@@ -101,7 +101,7 @@ class SequencePolicy(DHMMPolicy):
         :param masks: legal choices, (N, all choices)
         """
         features, state = self.read_step(tokens, state)
-        legal = check_masks(masks, self.action_choices, len(tokens), self.device)
+        legal = check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
         distribution = self.distribution(features, legal, state.tables)
         if isinstance(distribution, ActionTokens):
             stored, log_prob = distribution.draw(deterministic)

@@ -375,11 +375,9 @@ class SequencePPO(PPO):
         model = self.policy.language_model
         following, actions = samples.following, model.action_slots
         goes_on = following[..., :1] > 1  # neither nothing nor the first step of another episode
-        labels = torch.where(goes_on, following, NOTHING)[..., actions:]
-        logits = model.decode(hidden, belief, following, actions)
-        targets = torch.where(labels < 0, -100, labels - model.slot_ids[actions:, 0])
-        total = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="sum")
-        return total / (targets >= 0).sum().clamp_min(1)
+        labels = torch.where(goes_on, following, NOTHING)
+        total = model.token_losses(hidden, belief, labels, first=actions).sum()
+        return total / (labels[..., actions:] >= 0).sum().clamp_min(1)
 
     # As in SB3
 

@@ -1,7 +1,22 @@
 """Fields, bins, the tokenizer, and the grammar of a step."""
 
 from dhmm_rl.tokens.bins import Bins
+from dhmm_rl.tokens.composite_spaces import bounded  # also makes composite spaces known
 from dhmm_rl.tokens.fields import Field, fields_of
+from dhmm_rl.tokens.fitting import FieldReport
+from dhmm_rl.tokens.simple_spaces import FieldSpace
 from dhmm_rl.tokens.tokenizer import DONE, NOTHING, RESET, Slot, Tokenizer
 
-__all__ = ["DONE", "NOTHING", "RESET", "Bins", "Field", "Slot", "Tokenizer", "fields_of"]
+__all__ = [
+    "DONE",
+    "NOTHING",
+    "RESET",
+    "Bins",
+    "Field",
+    "FieldReport",
+    "FieldSpace",
+    "Slot",
+    "Tokenizer",
+    "bounded",
+    "fields_of",
+]

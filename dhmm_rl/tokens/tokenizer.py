@@ -16,8 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
-from dhmm_rl.tokens.bins import Bins
-from dhmm_rl.tokens.fields import Field, fields_of, flatten, space_from_dict, space_to_dict, unflatten
+from dhmm_rl.tokens import fitting
+from dhmm_rl.tokens.codec import Codec
+from dhmm_rl.tokens.composite_spaces import bounded
+from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
+from dhmm_rl.tokens.images import codes_from_text, codes_to_text
+from dhmm_rl.tokens.plan import check_settings
 
 NOTHING = -1
 """Never embedded, never attended to, never a label."""
@@ -25,9 +29,6 @@ RESET = 0
 """Fills the action slots of an episode's first step."""
 DONE = 1
 """Stands in the first slot of the step after a terminated episode."""
-
-UNBOUNDED_SPAN = 10.0
-"""A field without bounds is binned out to so many times its scale."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +56,43 @@ class Tokenizer:
 
     Ids: ``RESET`` 0, ``DONE`` 1, the action's fields, the observation's fields. CartPole with 10 bins has 44.
 
-    :param observation_space: Box or MultiDiscrete of one dimension, Discrete, or a Tuple of these
-    :param action_space: the same, but no Tuple
+    :param observation_space: any space, see :func:`dhmm_rl.tokens.fields.leaves_of`
+    :param action_space: likewise; agents need one that SB3's PPO has
     :param bins: how many bins a real field gets
-    :param overrides: what to do differently, by field name: ``bins``, ``low``, ``high``, and for a field without bounds
-        ``scale`` (its typical size), e.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
+    :param overrides: what to do differently, by the name of a field, of an array of them or of one channel of it
+        (``observation[0]``, ``observation.image``, ``observation.image[:,:,0]``): ``bins``, ``low``, ``high``; ``scale``, the
+        typical size of a field without bounds; ``values``, the only ones to tell apart; of images, ``patch``, the side of a
+        patch (0 for categorical cells), and ``codes``. E.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
+    :param codebooks: the patches (K, d) that stand for all, by image; see :meth:`fit`
     :raises InputError: for a space that cannot be tokenised, and for an override that names no field
     """
+
+    report: list[fitting.FieldReport] | None = None
+    """How well the data that it was fitted on can be told from its tokens; only on what :meth:`fit` returned."""
 
     def __init__(
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         bins: int = 10,
-        overrides: Mapping[str, Mapping[str, float]] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        codebooks: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> None:
-        self.observation_space = observation_space
-        self.action_space = action_space
+        self.observation_space = bounded(observation_space)
+        self.action_space = bounded(action_space)
         self.bins = bins
         self.overrides = {name: dict(override) for name, override in (overrides or {}).items()}
-        self.action_fields = fields_of(action_space, "action")
-        self.observation_fields = fields_of(observation_space, "observation")
-        self.fields = self.action_fields + self.observation_fields
-        self._check_settings()
+        self.codebooks = dict(codebooks or {})
+        self.action_leaves = leaves_of(self.action_space, "action")
+        self.observation_leaves = leaves_of(self.observation_space, "observation")
+        check_settings([*self.action_leaves, *self.observation_leaves], self.overrides)
 
-        sizes = [self._size(field) for field in self.fields]
-        starts = DONE + 1 + np.concatenate([[0], np.cumsum(sizes)])
-        self.slots = tuple(
-            Slot(field.name, DONE if j == 0 else int(starts[j]), int(starts[j + 1]), sizes[j] if field.kind == "real" else 0)
-            for j, field in enumerate(self.fields)
-        )
-        self.vocab_size = int(starts[-1])
-        self.action_slots = len(self.action_fields)
-        self._action_codec = _Codec(self.action_fields, starts[: self.action_slots], self._bins_of(self.action_fields))
-        self._observation_codec = _Codec(
-            self.observation_fields, starts[self.action_slots : -1], self._bins_of(self.observation_fields)
-        )
+        how = self.overrides, bins, self.codebooks
+        self.action_codec = Codec(self.action_leaves, *how, first_id=DONE + 1)
+        self.observation_codec = Codec(self.observation_leaves, *how, first_id=int(self.action_codec.starts[-1]))
+        self.slots = (*_slots(self.action_codec, first=DONE), *_slots(self.observation_codec))
+        self.vocab_size = int(self.observation_codec.starts[-1])
+        self.action_slots = len(self.action_codec.names)
 
     def __repr__(self) -> str:
         return f"Tokenizer({len(self.slots)} slots, {self.vocab_size} ids)"
@@ -112,20 +114,19 @@ class Tokenizer:
         :return: ids, (..., C - A)
         :raises InputError: where a value is NaN or, in a categorical field, no category
         """
-        return self._observation_codec.encode(flatten(self.observation_space, observation), rng)
+        return self.observation_codec.encode(flatten(self.observation_space, observation), rng)
 
-    def encode_action(self, action: ArrayLike) -> NDArray[np.int64]:
+    def encode_action(self, action: Any) -> NDArray[np.int64]:
         """The ids of actions, (..., A). Like :meth:`encode_observation`."""
-        return self._action_codec.encode(flatten(self.action_space, action))
+        return self.action_codec.encode(flatten(self.action_space, action))
 
     def decode_observation(self, ids: ArrayLike) -> Any:
         """Observations from ids (..., C - A): categories exactly, real fields at the centres of their bins."""
-        return unflatten(self.observation_space, self._observation_codec.decode(np.asarray(ids)))
+        return unflatten(self.observation_space, self.observation_codec.decode(np.asarray(ids)))
 
-    def decode_action(self, ids: ArrayLike) -> NDArray[Any]:
+    def decode_action(self, ids: ArrayLike) -> Any:
         """Actions from ids (..., A), like :meth:`decode_observation`."""
-        actions: NDArray[Any] = unflatten(self.action_space, self._action_codec.decode(np.asarray(ids)))
-        return actions
+        return unflatten(self.action_space, self.action_codec.decode(np.asarray(ids)))
 
     # The grammar of a step
 
@@ -134,7 +135,7 @@ class Tokenizer:
         ids = self.encode_observation(observation, rng)
         return np.concatenate([np.full((*ids.shape[:-1], self.action_slots), RESET), ids], axis=-1)
 
-    def next_step(self, action: ArrayLike, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    def next_step(self, action: Any, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """The step (..., C) of an action and the observation that it led to."""
         return np.concatenate([self.encode_action(action), self.encode_observation(observation, rng)], axis=-1)
 
@@ -145,27 +146,34 @@ class Tokenizer:
     @property
     def clipped(self) -> dict[str, float]:
         """The share of all values seen so far, by real field, that lay outside the bins and went to an end."""
-        return self._action_codec.clipped | self._observation_codec.clipped
+        return self.action_codec.clipped | self.observation_codec.clipped
 
     # Fitting, checking, keeping
 
-    def fit(self, observations: ArrayLike) -> "Tokenizer":
+    def fit(self, data: Any, seed: int = 0) -> "Tokenizer":
         """
-        A tokenizer like this one whose fields without bounds have the scale of data.
+        A tokenizer like this one that suits data.
 
-        :param observations: values of the observation space, (N, ...)
-        :return: a new tokenizer; a field whose scale is given in ``overrides`` keeps it
+        Fields without bounds get their scale. A field with no more values than bins gets exactly these as categories: one, if
+        it never changes. Arrays of integers, such as MiniGrid's, are cells of the categories that were found; images get
+        codebooks. What ``overrides`` say of a field stays.
+
+        :param data: :class:`Rollouts`; values of the observation space, (N, ...); or an environment, Gymnasium's or SB3's
+            vector one, which is then stepped at random
+        :param seed: of random actions and codebooks
+        :return: a new tokenizer, with a :attr:`report`
         :raises InputError: where a value is not finite
         """
-        values = flatten(self.observation_space, observations).reshape(-1, len(self.observation_fields))
-        fitted = dict(self.overrides)
-        for field, column in zip(self.observation_fields, values.T, strict=True):
-            if field.kind == "real" and self._unbounded(field) and "scale" not in fitted.get(field.name, {}):
-                if not np.isfinite(column).all():
-                    raise InputError(f"{field.name} is not finite in the data that the tokenizer is fitted on")
-                scale = float(np.sqrt(np.mean(np.square(column, dtype=np.float64)))) or 1.0
-                fitted[field.name] = {**fitted.get(field.name, {}), "scale": scale}
-        return Tokenizer(self.observation_space, self.action_space, self.bins, fitted)
+        observations, actions = fitting.read(self, data, seed)
+        overrides, codebooks = fitting.fit(self, observations, actions, seed)
+        fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
+        fitted.report = fitting.report(fitted, observations)
+        return fitted
+
+    @property
+    def unfitted(self) -> list[str]:
+        """What should be fitted on data: fields without bounds and scale, images without codebook, arrays of any integers."""
+        return fitting.unfitted(self)
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """
@@ -173,18 +181,24 @@ class Tokenizer:
 
         :raises InputError: naming the first field that differs
         """
-        for name, known, other in (
-            ("action", self.action_fields, fields_of(action_space, "action")),
-            ("observation", self.observation_fields, fields_of(observation_space, "observation")),
+        for name, mine_all, space in (
+            ("action", self.action_leaves, bounded(action_space)),
+            ("observation", self.observation_leaves, bounded(observation_space)),
         ):
+            if mine_all == leaves_of(space, name):
+                continue
+            known, other = [field for leaf in mine_all for field in leaf.fields], fields_of(space, name)
             if len(known) != len(other):
                 raise InputError(f"the tokenizer knows {len(known)} {name} fields, the environment has {len(other)}")
             for mine, theirs in zip(known, other, strict=True):
+                if mine.name != theirs.name:
+                    raise InputError(f"the tokenizer knows a field {mine.name} where the environment has {theirs.name}")
                 if mine != theirs:
                     raise InputError(
                         f"the tokenizer knows {mine.name} as {mine.kind} in [{mine.low:g}, {mine.high:g}], "
                         f"the environment has it as {theirs.kind} in [{theirs.low:g}, {theirs.high:g}]"
                     )
+            raise InputError(f"the tokenizer knows another {name} space than {space}")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that makes this tokenizer, for JSON."""
@@ -193,6 +207,9 @@ class Tokenizer:
             "action_space": space_to_dict(self.action_space),
             "bins": self.bins,
             "overrides": self.overrides,
+            "codebooks": {
+                name: {"bytes": codes.shape[1], "codes": codes_to_text(codes)} for name, codes in self.codebooks.items()
+            },
         }
 
     @classmethod
@@ -203,6 +220,7 @@ class Tokenizer:
             space_from_dict(description["action_space"]),
             description["bins"],
             description["overrides"],
+            {name: codes_from_text(book["codes"], book["bytes"]) for name, book in description.get("codebooks", {}).items()},
         )
 
     def save(self, path: str | Path) -> None:
@@ -228,93 +246,11 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(Tokenizer.from_dict(state).__dict__)
 
-    def _check_settings(self) -> None:
-        names = [field.name for field in self.fields]
-        for name, override in self.overrides.items():
-            if name not in names:
-                raise InputError(f"token settings name a field {name!r}; the fields are {', '.join(names)}")
-            unknown = set(override) - {"bins", "low", "high", "scale"}
-            if unknown:
-                raise InputError(f"token settings of {name} hold {unknown.pop()!r}; known are bins, low, high and scale")
-            if override.get("scale", 1) <= 0:
-                raise InputError(f"the scale of {name} is {override['scale']}; it must be positive")
-        for field in self.fields:
-            if field.kind == "real" and self._size(field) < 2:
-                raise InputError(f"{field.name} has {self._size(field)} bins; it needs at least 2")
 
-    def _size(self, field: Field) -> int:
-        if field.kind == "real":
-            return int(self.overrides.get(field.name, {}).get("bins", self.bins))
-        return int(field.high - field.low) + 1
-
-    def _unbounded(self, field: Field) -> bool:
-        override = self.overrides.get(field.name, {})
-        return not (field.bounded or ("low" in override and "high" in override))
-
-    def _bins_of(self, fields: list[Field]) -> Bins:
-        columns = []
-        for field in fields:
-            override = self.overrides.get(field.name, {})
-            scale = override.get("scale", 1.0) if self._unbounded(field) or "scale" in override else np.inf
-            span = UNBOUNDED_SPAN * scale if self._unbounded(field) else 0.0
-            low = override.get("low", -span if span else field.low)
-            high = override.get("high", span if span else field.high)
-            if field.kind == "real" and not low < high:
-                raise InputError(f"{field.name} is binned from {low:g} to {high:g}; low must be less than high")
-            columns.append((self._size(field), low, high, scale))
-        return Bins.of(*np.array(columns).T)
-
-
-class _Codec:
-    """
-    Values of one space's fields to ids and back.
-
-    :param starts: the first id of every field, (F,)
-    """
-
-    def __init__(self, fields: list[Field], starts: NDArray[np.int64], bins: Bins) -> None:
-        self.fields = fields
-        self.starts = starts.astype(np.int64)
-        self.real = np.array([field.kind == "real" for field in fields])
-        self.categorical = ~self.real
-        self.first_category = np.array([field.low for field in fields])[self.categorical]
-        self.categories = bins.counts[self.categorical]
-        self.bins = Bins(*(column[self.real] for column in bins))
-        self.outside = np.zeros(int(self.real.sum()), dtype=np.int64)
-        self.seen = 0
-
-    def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        if values.shape[-1] != len(self.fields):
-            raise InputError(f"{self.fields[0].name} and on: {len(self.fields)} fields expected, {values.shape[-1]} found")
-        if np.isnan(values).any():
-            where = int(np.argmax(np.isnan(values).reshape(-1, len(self.fields)).any(axis=0)))
-            raise InputError(f"{self.fields[where].name} is NaN; every field needs a number")
-        ids = np.empty(values.shape, dtype=np.int64)
-        if self.real.any():
-            real = values[..., self.real]
-            ids[..., self.real] = self.bins.encode(real, rng)
-            beyond = (real < self.bins.low) | (real > self.bins.high)
-            self.outside += beyond.reshape(-1, beyond.shape[-1]).sum(axis=0)
-            self.seen += beyond.size // beyond.shape[-1]
-        if self.categorical.any():
-            categories = values[..., self.categorical] - self.first_category
-            wrong = (categories < 0) | (categories >= self.categories)
-            if wrong.any():
-                where = int(np.argmax(wrong.reshape(-1, wrong.shape[-1]).any(axis=0)))
-                field = [field for field in self.fields if field.kind == "categorical"][where]
-                value = values[..., self.categorical][wrong].flat[0]
-                raise InputError(f"{field.name} is {value:g}; its categories go from {field.low:g} to {field.high:g}")
-            ids[..., self.categorical] = categories
-        return ids + self.starts
-
-    def decode(self, ids: NDArray[Any]) -> NDArray[Any]:
-        local = ids - self.starts
-        values = np.empty(local.shape, dtype=np.float64)
-        values[..., self.real] = self.bins.decode(local[..., self.real])
-        values[..., self.categorical] = local[..., self.categorical] + self.first_category
-        return values
-
-    @property
-    def clipped(self) -> dict[str, float]:
-        names = [field.name for field in self.fields if field.kind == "real"]
-        return {name: float(n) / max(self.seen, 1) for name, n in zip(names, self.outside, strict=True)}
+def _slots(codec: Codec, first: int | None = None) -> list[Slot]:
+    """The slots of a codec; ``first``: where the range of the first one begins, if not at its first id."""
+    starts, stops = codec.starts[:-1].tolist(), codec.starts[1:].tolist()
+    if first is not None:
+        starts[0] = first
+    ordinal = [size if binned else 0 for size, binned in zip(codec.sizes, codec.ordinal, strict=True)]
+    return [Slot(*parts) for parts in zip(codec.names, starts, stops, ordinal, strict=True)]

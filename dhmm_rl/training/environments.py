@@ -1,24 +1,27 @@
 """Environments and tokenizers as recipes ask for them."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.envs import VecTokenStream
+from dhmm_rl.envs import VecTokenStream, as_arrays, make_gymnasium_vec_env
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
-
-FITTED_ROWS = 100_000
-"""A tokenizer is fitted on so many rows, evenly spaced: rollouts may be larger than memory."""
 
 
 def make_envs(
@@ -27,16 +30,32 @@ def make_envs(
     """
     The plain environments side by side, monitored.
 
+    Observations that SB3 cannot hold, such as texts, become arrays of their fields.
+
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
+    flat = _flat if agent is not None and not agent.reads_tokens else None
+    kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     try:
-        flat = agent is not None and not agent.reads_tokens
-        kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
-        make = functools.partial(gym.make, env.id, **kwargs)
-        return make_vec_env(make, n_envs, seed=seed, wrapper_class=_flat if flat else None)
+        if env.vectorization == "gymnasium":
+            venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, flat, **kwargs))
+            venv.seed(seed)
+            return venv
+        side_by_side = SubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
+        if side_by_side is SubprocVecEnv:
+            _make(env.id, kwargs).close()  # where it fails, the reason can be told; a process of its own only ends
+        kwargs = {"env_id": env.id, "kwargs": kwargs}
+        return make_vec_env(
+            _make, n_envs, seed=seed, wrapper_class=flat or as_arrays, vec_env_cls=side_by_side, env_kwargs=kwargs
+        )
     except (gym.error.Error, ImportError, TypeError) as error:
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def _make(env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
+    return gym.make(env_id, **kwargs)
 
 
 def draws_pictures(env: VecEnv) -> bool:
@@ -67,22 +86,35 @@ def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env if isinstance(env.observation_space, gym.spaces.Box) else gym.wrappers.FlattenObservation(env)
 
 
-def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = None) -> Tokenizer:
+def plain_tokenizer(env: EnvRecipe, venv: VecEnv) -> Tokenizer:
     """
-    The tokenizer that the environment's recipe asks for.
+    The tokenizer that the environment's recipe asks for, fitted to nothing.
 
-    :param rollouts: what to fit scales on that the recipe does not give
-    :raises InputError: for settings that fit no field, and rollouts of another environment
+    :raises InputError: for settings that fit no field, and spaces that cannot be tokenised
     """
     unknown = set(env.tokens) - {"bins", "fields"}
     if unknown:
         raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
-    tokenizer = Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
-    if rollouts is None:
+    return Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
+
+
+def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = None) -> Tokenizer:
+    """
+    The tokenizer that the environment's recipe asks for.
+
+    :param rollouts: what to fit on where the recipe does not say; with ``None``, and a recipe that says nothing of tokens, the
+        environments are stepped at random if the tokenizer needs to be fitted
+    :raises InputError: for settings that fit no field, and rollouts of another environment
+    """
+    tokenizer = plain_tokenizer(env, venv)
+    if rollouts is not None:
+        return tokenizer.fit(rollouts)
+    if env.tokens or not tokenizer.unfitted:
         return tokenizer
-    tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
-    some = np.linspace(0, len(rollouts.observations) - 1, FITTED_ROWS).astype(int)
-    return tokenizer.fit(rollouts.observations[np.unique(some)])
+    stepped = make_envs(env, 1, seed=0)
+    fitted = tokenizer.fit(stepped)
+    stepped.close()
+    return fitted
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:

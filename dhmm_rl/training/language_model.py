@@ -35,6 +35,10 @@ class Windows(Protocol):
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch: ...
 
+    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Numbers of windows in random order: as often each as it is to be shown, always as many altogether."""
+        ...
+
     def tiles(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""
         ...
@@ -194,7 +198,8 @@ def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> N
     def counts(windows: Windows) -> list[Tensor]:
         total = [torch.zeros(int(size), dtype=torch.long) for size in sizes]
         for indices in _split(windows.tiles(), 4096):
-            labels = windows[indices].labels.reshape(-1, len(starts))
+            batch = windows[indices]
+            labels = batch.labels.masked_fill(batch.weights == 0, -1).reshape(-1, len(starts))
             for slot, column, start in zip(total, labels.T, starts, strict=True):
                 slot += torch.bincount(column[column >= 0] - start, minlength=len(slot))
         return total
@@ -202,7 +207,7 @@ def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> N
     bits = []
     for seen, met in zip(counts(train_set), counts(held_out), strict=True):
         probability = (seen + 1) / (seen + 1).sum()
-        bits.append(float(-(met * probability.log2()).sum() / met.sum()))
+        bits.append(float(-(met * probability.log2()).sum() / met.sum()))  # NaN where the weights are 0
     return np.array(bits)
 
 
@@ -224,10 +229,14 @@ def _mixed_precision(device: torch.device) -> bool:
 
 def _batches(windows: Windows, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
     """Endless batches, in an order that depends on the seed alone; an epoch shows every step about once."""
-    per_epoch = max(len(windows) // windows.length // batch_size, 1)
+
+    def order_of(epoch: int) -> NDArray[np.int64]:
+        return windows.epoch(np.random.default_rng([seed, epoch]))
+
+    per_epoch = max(len(order_of(0)) // windows.length // batch_size, 1)
     epoch, first = divmod(skip, per_epoch)
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(windows))
+        order = order_of(epoch)
         for i in range(first, per_epoch):
             yield windows[order[i * batch_size : (i + 1) * batch_size]]
         epoch, first = epoch + 1, 0

@@ -1,6 +1,8 @@
 """From rollouts to a pretrained language model of an environment's streams."""
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,30 +10,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sb3_contrib import MaskablePPO, RecurrentPPO
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
-from stable_baselines3.common.base_class import BaseAlgorithm
 
-from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
+from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
-from dhmm_rl.training.environments import make_envs, make_tokenizer
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.fitting import ROWS, by_array, table
+from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
+from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
 from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, train_language_model
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
+from dhmm_rl.training.sources import RANDOM, Part, Source, gather
 
 DEFAULT_EPISODES = 200
 RANDOM_SHARE = 0.2
 """Of an environment's budget, so much at the most goes into random rollouts when nobody says how many episodes."""
-TEACHERS: tuple[type[BaseAlgorithm], ...] = (RecurrentPPO, MaskablePPO, PPO, A2C, DQN, SAC, TD3, DDPG)
 
 
 def pretrain(
     run: Run,
-    data: str = "random",
+    data: Sequence[str] = (RANDOM,),
     *,
     episodes: int | None = None,
+    top: float | None = None,
     settings: TrainingSettings | None = None,
     device: str = "cpu",
     progress: bool = False,
@@ -40,9 +45,10 @@ def pretrain(
     Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
 
     :param run: whose folder takes the rollouts, the logs and the checkpoint
-    :param data: ``random``; the folder of rollouts saved before; or ``teacher:PATH``, an SB3 model's zip
+    :param data: sources of rollouts, as :meth:`Source.parse` reads them
     :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the environment's budget
         at the most
+    :param top: imitate only this share of the episodes, those of the highest returns
     :param settings: of the training; the agent recipe's when ``None``
     :return: the checkpoint
     :raises InputError: for data that cannot be used
@@ -53,22 +59,44 @@ def pretrain(
     settings.check()
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
-    make_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
-    rollouts = get_rollouts(run, data, episodes, progress)
-    if len(rollouts) < 2:
-        raise InputError("pretraining needs at least 2 episodes, one of them held out; there is 1")
-
-    order = np.random.default_rng(run.seed).permutation(len(rollouts))
-    held_out_count = min(max(1, round(settings.held_out * len(rollouts))), len(rollouts) - 1)
-    tokenizer = make_tokenizer(run.env, venv, rollouts)
+    plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
+    parts = gather(
+        [Source.parse(text) for text in data],
+        run.env,
+        run.folder,
+        n_envs=run.agent.n_envs,
+        episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
+        max_steps=int(RANDOM_SHARE * run.env.budget) if episodes is None else None,
+        top=top,
+        seed=run.seed,
+        progress=progress,
+    )
+    splits = [split(rollouts, settings.held_out, run.seed) for rollouts, _ in parts]
+    if not any(len(rest) for _, rest in splits):
+        raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
+    some = sample(parts)
+    tokenizer = make_tokenizer(run.env, venv, some)
     venv.close()
+    keep_fitting(run, tokenizer, some, progress)
 
-    def windows(episodes: NDArray[np.int64], dither: int | None = None) -> StreamWindows:
-        weights = run.agent.pretrain.get("field_weights")
-        return StreamWindows(rollouts, tokenizer, settings.length, episodes=episodes, field_weights=weights, dither=dither)
+    def windows(held_out: bool, dither: int | None = None) -> StreamWindows | MixedWindows:
+        chosen = [(part, numbers[held_out]) for part, numbers in zip(parts, splits, strict=True) if len(numbers[held_out])]
+        sets = [
+            StreamWindows(
+                part.rollouts,
+                tokenizer,
+                settings.length,
+                episodes=episodes,
+                field_weights=run.agent.pretrain.get("field_weights"),
+                weight=part.weight if held_out else 1.0,  # of a loss; training shows them more often instead
+                dither=dither,
+            )
+            for part, episodes in chosen
+        ]
+        return sets[0] if len(sets) == 1 else MixedWindows(sets, [part.weight for part, _ in chosen])
 
-    train_set = windows(order[held_out_count:], run.seed if settings.dither else None)
-    held_out = windows(order[:held_out_count])
+    train_set = windows(held_out=False, dither=run.seed if settings.dither else None)
+    held_out = windows(held_out=True)
 
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
@@ -79,13 +107,13 @@ def pretrain(
         )
     finally:
         logger.close()
-    baseline = frequency_bits(windows(order[held_out_count:]), held_out, model.slot_ids)
+    baseline = frequency_bits(windows(held_out=False), held_out, model.slot_ids)
     if progress:
         print(report(model, trained, baseline))
     info = {
         "env_id": run.env.id,
-        "env_steps": rollouts.env_steps,
-        "imitates": bool(rollouts.imitate.any()),
+        "env_steps": sum(rollouts.env_steps for rollouts, _ in parts),
+        "imitates": any(rollouts.imitate.any() for rollouts, _ in parts),
         "held_out_loss": trained.loss,
         "bits": trained.bits.tolist(),
         "frequency_bits": baseline.tolist(),
@@ -111,11 +139,27 @@ def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | No
         tokenizer = checkpoint.tokenizer
         if tokenizer is None or tokenizer.bins != env.tokens.get("bins", 10):
             continue
-        if any(tokenizer.overrides.get(name) != wanted for name, wanted in env.tokens.get("fields", {}).items()):
+        if any(not _holds(tokenizer.overrides.get(name, {}), wanted) for name, wanted in env.tokens.get("fields", {}).items()):
             continue
         if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
             return path
     return None
+
+
+def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: bool) -> None:
+    """Keep in the run, and print, how well the rollouts can be told from their tokens; draw it where they are images."""
+    lines = tokenizer.report or []
+    with atomic_write(run.folder / "tokens.json") as temporary:
+        temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
+    if progress:
+        print(f"observations as tokens, fitted on the rollouts:\n{table(lines)}\n")
+    if image_parts(tokenizer):
+        some = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
+        save_reconstruction(tokenizer, rollouts.observations_at(some), run.folder / "tokens.png")
+
+
+def _holds(settings: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(settings.get(key) == value for key, value in wanted.items())
 
 
 def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
@@ -133,67 +177,44 @@ def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
     return replace(TrainingSettings(**table), **changes)
 
 
-def get_rollouts(run: Run, data: str, episodes: int | None, progress: bool) -> Rollouts:
+def split(rollouts: Rollouts, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    Rollouts from any source; what is collected is kept in the run, and read from there when the run is resumed.
+    Numbers of the episodes to train on and of those held out: a share of the imitated ones, and the same share of the others.
 
-    :raises InputError: for a source that cannot be used
+    A single episode of its kind is trained on.
     """
-    kept = run.folder / "rollouts"
-    if data != "random" and not data.startswith("teacher:"):
-        return Rollouts.load(data)
-    if kept.exists():
-        return Rollouts.load(kept)
-    teacher = None if data == "random" else load_teacher(data.removeprefix("teacher:"))
-    venv = make_envs(run.env, run.agent.n_envs, run.seed)
-    if teacher is not None:
-        try:
-            make_tokenizer(run.env, venv).check_spaces(teacher.observation_space, teacher.action_space)
-        except InputError as error:
-            raise InputError(f"the teacher is of another environment than {run.env.id}: {error}") from error
-    wanted = run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes
-    rollouts = collect(
-        venv,
-        teacher,
-        episodes=wanted,
-        imitate=teacher is not None,
-        max_steps=int(RANDOM_SHARE * run.env.budget) if teacher is None and episodes is None else None,
-        env_id=run.env.id,
-        seed=run.seed,
-        deterministic=True,
-        progress=progress,
-    )
-    venv.close()
-    rollouts.save(kept)
-    return rollouts
+    order = np.random.default_rng(seed).permutation(len(rollouts))
+    chosen: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    for kind in (True, False):
+        some = order[rollouts.imitate[order] == kind]
+        count = min(max(1, round(held_out * len(some))), len(some) - 1) if len(some) else 0
+        chosen[0].append(some[count:])
+        chosen[1].append(some[:count])
+    train, rest = map(np.concatenate, chosen)
+    return (train, rest) if len(rest) or len(order) < 2 else (order[1:], order[:1])
 
 
-def load_teacher(path: str) -> BaseAlgorithm:
-    """
-    An SB3 model from its zip, whichever algorithm's it is.
-
-    :raises InputError: when there is none at ``path``
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"there is no teacher {path}; an SB3 model's save writes such a zip")
-    for algorithm in TEACHERS:
-        try:
-            return algorithm.load(file, device="cpu")
-        except Exception:  # SB3 raises whatever another algorithm's parameters run into
-            continue
-    raise InputError(f"{path} is not a model of {', '.join(a.__name__ for a in TEACHERS)} of SB3 and sb3-contrib")
+def sample(parts: Sequence[Part], rows: int = ROWS) -> Rollouts:
+    """Episodes of all sources, evenly spaced, of about so many rows: what a tokenizer is fitted on."""
+    if len(parts) == 1:
+        return parts[0].rollouts
+    total = sum(len(part.rollouts.rewards) for part in parts)
+    episodes: list[Episode] = []
+    for rollouts, _ in parts:
+        count = max(1, len(rollouts) * min(rows, total) // total)
+        episodes += [rollouts[int(number)] for number in np.unique(np.linspace(0, len(rollouts) - 1, count).astype(int))]
+    first = parts[0].rollouts
+    return Rollouts.from_episodes(episodes, first.observation_space, first.action_space, first.env_id, 0)
 
 
 def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
-    """A table of held-out bits per field, beside what the frequencies alone give."""
+    """A table of held-out bits per field, summed over large arrays of fields, beside what the frequencies alone give."""
     lines = [
         f"held-out bits per field after {trained.best_step} gradient steps",
-        f"{'field':<20}{'frequencies':>12}{'model':>10}",
+        f"{'field':<28}{'frequencies':>12}{'model':>10}",
     ]
-    for slot, known, bits in zip(model.slots, baseline, trained.bits, strict=True):
-        if not np.isnan(bits):
-            lines.append(f"{slot.name:<20}{known:>12.3f}{bits:>10.3f}")
     trained_slots = ~np.isnan(trained.bits)
-    lines.append(f"{'together':<20}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
+    for name, slots in by_array([slot.name for slot in model.slots], np.flatnonzero(trained_slots)):
+        lines.append(f"{name:<28}{abs(baseline[slots].sum()):>12.3f}{abs(trained.bits[slots].sum()):>10.3f}")
+    lines.append(f"{'together':<28}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
     return "\n".join(lines)

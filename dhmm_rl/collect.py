@@ -1,0 +1,67 @@
+"""``python -m dhmm_rl.collect``: rollouts to keep: collected, or read and written in another form."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dhmm_rl.cli import run_command
+from dhmm_rl.data import write_minari
+from dhmm_rl.data.minari_datasets import check_new_minari
+from dhmm_rl.errors import InputError
+from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.sources import MINARI, RANDOM, Source, read_source
+
+
+@dataclass
+class Args:
+    """
+    Collect rollouts of an environment, or read some, and write them as a folder or as a Minari dataset.
+
+    python -m dhmm_rl.pretrain --data takes either.
+    """
+
+    to: str
+    """Where to: a folder that does not exist yet; or 'minari:ID' for a Minari dataset, e.g. minari:cartpole/random-v0, which
+    will lie in MINARI_DATASETS_PATH, by default ~/.minari/datasets."""
+    env: str = "CartPole-v1"
+    """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
+    data: str = RANDOM
+    """Where rollouts come from: 'random'; 'teacher:PATH', the zip of an SB3 model; 'minari:ID'; or a folder of rollouts.
+    Options follow: '@imitate=yes' or '@imitate=no', whether the actions are worth imitating; after a folder '@skip_bad=yes'."""
+    episodes: int = 200
+    """Episodes to collect."""
+    n_envs: int = 8
+    """Environments side by side."""
+    seed: int = 0
+    """Seeds environments and random actions."""
+    quiet: bool = False
+    """Show no progress bar."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    if args.seed < 0 or args.n_envs < 1:
+        raise InputError(f"seed is {args.seed} and n_envs {args.n_envs}; they must be at least 0 and 1")
+    if args.to.startswith(MINARI):
+        check_new_minari(args.to.removeprefix(MINARI))
+    elif Path(args.to).exists():
+        raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
+    env, _ = load_recipes(args.env, "dhmm-gpt2")
+    rollouts = read_source(
+        Source.parse(args.data),
+        env,
+        n_envs=args.n_envs,
+        episodes=args.episodes,
+        seed=args.seed,
+        progress=not args.quiet,
+    )
+    if args.to.startswith(MINARI):
+        write_minari(rollouts, args.to.removeprefix(MINARI), f"{args.data} on {env.id}, seed {args.seed}")
+    else:
+        rollouts.save(args.to)
+    returns = rollouts.returns
+    print(f"{rollouts}, mean return {returns.mean():.1f}")
+    print(f"pretrain on them: python -m dhmm_rl.pretrain --env {args.env} --data {args.to}")
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "dhmm_rl.collect")

@@ -1,0 +1,226 @@
+"""
+Minari's datasets, read and written: the standard of recorded episodes that goes with Gymnasium.
+
+They lie where Minari looks for them, in ``MINARI_DATASETS_PATH`` or ``~/.minari/datasets``. Nothing is ever downloaded here;
+``minari download ID`` does that. An episode of T steps has T + 1 observations; there are datasets whose episodes have T.
+
+Shapes: T environment steps of an episode.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from dhmm_rl.data.rollouts import Episode, Notice, Rollouts, pack, tell_left_out, unpack
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.tokens.fields import fields_of, flatten
+
+IMITATE = "imitate"
+"""Under this name an episode's metadata say whether its actions are worth imitating."""
+
+
+def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice = print) -> Rollouts:
+    """
+    Read a local dataset into memory.
+
+    Episodes that cannot be used are left out. Where there are T observations for T actions, the last action is left out, since
+    what it led to is not known, and the episode counts as cut off.
+
+    :param dataset_id: as Minari calls it, e.g. ``D4RL/door/human-v2``
+    :param imitate: whether actions are worth imitating; when ``None`` what the episodes' metadata say, and yes if nothing
+    :param notice: takes a line about episodes that are left out or shortened
+    :raises InputError: when there is no such dataset, it cannot be read, or no episode of it can be used
+    """
+    name = f"minari:{dataset_id}"
+    storage = _open(dataset_id)
+    total = storage.total_episodes
+    observation_space, action_space = storage.observation_space, storage.action_space
+    for what, space in (("observation", observation_space), ("action", action_space)):
+        fields_of(space, what)  # a space that has no tokens is no fault of the episodes
+    episodes: dict[int, Episode] = {}
+    reasons: dict[int, str] = {}
+    shortened = 0
+    for number in range(total):
+        try:
+            raw = _raw_episode(storage, number)
+            episode = _episode(raw, observation_space, action_space)
+        except InputError as error:
+            reasons[number] = str(error)
+            continue
+        shortened += len(episode.rewards) < len(raw["rewards"])
+        episodes[number] = episode if imitate is None else episode._replace(imitate=imitate)
+    tell_left_out(name, reasons, total, notice)
+    if shortened:
+        notice(
+            f"note: {shortened} of {total} episodes of {name} hold T observations for T actions: the last action of each, "
+            "whose outcome is not recorded, is left out"
+        )
+    env_spec = storage.metadata.get("env_spec")
+    env_id = json.loads(env_spec)["id"] if env_spec else dataset_id
+    steps = sum(len(episode.rewards) for episode in episodes.values())
+    rollouts = Rollouts.from_episodes(list(episodes.values()), observation_space, action_space, env_id, steps)
+    return rollouts.without_faults(name, notice, list(episodes))
+
+
+def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> None:
+    """
+    Write a dataset that Minari reads: without loss, in its HDF5 format, with ``imitate`` in the episodes' metadata.
+
+    :param dataset_id: its name, which ends in a version: ``cartpole/random-v0``
+    :param description: for people
+    :raises InputError: for a name that Minari does not take, or one that is taken
+    """
+    minari = _import_minari()
+    check_new_minari(dataset_id)
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace and namespace not in minari.namespace.list_local_namespaces():
+        minari.namespace.create_namespace(namespace)
+    with atomic_write(_folder(dataset_id)) as temporary:
+        temporary.mkdir()
+        storage = minari.dataset.minari_storage.MinariStorage.new(
+            temporary / "data",
+            rollouts.observation_space,
+            rollouts.action_space,
+            _env_spec(rollouts.env_id),
+            jpeg_encoding=False,
+        )
+        storage.update_metadata(
+            {"dataset_id": dataset_id, "minari_version": minari.__version__, "description": description, "code_permalink": ""}
+        )
+        storage.update_episodes(_buffer(rollouts, number) for number in range(len(rollouts)))
+        storage.update_episode_metadata({IMITATE: bool(imitate)} for imitate in rollouts.imitate)
+
+
+def check_new_minari(dataset_id: str) -> None:
+    """
+    See that a dataset of this name can be written.
+
+    :raises InputError: for a name that Minari does not take, or one that is taken
+    """
+    if _folder(dataset_id).exists():
+        raise InputError(f"there is a Minari dataset {dataset_id} already; give the new one another name or version")
+
+
+def _import_minari() -> Any:
+    """Minari, which has no types, once it is known that it can read its own format."""
+    try:
+        import_module("h5py")
+        return import_module("minari")
+    except ImportError as error:
+        raise InputError(f"Minari's datasets need the extra minari: pip install 'dhmm-rl[minari]' ({error})") from error
+
+
+def _folder(dataset_id: str) -> Path:
+    """Where the dataset of this name lies, whether there is one or not."""
+    minari = _import_minari()
+    try:
+        minari.dataset.minari_dataset.parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: it has no version
+        raise InputError(f"{dataset_id!r} is not the name of a Minari dataset, such as cartpole/random-v0") from error
+    return Path(minari.storage.get_dataset_path(dataset_id))
+
+
+def _open(dataset_id: str) -> Any:
+    """
+    A local dataset's storage.
+
+    :raises InputError: when there is no such dataset, or it cannot be read, or it is empty
+    """
+    minari = _import_minari()
+    folder = _folder(dataset_id)
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no Minari dataset {dataset_id} in {folder.parent}; 'minari download {dataset_id}' may get it"
+        )
+    with reading(folder):
+        storage = minari.load_dataset(dataset_id).storage
+    if storage.total_episodes == 0:
+        raise InputError(f"the Minari dataset {dataset_id} holds no episodes")
+    return storage
+
+
+def _raw_episode(storage: Any, number: int) -> dict[str, Any]:
+    """
+    An episode with its metadata, as Minari gives them.
+
+    One by one, because Minari's iterator ends at the first that is damaged.
+
+    :raises InputError: when it cannot be read
+    """
+    try:
+        (episode,), (metadata,) = storage.get_episodes([number]), storage.get_episode_metadata([number])
+    except Exception as error:  # whatever h5py or pyarrow raise for damaged files
+        raise InputError(f"it cannot be read ({error!s:.100})") from error
+    return {**metadata, **episode}
+
+
+def _episode(raw: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Episode:
+    """
+    An episode of Minari's, less a last action whose outcome is missing.
+
+    :raises InputError: when it cannot be used
+    """
+    observations = _packed("observations", raw, observation_space)
+    actions = _packed("actions", raw, action_space)
+    rewards = np.asarray(raw["rewards"])
+    ends = [np.asarray(raw[key], dtype=bool) for key in ("terminations", "truncations")]
+    steps = len(rewards)
+    if not steps == len(actions) == len(ends[0]) == len(ends[1]) or len(observations) not in (steps, steps + 1):
+        raise InputError(
+            f"it has {len(observations)} observations, {len(actions)} actions, {steps} rewards, {len(ends[0])} terminations "
+            f"and {len(ends[1])} truncations"
+        )
+    if len(observations) < 2:
+        raise InputError("it has no step")
+    if (ends[0] | ends[1])[:-1].any():
+        raise InputError("it goes on after an end")
+    seen = len(observations) - 1
+    terminated = bool(ends[0][-1]) and seen == steps
+    return Episode(observations, actions[:seen], rewards[:seen], terminated, bool(raw.get(IMITATE, True)))
+
+
+def _packed(what: str, raw: dict[str, Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    """
+    Values as rollouts keep them.
+
+    :raises InputError: when they are none of the space's
+    """
+    try:
+        values = raw[what]
+        flat = flatten(space, values)
+        if flat.ndim != 2 or flat.shape[1] != len(fields_of(space, what)):
+            raise ValueError(f"{flat.shape[1:]} values a step")
+        return pack(space, values)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"its {what} are not of the dataset's space {space} ({error!s:.100})") from error
+
+
+def _buffer(rollouts: Rollouts, number: int) -> Any:
+    """An episode as Minari takes it; an end that is no terminal state is a truncation."""
+    episode = rollouts[number]
+    terminations, truncations = np.zeros((2, len(episode.rewards)), dtype=bool)
+    terminations[-1], truncations[-1] = episode.terminated, not episode.terminated
+    return _import_minari().data_collector.EpisodeBuffer(
+        observations=unpack(rollouts.observation_space, episode.observations),
+        actions=unpack(rollouts.action_space, episode.actions),
+        rewards=episode.rewards,
+        terminations=terminations,
+        truncations=truncations,
+    )
+
+
+def _env_spec(env_id: str) -> EnvSpec | None:
+    """By which Minari makes the environment again, if Gymnasium knows it and it can be written down."""
+    spec = gym.registry.get(env_id.rpartition(":")[2])
+    try:
+        return spec if spec is not None and EnvSpec.from_json(spec.to_json()) else None
+    except (TypeError, ValueError):
+        return None

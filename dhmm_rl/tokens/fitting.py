@@ -1,0 +1,277 @@
+"""
+Fitting a tokenizer to data, and saying how well it suits them.
+
+Shapes: N rows, F fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.vec_env import VecEnv
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.tokens.bins import Bins
+from dhmm_rl.tokens.codec import Values
+from dhmm_rl.tokens.fields import Leaf, flatten
+from dhmm_rl.tokens.images import Codebook, fit_codebook
+from dhmm_rl.tokens.plan import Settings, origin_of, plan_image, settings_of
+
+if TYPE_CHECKING:
+    from dhmm_rl.tokens.tokenizer import Tokenizer
+
+ROWS = 100_000
+"""Fit on so many rows, evenly spaced: rollouts may be larger than memory."""
+NUMBERS = 50_000_000
+"""... and on so many numbers altogether, where rows are images."""
+REPORTED_NUMBERS = 5_000_000
+"""The report is on so many numbers."""
+RANDOM_STEPS = 2000
+"""An environment is stepped so often."""
+ROWS_PER_VALUE = 20
+"""A field is few-valued if there are so many rows to each of its values."""
+CELL_VALUES = 64
+"""An array of integers whose values span more than this is no grid of categories."""
+CELL_ARRAY = 1024
+"""Nor is an array of more integers than this."""
+TABLE_FIELDS = 12
+"""An array with more fields than this takes one line of the table."""
+
+
+class FieldReport(NamedTuple):
+    """
+    How well a field can be told from its ids; or an image, from its patches'.
+
+    :param name: of the field
+    :param how: ``bins``, ``values``, ``categories`` or ``codes``
+    :param ids: how many it has
+    :param used: how many of them occur
+    :param clipped: share of values beyond the bins, or none of the values
+    :param error: root mean square of what decoding is off by, in the field's unit
+    :param spread: standard deviation of the field, in its unit
+    """
+
+    name: str
+    how: str
+    ids: int
+    used: int
+    clipped: float
+    error: float
+    spread: float
+
+
+def read(tokenizer: Tokenizer, data: Any, seed: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """
+    Rows of field values: observations (N, F), and actions where there are recorded ones.
+
+    :param data: see :meth:`Tokenizer.fit`
+    """
+    if isinstance(data, gym.Env | VecEnv):
+        return _random_steps(tokenizer, data, seed), None
+    if hasattr(data, "observations_at"):
+        tokenizer.check_spaces(data.observation_space, data.action_space)
+        rows = _rows(len(data.rewards), tokenizer.observation_codec.width)
+        observations = flatten(tokenizer.observation_space, data.observations_at(rows))
+        return observations, flatten(tokenizer.action_space, data.actions_at(rows))
+    values = flatten(tokenizer.observation_space, data).reshape(-1, tokenizer.observation_codec.width)
+    return values[_rows(len(values), values.shape[1])], None
+
+
+def fit(
+    tokenizer: Tokenizer, observations: NDArray[Any], actions: NDArray[Any] | None, seed: int
+) -> tuple[dict[str, Settings], dict[str, NDArray[np.uint8]]]:
+    """Overrides and codebooks that suit rows of field values (N, F), (N, F')."""
+    overrides = {name: dict(chosen) for name, chosen in tokenizer.overrides.items()}
+    codebooks = dict(tokenizer.codebooks)
+    for leaf, values in _by_leaf(tokenizer.observation_leaves, observations):
+        if not np.isfinite(values).all():
+            where = leaf.fields[int(np.argmin(np.isfinite(values).all(axis=0)))].name
+            raise InputError(f"{where} is not finite in the data that the tokenizer is fitted on")
+        image = plan_image(leaf, overrides)
+        if _grid(leaf) and not any(settings_of(leaf, overrides)) and _few(values, CELL_VALUES):
+            _fit_cells(leaf, values, overrides)
+        elif image is not None:
+            if leaf.name not in codebooks:
+                codebooks[leaf.name] = fit_codebook(image[0], values, image[1], seed)
+        elif leaf.kind != "categorical":
+            _fit_fields(leaf, values, overrides, tokenizer.bins)
+    if actions is not None:
+        for leaf, values in _by_leaf(tokenizer.action_leaves, actions):
+            if leaf.kind != "categorical":
+                _fit_fields(leaf, values, overrides, 0)  # an agent may do what nobody did: no values are left out
+    return {name: chosen for name, chosen in overrides.items() if chosen or name in tokenizer.overrides}, codebooks
+
+
+def unfitted(tokenizer: Tokenizer) -> list[str]:
+    """Names of what :func:`fit` would give a scale, categories or a codebook."""
+    names = []
+    for leaf in tokenizer.observation_leaves:
+        image = plan_image(leaf, tokenizer.overrides)
+        if image is not None:
+            names += [leaf.name] if leaf.name not in tokenizer.codebooks else []
+        elif leaf.kind != "categorical":
+            several = zip(leaf.fields, settings_of(leaf, tokenizer.overrides), strict=True)
+            names += [field.name for field, chosen in several if not field.bounded and not {"scale", "values"} & set(chosen)]
+            if _grid(leaf) and not any(settings_of(leaf, tokenizer.overrides)):
+                names.append(leaf.name)
+    return names
+
+
+def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport]:
+    """A line for every field of the observation, and for every image, on rows of field values (N, F)."""
+    codec = tokenizer.observation_codec
+    some = observations[_evenly(len(observations), max(REPORTED_NUMBERS // codec.width, 1))]
+    ids = codec.encode(some)
+    error = np.square(codec.decode(ids) - some)
+    used = [len(np.unique(column)) for column in ids.T]
+    reports = {}
+    for part in codec.parts:
+        columns, slots = np.arange(codec.width)[part.columns], np.arange(len(codec.names))[part.slots]
+        values, errors = some[:, columns].astype(np.float64), np.sqrt(error[:, columns].mean(axis=0))
+        if isinstance(part.quantiser, Codebook):
+            name = next(name for name, places in codec.leaf_slots.items() if slots[0] in places)
+            codes = len(np.unique(ids[:, slots] - codec.starts[slots]))
+            mean_error = float(np.sqrt(error[:, columns].mean()))
+            line = FieldReport(name, "codes", codec.sizes[slots[0]], codes, 0.0, mean_error, float(values.std()))
+            reports[int(slots[0])] = line
+            continue
+        how, beyond = "categories", np.zeros(values.shape, dtype=bool)
+        if isinstance(part.quantiser, Bins):
+            how, beyond = "bins", part.quantiser.outside(values)
+        elif isinstance(part.quantiser, Values):
+            how, beyond = "values", error[:, columns] > 0
+        for j, slot in enumerate(slots):
+            reports[int(slot)] = FieldReport(
+                codec.names[slot],
+                how,
+                codec.sizes[slot],
+                used[slot],
+                float(beyond[:, j].mean()),
+                float(errors[j]),
+                float(values[:, j].std()),
+            )
+    return [reports[slot] for slot in sorted(reports)]
+
+
+def table(reports: list[FieldReport]) -> str:
+    """The report for people; the many fields of an array take one line: their ids summed, their worst share and error."""
+    lines = [f"{'field':<40}{'as':>12}{'ids':>8}{'used':>8}{'clipped':>9}{'error':>12}{'spread':>12}"]
+    for how in dict.fromkeys(one.how for one in reports):
+        some = [i for i, one in enumerate(reports) if one.how == how]
+        for name, places in by_array([one.name for one in reports], some):
+            _, _, ids, used, clipped, error, spread = zip(*(reports[i] for i in places), strict=True)
+            lines.append(
+                f"{name:<40}{how:>12}{sum(ids):>8}{sum(used):>8}{max(clipped):>9.1%}{max(error):>12.4g}{max(spread):>12.4g}"
+            )
+    return "\n".join(lines)
+
+
+def by_array(names: Sequence[str], places: Iterable[int]) -> list[tuple[str, list[int]]]:
+    """Places of names, for a table: one by one, but those of an array of more than :data:`TABLE_FIELDS` together."""
+    arrays: dict[str, list[int]] = {}
+    for i in places:
+        arrays.setdefault(names[i].split("[")[0], []).append(i)
+    lines = []
+    for array, some in arrays.items():
+        lines += [(f"{array}, {len(some)} fields", some)] if len(some) > TABLE_FIELDS else [(names[i], [i]) for i in some]
+    return lines
+
+
+def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings]) -> None:
+    """
+    Cells of one channel share their categories: all integers from 0, or the lowest found, to the highest and one more.
+
+    What was never seen is then at least no mistake for something that was: it goes to the one more.
+    """
+    if leaf.image:
+        overrides[leaf.name] = {"patch": 0}
+    channels = leaf.shape[-1] if len(leaf.shape) == 3 else 1
+    for channel in range(channels):
+        found = values[:, channel::channels]
+        low, high = min(int(found.min()), max(int(leaf.low.min()), 0)), min(int(found.max()) + 1, int(leaf.high.max()))
+        several = range(low, high + 1) if high - low <= CELL_VALUES else np.unique(found).tolist()
+        name = leaf.layer_name(channel) if channels > 1 else leaf.name
+        overrides[name] = {**overrides.get(name, {}), "values": list(several)}
+
+
+def _fit_fields(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings], few: int) -> None:
+    """The values of fields that have at most ``few``; else the scale of those without bounds."""
+    for field, chosen, column in zip(leaf.fields, settings_of(leaf, overrides), values.T, strict=True):
+        if not chosen and _few(column, few):
+            overrides[field.name] = {"values": np.unique(column).tolist()}
+            continue
+        low, high = chosen.get("low", field.low), chosen.get("high", field.high)
+        within = replace(field, low=low, high=high)
+        if not within.bounded and not {"scale", "values"} & set(chosen) and not {"low", "high"} <= set(chosen):
+            away = column.astype(np.float64) - origin_of(within)
+            scale = float(np.sqrt(np.mean(np.square(away)))) or 1.0
+            overrides[field.name] = {**overrides.get(field.name, {}), "scale": scale}
+
+
+def _grid(leaf: Leaf) -> bool:
+    """Whether a leaf is a small table of integers that may be many things, by its bounds."""
+    small = leaf.kind == "integer" and len(leaf.shape) > 1 and leaf.size <= CELL_ARRAY
+    return small and bool((leaf.high - leaf.low >= CELL_VALUES // 2).all())
+
+
+def _few(values: NDArray[Any], most: int) -> bool:
+    """Whether there are at most so many different values, each seen often enough to think that these are all."""
+    if len(np.unique(values[: ROWS_PER_VALUE * (most + 1)])) > most:
+        return False
+    different = len(np.unique(values))
+    return different <= most and values.size >= ROWS_PER_VALUE * different
+
+
+def _by_leaf(leaves: list[Leaf], values: NDArray[Any]) -> list[tuple[Leaf, NDArray[Any]]]:
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    return list(zip(leaves, np.split(values, ends[:-1], axis=-1), strict=True))
+
+
+def _rows(count: int, width: int) -> NDArray[np.int64]:
+    return _evenly(count, max(min(ROWS, NUMBERS // width), 1))
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
+def _random_steps(tokenizer: Tokenizer, env: Any, seed: int) -> NDArray[Any]:
+    """Observations of an environment that is stepped at random, (N, F)."""
+    vector = isinstance(env, VecEnv)
+    tokenizer.check_spaces(env.observation_space, env.action_space)
+    env.action_space.seed(seed)
+    if vector:
+        env.seed(seed)
+    masked = is_masking_supported(env) if vector else env.has_wrapper_attr("action_masks")
+    space, seen = tokenizer.observation_space, []
+    observation, done = (env.reset() if vector else env.reset(seed=seed)[0]), False
+    for _ in range(RANDOM_STEPS // env.num_envs if vector else RANDOM_STEPS):
+        seen.append(flatten(space, observation))
+        if vector:
+            masks = get_action_masks(env) if masked else [None] * env.num_envs
+            observation = env.step(np.array([_legal_action(env.action_space, mask) for mask in masks]))[0]
+        elif done:
+            observation, done = env.reset()[0], False
+        else:
+            mask = env.get_wrapper_attr("action_masks")() if masked else None
+            observation, _, terminated, truncated, _ = env.step(_legal_action(env.action_space, mask))
+            done = terminated or truncated
+    rows = np.concatenate(seen) if vector else np.stack(seen)
+    return rows[_rows(len(rows), rows.shape[1])]
+
+
+def _legal_action(space: Any, mask: Any) -> Any:
+    """A random action; where there is a mask, one that it allows."""
+    if mask is None or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return space.sample()
+    legal = np.asarray(mask, dtype=np.int8).ravel()
+    if isinstance(space, spaces.Discrete):
+        return space.sample(legal)
+    return space.sample(tuple(np.split(legal, np.cumsum(space.nvec)[:-1])))

@@ -1,0 +1,151 @@
+"""How the fields of a space become ids: what its bounds suggest, and what settings ask for."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.tokens.fields import ABSURD, Field, Leaf
+from dhmm_rl.tokens.images import CODES, Patches
+
+Settings = dict[str, Any]
+
+SETTINGS = {"bins": int, "low": float, "high": float, "scale": float, "values": list, "patch": int, "codes": int}
+"""What can be set by name, of a field or of a whole array of them."""
+UNBOUNDED_SPAN = 10.0
+"""A field without bounds is binned out to so many times its scale."""
+MOST_CATEGORIES = 256
+"""An integer with more values than this is binned."""
+MOST_SLOTS = 4096
+"""A step with more slots than this is refused."""
+
+
+@dataclass(frozen=True)
+class FieldPlan:
+    """
+    How one field becomes ids.
+
+    :param name: the field's
+    :param size: how many ids it has
+    :param values: those of its ids, in order; then anything else goes to the nearest. ``None`` for bins and categories
+    :param low: the first category, or the lower edge of the first bin
+    :param high: the last category, or the upper edge of the last bin
+    :param scale: of its bins; see :class:`Bins`. ``None`` for categories
+    :param origin: of its bins
+    """
+
+    name: str
+    size: int
+    values: tuple[float, ...] | None = None
+    low: float = 0.0
+    high: float = 0.0
+    scale: float | None = None
+    origin: float = 0.0
+
+    @property
+    def binned(self) -> bool:
+        """Whether its ids are bins of a real field."""
+        return self.scale is not None
+
+
+def check_settings(leaves: Iterable[Leaf], settings: Mapping[str, Settings]) -> None:
+    """:raises InputError: for a name of nothing, a setting that is none, and a value out of range"""
+    if not settings:
+        return
+    names = [name for leaf in leaves for name in _names(leaf)]
+    for name, chosen in settings.items():
+        if name not in names:
+            listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            raise InputError(f"token settings name a field {name!r}; the fields are {listed}")
+        for key, value in chosen.items():
+            if key not in SETTINGS:
+                raise InputError(f"token settings of {name} hold {key!r}; known are {', '.join(SETTINGS)}")
+            if key == "values" and (not isinstance(value, list | tuple) or not value):
+                raise InputError(f"the values of {name} are {value!r}; a list of at least one number is needed")
+        if chosen.get("scale", 1) <= 0:
+            raise InputError(f"the scale of {name} is {chosen['scale']}; it must be positive")
+        if chosen.get("codes", 2) < 2 or chosen.get("patch", 0) < 0:
+            raise InputError(f"codes of {name} must be at least 2, and patch at least 1, or 0 for one category a cell")
+
+
+def plan_image(leaf: Leaf, settings: Mapping[str, Settings]) -> tuple[Patches, int] | None:
+    """How an image is cut, and how many codes its codebook has at most; ``None`` for what is no image."""
+    chosen = settings.get(leaf.name, {})
+    if not leaf.image or chosen.get("patch") == 0:
+        return None
+    return Patches.of(leaf.shape, chosen.get("patch")), int(chosen.get("codes", CODES))
+
+
+def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list[FieldPlan]:
+    """
+    Plans for the fields of an array, in order.
+
+    :param settings: by name; those of a field go before those of its channel, and these before those of its array
+    :param bins: of a real field, where settings do not say
+    :raises InputError: for fewer than 2 bins and for bounds the wrong way round
+    """
+    if leaf.size > MOST_SLOTS:
+        raise InputError(
+            f"{leaf.name} has {leaf.size} fields, more than the {MOST_SLOTS} that a step can hold; images are cut into patches "
+            "if they are of uint8: gymnasium.wrappers.DtypeObservation, or ResizeObservation for fewer pixels"
+        )
+    return [_plan(field, chosen, bins) for field, chosen in zip(leaf.fields, settings_of(leaf, settings), strict=True)]
+
+
+def settings_of(leaf: Leaf, settings: Mapping[str, Settings]) -> list[Settings]:
+    """What settings say of each field of an array, in order."""
+    whole = settings.get(leaf.name, {})
+    if len(leaf.shape) < 2:
+        return [{**whole, **settings.get(field.name, {})} for field in leaf.fields]
+    layers = [settings.get(leaf.layer_name(channel), {}) for channel in range(leaf.shape[-1])]
+    return [
+        {**whole, **layers[i % len(layers)], **settings.get(field.name, {})} if settings else {}
+        for i, field in enumerate(leaf.fields)
+    ]
+
+
+def _names(leaf: Leaf) -> list[str]:
+    layers = [leaf.layer_name(channel) for channel in range(leaf.shape[-1])] if len(leaf.shape) > 1 else []
+    return [leaf.name, *layers, *([] if leaf.size > MOST_SLOTS else [field.name for field in leaf.fields])]
+
+
+def _plan(field: Field, chosen: Settings, bins: int) -> FieldPlan:
+    if "values" in chosen:
+        values = tuple(sorted({float(value) for value in chosen["values"]}))
+        return FieldPlan(field.name, len(values), values)
+    if field.kind == "categorical":
+        return FieldPlan(field.name, int(field.high - field.low) + 1, low=field.low, high=field.high)
+    within = replace(field, low=chosen.get("low", field.low), high=chosen.get("high", field.high))
+    if within.low == within.high:
+        return FieldPlan(field.name, 1, (within.low,))
+    if within.low > within.high:
+        raise InputError(f"{field.name} is binned from {within.low:g} to {within.high:g}; low must be less than high")
+    few = field.kind == "integer" and within.high - within.low < MOST_CATEGORIES
+    if few and not {"bins", "scale"} & set(chosen):
+        if within == field:
+            return FieldPlan(field.name, int(field.high - field.low) + 1, low=field.low, high=field.high)
+        values = tuple(float(value) for value in range(math.ceil(within.low), math.floor(within.high) + 1))
+        return FieldPlan(field.name, len(values), values)
+    return _binned(within, chosen, bins)
+
+
+def _binned(within: Field, chosen: Settings, bins: int) -> FieldPlan:
+    """Between two bounds uniform; away from one bound, or from 0, companded."""
+    size = int(chosen.get("bins", bins))
+    if size < 2:
+        raise InputError(f"{within.name} has {size} bins; it needs at least 2")
+    if within.bounded or {"low", "high"} <= set(chosen):
+        return FieldPlan(within.name, size, None, within.low, within.high, chosen.get("scale", math.inf))
+    scale = float(chosen.get("scale", 1.0))
+    span = UNBOUNDED_SPAN * scale
+    origin = origin_of(within)
+    low = origin if origin == within.low else origin - span
+    high = origin if origin == within.high else origin + span
+    return FieldPlan(within.name, size, None, low, high, scale, origin)
+
+
+def origin_of(field: Field) -> float:
+    """Where a field that is not bounded on both sides is companded from: its one bound, or 0."""
+    bounds = [bound for bound in (field.low, field.high) if abs(bound) < ABSURD]
+    return bounds[0] if len(bounds) == 1 else 0.0

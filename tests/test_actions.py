@@ -1,0 +1,125 @@
+"""Every action space that SB3's PPO has, as tokens; masks laid out as sb3-contrib has them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from dhmm_rl.envs import TokenStream
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
+from dhmm_rl.sequence_ppo import SequencePPO
+from dhmm_rl.tokens import Tokenizer
+
+SPACES: list[spaces.Space[Any]] = [
+    spaces.Discrete(3),
+    spaces.Discrete(3, start=-1),
+    spaces.MultiDiscrete([2, 4, 3]),
+    spaces.MultiBinary(3),
+    spaces.Box(-1, 1, (2,)),
+    spaces.Box(-2, 2, (2, 2)),
+]
+MODEL = {"embed_size": 16, "heads": 2, "num_states": 3, "window": 4}
+
+
+class Obedient(gym.Env[Any, Any]):
+    """Takes any action of its space, and no other; an illegal one, where there are masks, is an error."""
+
+    observation_space = spaces.Discrete(2)
+
+    def __init__(self, action_space: spaces.Space[Any], masked: bool = False) -> None:
+        self.action_space, self.steps = action_space, 0
+        self.choices = [size - (slot == 0) * 2 for slot, size in enumerate(_widths(action_space))]
+        if masked:
+            self.action_masks = self._action_masks
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        self._mask = self.draw_mask()
+        return np.int64(0), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        if hasattr(self, "action_masks"):
+            entries = np.atleast_1d(action - getattr(self.action_space, "start", 0)).astype(int)
+            starts = np.cumsum([0, *self.choices[:-1]])
+            assert self._mask[starts + entries].all(), "an illegal action was taken"
+        self.steps += 1
+        self._mask = self.draw_mask()
+        return np.int64(self.steps % 2), 1.0, self.steps == 7, False, {}
+
+    def draw_mask(self) -> np.ndarray[Any, Any]:
+        """Random, with at least one choice in every field."""
+        fields = [self.np_random.random(size) < 0.6 for size in self.choices]
+        for field in fields:
+            field[self.np_random.integers(len(field))] = True
+        return np.concatenate(fields)
+
+    def _action_masks(self) -> np.ndarray[Any, Any]:
+        return self._mask
+
+
+def _widths(action_space: spaces.Space[Any]) -> list[int]:
+    """Ids of every action slot; the first has RESET's place and DONE before its choices."""
+    return [
+        slot.stop - max(slot.start, 0) + (j == 0)
+        for j, slot in enumerate(Tokenizer(spaces.Discrete(2), action_space).slots[:-1])
+    ]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("algorithm", [PPO, SequencePPO])
+def test_every_action_space_is_learned_on_and_saved(space: spaces.Space[Any], algorithm: Any, tmp_path: Any) -> None:
+    env = make_vec_env(lambda: TokenStream(Obedient(space), history=4), 2, seed=0)
+    policy = DHMMPolicy if algorithm is PPO else "DHMMPolicy"
+    model = algorithm(policy, env, n_steps=16, batch_size=32, n_epochs=2, policy_kwargs={"features_extractor_kwargs": MODEL})
+    model.learn(64)
+    model.save(tmp_path / "model.zip")
+    again = algorithm.load(tmp_path / "model.zip")
+    observation = np.asarray(env.reset())
+    action, _ = model.predict(observation, deterministic=True)
+    assert all(space.contains(one) for one in action)
+    np.testing.assert_array_equal(again.predict(observation, deterministic=True)[0], action)
+
+
+@pytest.mark.parametrize("space", SPACES[:4], ids=str)
+def test_masked_choices_are_never_taken(space: spaces.Space[Any]) -> None:
+    env = make_vec_env(lambda: TokenStream(Obedient(space, masked=True), history=1), 2, seed=0)
+    model = SequencePPO(
+        "DHMMPolicy", env, n_steps=16, batch_size=32, policy_kwargs={"features_extractor_kwargs": MODEL}, learning_rate=1e-2
+    )
+    model.learn(128)
+
+
+@pytest.mark.parametrize("space", SPACES[:4], ids=str)
+def test_masks_are_laid_out_as_maskable_ppo_has_them(space: Any) -> None:
+    tokenizer = Tokenizer(spaces.Discrete(2), space)
+    model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=0)
+    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.zeros(1)))[None])
+    tokens = ActionTokens(model, tokenizer)
+    theirs = make_masked_proba_distribution(space)
+    total = sum(tokens.choices)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        fields = [rng.permutation([True, *(rng.random(n - 1) < 0.5)]) for n in tokens.choices]
+        mask = np.concatenate(fields)[None]
+        legal = check_masks(mask, tokens.choices, 1, torch.device("cpu"))
+        ours = tokens.proba_distribution(hidden, belief, legal)
+        theirs.proba_distribution(torch.zeros(1, total))
+        theirs.apply_masking(mask)
+        for _ in range(5):
+            action = theirs.sample()
+            shaped = action.reshape(1, *space.shape) + torch.as_tensor(getattr(space, "start", 0))
+            assert abs(ours.log_prob(shaped).item() - theirs.log_prob(action).item()) < 1e-5  # a new policy is uniform
+    with pytest.raises(InputError, match="forbids every action"):
+        check_masks(
+            np.concatenate([np.zeros(tokens.choices[0], bool), *fields[1:]])[None], tokens.choices, 1, torch.device("cpu")
+        )
