@@ -185,6 +185,11 @@ def test_dither_changes_bins_by_at_most_one_and_repeats_with_its_seed() -> None:
     assert (dithered != plain).any()
     assert (dithered - plain).abs().max() == 1
     assert (dithered[..., 0] == plain[..., 0]).all()
+    taught = StreamWindows(rollouts.imitating(np.array([True, False] * 2 + [True])), tokenizer, 8, dither=1)
+    windows = np.arange(len(taught))
+    changed = taught[windows].input_ids != StreamWindows(rollouts, tokenizer, 8)[windows].input_ids
+    of_episode = np.searchsorted(taught._ends, windows, side="right")
+    assert [bool(changed[of_episode == episode].any()) for episode in range(5)] == [False, True, False, True, False]
 
 
 def test_foreign_spaces_and_no_episodes_are_refused(cartpole: Tokenizer) -> None:

@@ -44,7 +44,8 @@ class StreamWindows:
     :param episodes: numbers of the episodes to use; all when ``None``
     :param field_weights: weight of fields in the loss, by name; 1 where not given
     :param weight: of all these windows in the loss
-    :param dither: seeds the dithering of real fields; none when ``None``
+    :param dither: seeds the dithering of real fields; none when ``None``. Episodes to be imitated are read as they are: their
+        actions answer what was seen, not what may have been
     :raises InputError: when the spaces are not the tokenizer's, or a weight names no field
     """
 
@@ -102,7 +103,10 @@ class StreamWindows:
         step = first[:, None] + np.arange(self.length + 1)
         start, rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
         row = start + np.clip(step, 0, rows - 1)
-        tokens = self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
+        imitated = self.rollouts.imitate[episode]
+        tokens = self._read(row, rng)
+        if rng is not None and imitated.any():
+            tokens[imitated] = self._read(row[imitated], None)
 
         tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
         tokens[(step < 0) | (step >= rows)] = NOTHING
@@ -112,8 +116,11 @@ class StreamWindows:
         labels = ids[:, 1:].clone()
         labels[torch.from_numpy(step[:, 1:] <= 0)] = NOTHING  # nothing comes before an episode's first step
         weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
-        weights[~self.rollouts.imitate[episode], :, : self.tokenizer.action_slots] = 0
+        weights[~imitated, :, : self.tokenizer.action_slots] = 0
         return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))
+
+    def _read(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
+        return self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
 
 
 class MixedWindows:

@@ -69,7 +69,7 @@ class TrainingSettings:
     held_out: float = 0.1
     """Share of the episodes that are held out."""
     dither: bool = True
-    """Dither the bins of real fields while training."""
+    """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
 
     def check(self) -> None:
         """:raises InputError: for a setting out of its range"""
