@@ -124,7 +124,8 @@ def plot(path: Path, env: str, results: Results) -> None:
     axes.set(
         xlabel="environment steps, pretraining included", ylabel="return", title=f"{env}: interquartile mean, 95 % interval"
     )
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
 

@@ -1,7 +1,10 @@
 """The commands, run as processes like a user runs them."""
 
+import dataclasses
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO
 
+from dhmm_rl import collect, play, ppo, pretrain
 from dhmm_rl.data import Rollouts, read_minari
 from dhmm_rl.model import load_checkpoint
 
@@ -186,10 +190,17 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
 
 
 def test_help_teaches() -> None:
-    for module in ("pretrain", "ppo", "play"):
-        out = subprocess.run(command(module, "--help"), capture_output=True, text=True, check=True).stdout
-        assert "--device" in out
-        assert "CPU threads" in out
+    """Every option stands there with what its docstring says of it."""
+    for module in (pretrain, ppo, play, collect):
+        name = module.__name__.rpartition(".")[2]
+        out = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=True).stdout
+        said = " ".join(out.replace("│", " ").split())
+        source = inspect.getsource(module.Args)
+        for field in dataclasses.fields(module.Args):
+            assert field.name.replace("_", "-") in said, field.name
+            documented = re.search(rf"\n    {field.name}: [^\n]*\n    \"\"\"([^\"]*)", source)
+            assert documented is not None, field.name
+            assert " ".join(documented[1].split())[:30] in said, field.name
 
 
 BAD = {

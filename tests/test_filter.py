@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,10 +66,11 @@ def test_hilbert_distance_and_total_variation_of_two_filters_shrink_as_promised(
     assert (variation[1:] <= 0.5 * rho ** (t - 1) * math.log(bound) + 1e-9).all()
 
 
-@pytest.mark.parametrize("floor", [0.05, 0.3])
-def test_expected_divergence_from_a_wrong_start_falls_geometrically(floor: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    states, symbols, steps, runs = 4, 3, 12, 20_000
+@settings(max_examples=15)
+@given(seed=seeds, states=st.integers(2, 5), floor=st.floats(0.02, 0.6))
+def test_expected_divergence_from_a_wrong_start_falls_geometrically(seed: int, states: int, floor: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    symbols, steps, runs = 3, 12, 20_000
     transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator), floor)
     emissions = random_rows(states, symbols, generator=generator, sharpness=1.0)
     right, wrong = random_rows(2, states, generator=generator, sharpness=1.0)
@@ -87,7 +88,7 @@ def test_expected_divergence_from_a_wrong_start_falls_geometrically(floor: float
     mean, error = divergence.mean(dim=0), divergence.std(dim=0) / runs**0.5
     first = (right * (right.log() - wrong.log())).sum().double()
     t = torch.arange(1, steps + 1, dtype=torch.float64)
-    assert (mean - 4 * error <= (1 - floor) ** t * first).all()
+    assert (mean - 5 * error <= (1 - floor) ** t * first).all()
     assert mean[0] > 0
 
 
@@ -128,6 +129,19 @@ def test_mutation_jumps_at_its_rate_to_single_states() -> None:
     assert abs(float(jumped.float().mean()) - 0.3) < 0.02
     assert (mutated[jumped].sum(dim=0) / jumped.sum() - 0.2).abs().max() < 0.03
     assert (mutated[~jumped] - 0.2).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("matrices", [1, 3])
+def test_the_fused_loop_is_predict_and_correct_step_after_step(matrices: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    belief = random_rows(5, 2, 4, generator=generator)
+    gates = random_rows(5, 30, 2, matrices, generator=generator)
+    evidence = -9 * torch.rand(5, 30, 2, 4, generator=generator)
+    transitions = random_rows(2, matrices, 4, 4, generator=generator)
+    fused = hmm.run_filter(belief, gates, evidence, transitions)
+    for t in range(30):
+        belief = hmm.correct(hmm.predict(hmm.move(belief, transitions), gates[:, t]), evidence[:, t])
+        torch.testing.assert_close(fused[:, t], belief, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("matrices", [1, 3])

@@ -26,17 +26,20 @@ def dither(transitions: Tensor, floor: float) -> Tensor:
     return (1 - floor) * transitions + floor / transitions.shape[-1]
 
 
-def predict(belief: Tensor, gate: Tensor, transitions: Tensor) -> Tensor:
+def move(belief: Tensor, transitions: Tensor) -> Tensor:
+    """``b A_m`` for every matrix, (..., N, M, K), of a belief (..., N, K) and transitions (N, M, K, K)."""
+    return torch.einsum("...nk,nmkl->...nml", belief, transitions)
+
+
+def predict(moved: Tensor, gate: Tensor | None) -> Tensor:
     """
     ``b⁻ = Σ_m g_m · b A_m``.
 
-    :param belief: (..., N, K)
-    :param gate: weights of the transition matrices, (..., N, M)
-    :param transitions: (N, M, K, K)
+    :param moved: from :func:`move`, (..., N, M, K)
+    :param gate: weights of the transition matrices, (..., N, M); ``None`` when there is one matrix
     :return: (..., N, K)
     """
-    moved = torch.einsum("...nk,nmkl->...nml", belief, transitions)
-    return torch.einsum("...nm,...nml->...nl", gate, moved)
+    return moved[..., 0, :] if gate is None else torch.einsum("...nm,...nml->...nl", gate, moved)
 
 
 def limit(log_likelihood: Tensor, floor: float) -> Tensor:
@@ -76,7 +79,8 @@ def run_filter(
     """
     Filter sequences: predict and correct, step after step.
 
-    A plain loop: on CPU it is the fastest way for the lengths and widths that policies have.
+    A plain loop: on CPU it is the fastest way for the lengths and widths that policies have. On a GPU a scan over chunks would
+    need fewer launches; it has not been built, since it could not be measured.
 
     :param initial: belief before the first step, (B, N, K)
     :param gates: (B, T, N, M)

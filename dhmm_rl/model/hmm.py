@@ -142,12 +142,7 @@ class LatentChain(nn.Module):
         """
         prior = belief[:, :, None]
         if last > self.action_slots:
-            moved = torch.einsum("btnk,nmkl->btnml", belief, tables.transitions)
-            gates = self.weigh(gate_logits)
-            if gates is None:
-                moved = moved.transpose(2, 3)
-            else:
-                moved = torch.einsum("btcnm,btnml->btcnl", gates, moved)
+            moved = hmm.predict(hmm.move(belief, tables.transitions)[:, :, None], self.weigh(gate_logits))
             if first < self.action_slots:
                 action = torch.arange(first, last, device=belief.device) < self.action_slots
                 moved = torch.where(action[:, None, None], prior, moved)
