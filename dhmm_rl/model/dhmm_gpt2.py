@@ -6,10 +6,9 @@ n the ids of the widest slot. A model with one slot takes and returns arrays wit
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple, Self
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,95 +16,13 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
-from dhmm_rl.model.embedding import STD, TokenEmbedding, ordinal_features, position_features
-from dhmm_rl.model.hmm import CONTROLS, ChainTables, LatentChain
+from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
+from dhmm_rl.model.hmm import CONTROLS, LatentChain
+from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slots import CHUNK, group_slots, slot_table, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
-
-
-@dataclass
-class ModelOutput:
-    """
-    What a forward pass gives; read it as ``out["loss"]`` or ``out.loss``.
-
-    :param hidden: the transformer's output, (B, T, D)
-    :param belief: filtered beliefs, (B, T, N · K)
-    :param decode: computes :attr:`logits`
-    :param loss: weighted mean of the cross-entropy in nats per token; ``None`` without labels
-    :param token_loss: cross-entropy of each token in nats, unweighted, 0 where there is no label; shaped like the labels
-    :param bits: mean cross-entropy per field in bits, (C,); NaN for a field without labels
-    """
-
-    hidden: Tensor
-    belief: Tensor
-    decode: Callable[[], Tensor] = field(repr=False)
-    loss: Tensor | None = None
-    token_loss: Tensor | None = None
-    bits: Tensor | None = None
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """
-        Of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
-        ``model.slots[j]`` and minus infinity beyond them. Computed when first asked for, which training never does: ask before
-        the model's parameters change.
-        """
-        return self.decode()
-
-    def __getitem__(self, name: str) -> Tensor | None:
-        value: Tensor | None = getattr(self, name)
-        return value
-
-
-@dataclass
-class ModelState:
-    """
-    What a model remembers of B streams between steps. :meth:`DHMMGPT2.step` writes into it: use the state it returns.
-
-    :param keys: ring of rotated keys per layer, (L, B, H, W, D / H)
-    :param values: ring of values per layer, the same shape
-    :param belief: (B, N, K)
-    :param held: which places of the rings hold a step of the present episode, (B, W)
-    :param position: steps since each stream's episode began, (B,)
-    :param tables: the model's parameters as its steps use them; a state is worth nothing once they have changed
-    :param time: steps taken by all streams together
-    """
-
-    keys: Tensor
-    values: Tensor
-    belief: Tensor
-    held: Tensor
-    position: Tensor
-    tables: "Tables" = field(repr=False)
-    time: int = 0
-
-    def __getitem__(self, streams: Any) -> "ModelState":
-        """A copy of some streams' state, which further steps of the others leave alone; ``state[:]`` copies all."""
-        index = torch.arange(len(self.belief), device=self.belief.device)[streams]
-        return ModelState(
-            self.keys[:, index],
-            self.values[:, index],
-            self.belief[index],
-            self.held[index],
-            self.position[index],
-            self.tables,
-            self.time,
-        )
-
-
-class Tables(NamedTuple):
-    """
-    Parameters as passes use them.
-
-    :param lookup: what every id contributes to a step, summed over its slots: embedding, log-likelihood, gate logits,
-        (V + 1, D + N · K + N · M); the last row is nothing
-    :param chain: the latent layer's
-    """
-
-    lookup: Tensor
-    chain: ChainTables | None
 
 
 class DHMMGPT2(nn.Module):
@@ -202,7 +119,7 @@ class DHMMGPT2(nn.Module):
             self.embedding = TokenEmbedding(vocab_size, embed_size, self.slots)
             # Not tied to the input as GPT-2's is: pretraining on actions that are not imitated would tilt the policy.
             self.head = nn.Parameter(torch.empty(vocab_size, embed_size))
-            _init_head(self.head, self.slots, action_slots)
+            init_head(self.head, self.slots, action_slots)
             if positions != "rotary":
                 self.position_embedding = nn.Embedding(max_len, embed_size)
                 self.position_embedding.weight.data = position_features(max_len, embed_size) * STD
@@ -654,18 +571,3 @@ def _check(config: dict[str, Any]) -> None:
     for name in ("layers", "num_states", "evidence_floor"):
         need(config[name] >= 0, f"{name} is {config[name]}; it must not be negative")
     need(config["window"] is None or config["window"] > 0, f"window is {config['window']}; it must be positive")
-
-
-def _init_head(head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
-    """
-    Normal noise; smooth over the bins of a real field. What reads out actions starts from zero: a new policy is uniform.
-    """
-    with torch.no_grad():
-        nn.init.normal_(head, std=0.02)
-        for slot in slots:
-            if slot.ordinal:
-                features = ordinal_features(slot.ordinal)
-                smooth = features @ torch.randn(features.shape[1], head.shape[1])
-                head[slot.stop - slot.ordinal : slot.stop] = smooth * (0.02 / smooth.std())
-        for slot in slots[:action_slots]:
-            head[slot.start : slot.stop] = 0

@@ -87,3 +87,18 @@ def position_features(positions: int, embed_size: int) -> Tensor:
     wavelength = 4 * float(max(positions, 2)) ** torch.linspace(0, 1, count)
     phase = torch.arange(positions)[:, None] * (2 * math.pi / wavelength)
     return math.sqrt(2) * torch.cat([phase.sin(), phase.cos()], dim=1)[:, :embed_size]
+
+
+def init_head(head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
+    """
+    Normal noise; smooth over the bins of a real field. What reads out actions starts from zero: a new policy is uniform.
+    """
+    with torch.no_grad():
+        nn.init.normal_(head, std=0.02)
+        for slot in slots:
+            if slot.ordinal:
+                features = ordinal_features(slot.ordinal)
+                smooth = features @ torch.randn(features.shape[1], head.shape[1])
+                head[slot.stop - slot.ordinal : slot.stop] = smooth * (0.02 / smooth.std())
+        for slot in slots[:action_slots]:
+            head[slot.start : slot.stop] = 0
