@@ -28,10 +28,7 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         main(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

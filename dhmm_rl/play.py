@@ -115,7 +115,10 @@ def record(
     :raises InputError: when the environment cannot be drawn
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
-    if not draws_pictures(make_envs(run.env, 1, args.seed)):
+    plain = make_envs(run.env, 1, args.seed)
+    drawn = draws_pictures(plain)
+    plain.close()
+    if not drawn:
         raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
     env = make_envs(run.env, 1, args.seed, recipe, render_mode="rgb_array")
     env = restored(run, wrap(env, recipe, tokenizer, training=False))

@@ -72,8 +72,8 @@ def main(args: Args) -> None:
     checkpoint = last_checkpoint(run.folder)
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
-    own = pretrained is not None and run.args["pretrained"] == "new"
-    clock = Clock(checkpoint, pretrained.info["seconds"] if own and pretrained is not None else 0.0)
+    own = pretrained if run.args["pretrained"] == "new" else None
+    clock = Clock(checkpoint, 0.0 if own is None else own.info["seconds"])
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     tokenizer = None
     if run.agent.reads_tokens:

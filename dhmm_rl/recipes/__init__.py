@@ -192,17 +192,21 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of TOML is what a field of a recipe is declared as."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    kinds = _kinds(hint)
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
 def _said(hint: Any) -> str:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
-    return names[next(typing.get_origin(kind) or kind for kind in kinds)]
+    return names[_kinds(hint)[0]]
+
+
+def _kinds(hint: Any) -> tuple[type[Any], ...]:
+    """The classes that a hint allows: ``dict`` for ``dict[str, Any]``, ``int`` and ``NoneType`` for ``int | None``."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(kind) or kind for kind in kinds)
 
 
 def _merge(table: Table, changes: Table) -> Table:

@@ -244,8 +244,10 @@ class SequencePPO(PPO):
         SB3's ``PPO`` gives those of every minibatch the deviation 1. Once a task is solved they are the critic's noise and
         nothing else; blown up to 1 it throws the policy away.
         """
-        remembered = ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * float(advantages.var())
-        self._advantage_variance = max(remembered, float(advantages.var()))
+        variance = float(advantages.var())
+        self._advantage_variance = max(
+            variance, ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * variance
+        )
         normalized: NDArray[np.float32] = (advantages - advantages.mean()) / np.float32(self._advantage_variance**0.5 + 1e-8)
         return normalized
 

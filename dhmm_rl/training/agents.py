@@ -95,6 +95,8 @@ def _schedule(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
+        if not value.startswith("lin_"):
+            raise ValueError
         return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     except ValueError as error:
         raise InputError(f"{name} is {value!r}; it is a number, or 'lin_0.001', which falls linearly to 0") from error
