@@ -1,0 +1,110 @@
+"""Addition of two numbers of equally many decimal digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.languages.language import Language, TraceReader
+
+DIGITS = tuple("0123456789")
+CARRIES = ("c0", "c1")
+
+
+class Sum(NamedTuple):
+    """
+    :param a: decimal digits, the highest first; leading zeros count as digits
+    :param b: as many
+    """
+
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Addition(Language[Sum]):
+    """
+    Addition of two n-digit numbers: ``2 7 + 0 5 =``, then ``0 3 2 END``.
+
+    Size: digits n of either number. They are uniform, so leading zeros occur, and the sum always has n + 1 digits: the prompt
+    alone then says how long the answer is.
+
+    Position ids (position coupling, arXiv 2405.20671, section 3): digits of equal significance, and the carry into the next,
+    share one, so that column i looks the same at every length; ``+`` and ``=`` have the one before the answer's first digit.
+    """
+
+    format: Literal["plain", "reversed", "carry"] = "reversed"
+    """How the sum is written: ``plain``, the highest digit first; ``reversed``, the lowest first (arXiv 2307.03381); or
+    ``carry``, the lowest first and after every digit the carry out of its column."""
+
+    end = "END"
+    tokens = (*DIGITS, "+", "=", "END", *CARRIES)
+
+    def instance(self, size: int, rng: np.random.Generator) -> Sum:
+        """Two numbers of ``size`` digits."""
+        digits = rng.integers(ord("0"), ord("9") + 1, 2 * size, dtype=np.uint8).tobytes().decode()
+        return Sum(digits[:size], digits[size:])
+
+    def prompt(self, instance: Sum) -> list[str]:
+        """``a + b =``"""
+        return [*instance.a, "+", *instance.b, "="]
+
+    def trace(self, instance: Sum) -> list[str]:
+        """The sum's digits, and the carries if they are written."""
+        digits = str(self.answer(instance)).zfill(len(instance.a) + 1)
+        if self.format == "plain":
+            return [*digits, "END"]
+        if self.format == "reversed":
+            return [*reversed(digits), "END"]
+        written, carry = [], 0
+        for x, y, digit in zip(reversed(instance.a), reversed(instance.b), reversed(digits), strict=False):
+            carry = int(int(x) + int(y) + carry >= 10)
+            written += [digit, CARRIES[carry]]
+        return [*written, digits[0], "END"]
+
+    def parse(self, text: str) -> Sum:
+        """A sum such as ``27+5`` or ``2 7 + 0 5 =``; the shorter number gets leading zeros."""
+        parts = text.replace(" ", "").removesuffix("=").split("+")
+        if len(parts) != 2 or not all(part and set(part) <= set(DIGITS) for part in parts):
+            raise InputError(f"{text!r} is no sum; give two whole numbers with a plus between them, such as 27+5")
+        width = max(map(len, parts))
+        return Sum(parts[0].zfill(width), parts[1].zfill(width))
+
+    def execute(self, instance: Sum, trace: Sequence[str]) -> int:
+        """
+        Read the number that was written; every carry must be that of its column.
+
+        :raises IllegalTrace: for a token that cannot stand where it stands, and a carry that does not arise
+        """
+        reader, digits, carry = TraceReader(trace), "", 0
+        for x, y in zip(reversed(instance.a), reversed(instance.b), strict=True):
+            digits += reader.take(DIGITS, "a digit of the sum must stand here")
+            if self.format == "carry":
+                carry = int(int(x) + int(y) + carry >= 10)
+                reader.take([CARRIES[carry]], f"the carry out of this column is {carry}")
+        digits += reader.take(DIGITS, "a digit of the sum must stand here")
+        reader.take(["END"], f"the sum has {len(digits)} digits; END must follow")
+        reader.finish()
+        return int(digits if self.format == "plain" else digits[::-1])
+
+    def answer(self, instance: Sum) -> int:
+        """Python's sum."""
+        return int(instance.a) + int(instance.b)
+
+    def positions(self, tokens: Sequence[str]) -> list[int]:
+        """The significance of each digit, counted from 1."""
+        if self.max_position is None:
+            return super().positions(tokens)
+        n = tokens.index("+")
+        sign = n + 2 if self.format == "plain" else 0
+        number = [*range(n, 0, -1), sign]
+        if self.format == "plain":
+            answer = [*range(n + 1, 0, -1)]
+        elif self.format == "reversed":
+            answer = [*range(1, n + 2)]
+        else:
+            answer = [s for s in range(1, n + 2) for _ in CARRIES]
+        beyond = len(tokens) - 2 * n - 2 - len(answer)
+        return [*number, *number, *answer, *[0] * max(beyond, 0)][: len(tokens)]

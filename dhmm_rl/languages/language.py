@@ -1,0 +1,244 @@
+"""
+What a token language is: instances of a problem, their traces in readable tokens, and a machine that executes traces.
+
+Shapes: T tokens read.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.tokens import NOTHING
+
+Instance = TypeVar("Instance")
+
+
+class IllegalTrace(InputError):
+    """
+    A trace that cannot be executed.
+
+    :param place: of the first illegal token, counted from 0; the trace's length when it stops too early
+    :param token: that token; empty when the trace stops too early
+    :param reason: why it is illegal
+    """
+
+    def __init__(self, place: int, token: str, reason: str) -> None:
+        what = f"{token!r} at place {place}" if token else f"the end at place {place}"
+        super().__init__(f"{what} is illegal: {reason}")
+        self.place, self.token, self.reason = place, token, reason
+
+
+class Verdict(NamedTuple):
+    """
+    What executing a trace came to.
+
+    :param solved: it was legal to its end and its result is right
+    :param result: of the execution; ``None`` when the trace is illegal
+    :param illegal: the first illegal token, if there is one
+    :param text: the verdict in words
+    """
+
+    solved: bool
+    result: Any
+    illegal: IllegalTrace | None
+    text: str
+
+
+class Sentence(NamedTuple):
+    """
+    An instance as a model reads it.
+
+    :param ids: of the tokens that are read, T of them
+    :param labels: what is to be predicted after each; -1 where that is given, T of them
+    :param positions: position ids, T of them
+    """
+
+    ids: list[int]
+    labels: list[int]
+    positions: list[int]
+
+
+@dataclass(frozen=True)
+class Language(ABC, Generic[Instance]):
+    """
+    A family of problems of growing size, written as tokens.
+
+    An instance is given as its *prompt*; its *trace* is what a model must produce, and the only thing that it learns. As a
+    rule the trace continues the prompt. In a language that *transduces*, trace and prompt are equally long and ``trace[t]``
+    answers ``prompt[: t + 1]``.
+
+    A language of your own says what its tokens are and how an instance is drawn, written, read and executed.
+    """
+
+    sizes: tuple[int, int] = (1, 10)
+    """The smallest and the largest size in training."""
+    growth: float = 0.0
+    """Over this share of the training the largest size grows, from the smallest on; 0 trains on all sizes from the start."""
+    max_position: int | None = None
+    """Give tokens the language's own position ids (coupled, where it has such) below this number, in training from a random
+    offset on; a model must then have learned positions of this max_len. When left out, positions are counted."""
+
+    transduces: ClassVar[bool] = False
+    """Whether ``trace[t]`` answers ``prompt[: t + 1]`` rather than continuing the prompt."""
+    deterministic: ClassVar[bool] = True
+    """Whether an instance has one trace, which a model can learn without error."""
+    end: ClassVar[str | None] = None
+    """The token that ends a trace; ``None`` where the instance says how long it is."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sizes[0] <= self.sizes[1]:
+            raise InputError(f"sizes are {self.sizes[0]} to {self.sizes[1]}; they must rise from at least 1")
+        if not 0 <= self.growth <= 1:
+            raise InputError(f"growth is {self.growth}; it is a share of the training between 0 and 1")
+        if self.max_position is not None and self.max_position < 1:
+            raise InputError(f"max_position is {self.max_position}; it must be at least 1")
+
+    # What a language says
+
+    @property
+    @abstractmethod
+    def tokens(self) -> tuple[str, ...]:
+        """The alphabet: every token once, without blanks in it. A token's id is its place."""
+
+    @abstractmethod
+    def instance(self, size: int, rng: np.random.Generator) -> Instance:
+        """Draw an instance."""
+
+    @abstractmethod
+    def prompt(self, instance: Instance) -> list[str]:
+        """The tokens that are given; at least one."""
+
+    @abstractmethod
+    def trace(self, instance: Instance) -> list[str]:
+        """The tokens that a model must produce; in a language that is not deterministic, those that were drawn."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Instance:
+        """
+        The instance that a text names: the prompt's tokens between blanks, or what a person would type.
+
+        :raises InputError: when it names none
+        """
+
+    @abstractmethod
+    def execute(self, instance: Instance, trace: Sequence[str]) -> Any:
+        """
+        Perform a trace.
+
+        :return: what it comes to
+        :raises IllegalTrace: naming the first token that cannot be performed
+        """
+
+    def answer(self, instance: Instance) -> Any:
+        """What a right trace comes to, found in another way; ``None`` where every legal trace is right."""
+        return None
+
+    def positions(self, tokens: Sequence[str]) -> list[int]:
+        """Position ids of tokens read so far, from 0; in a prompt they may depend on all of it, later on earlier ones only."""
+        return list(range(len(tokens)))
+
+    # What follows from it
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token."""
+        return {token: id_ for id_, token in enumerate(self.tokens)}
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """
+        Ids of tokens.
+
+        :raises InputError: for a token that the alphabet does not have
+        """
+        ids = self.ids
+        try:
+            return [ids[token] for token in tokens]
+        except KeyError as error:
+            raise InputError(f"{error.args[0]!r} is no token of this language; known are {_listed(self.tokens)}") from error
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Tokens of ids; nothing for -1."""
+        return [self.tokens[id_] for id_ in ids if id_ >= 0]
+
+    def sentence(self, instance: Instance) -> Sentence:
+        """The instance with its trace, as a model reads and learns it."""
+        prompt, trace = self.prompt(instance), self.trace(instance)
+        if self.transduces:
+            tokens, labels = prompt, self.encode(trace)
+        else:
+            tokens, labels = prompt + trace[:-1], [NOTHING] * (len(prompt) - 1) + self.encode(trace)
+        return Sentence(self.encode(tokens), labels, self.positions(tokens))
+
+    def check(self, instance: Instance, trace: Sequence[str]) -> Verdict:
+        """Execute a trace and compare what it comes to with the right answer."""
+        try:
+            result = self.execute(instance, trace)
+        except IllegalTrace as illegal:
+            return Verdict(False, None, illegal, f"illegal: {illegal}")
+        right = self.answer(instance)
+        if right is None:
+            return Verdict(True, result, None, "legal")
+        if result != right:
+            return Verdict(False, result, None, f"wrong: it comes to {show(result)}, {show(right)} is right")
+        return Verdict(True, result, None, f"solved: {show(result)}")
+
+
+class TraceReader:
+    """
+    Reads a trace token by token, and knows where it is.
+
+    :param trace: the tokens
+    """
+
+    def __init__(self, trace: Sequence[str]) -> None:
+        self.trace, self.place = trace, 0
+
+    def take(self, wanted: Collection[str], reason: str) -> str:
+        """
+        The next token.
+
+        :param wanted: what it may be
+        :param reason: why nothing else is legal
+        :raises IllegalTrace: when it is something else, or there is none
+        """
+        token = self.trace[self.place] if self.place < len(self.trace) else ""
+        if token not in wanted:
+            raise IllegalTrace(self.place, token, reason)
+        self.place += 1
+        return token
+
+    def refuse(self, reason: str) -> IllegalTrace:
+        """The error that names the token taken last."""
+        return IllegalTrace(self.place - 1, self.trace[self.place - 1], reason)
+
+    def finish(self) -> None:
+        """:raises IllegalTrace: when something follows"""
+        if self.place < len(self.trace):
+            raise IllegalTrace(self.place, self.trace[self.place], "nothing may follow")
+
+
+def show(result: Any) -> str:
+    """A result as people write it."""
+    return " ".join(map(str, result)) if isinstance(result, tuple | list) else str(result)
+
+
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """
+    The numbers in a text such as ``3 1 2`` or ``3, 1, 2``.
+
+    :param what: they are, for the error
+    :raises InputError: when there are none, or something else
+    """
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(f"{text!r} is not {what}: give whole numbers with blanks between them, such as 3 1 2")
+    return tuple(map(int, parts))
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    return " ".join(tokens[:24]) + (" …" if len(tokens) > 24 else "")

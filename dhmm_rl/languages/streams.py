@@ -1,0 +1,131 @@
+"""Token streams of environments, read flat as a language."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.env_util import make_vec_env
+
+from dhmm_rl.data import Rollouts, collect
+from dhmm_rl.errors import InputError
+from dhmm_rl.languages.language import Language, TraceReader
+from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
+
+Word = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stream(Language[Word]):
+    """
+    What happens in an environment, slot by slot: ``RESET s s s s action s s s s … DONE`` in CartPole.
+
+    Size: steps after the first. An instance is a part of an episode, or as much of it as there is; its first step is given.
+    Ids are the tokenizer's. The executor knows the grammar of steps, not the environment's dynamics. For streams of rollouts
+    of your own, derive a class whose ``rollouts`` are these.
+    """
+
+    sizes: tuple[int, int] = (20, 20)
+    """The smallest and the largest size in training."""
+    env: str = "CartPole-v1"
+    """What Gymnasium calls the environment."""
+    episodes: int = 200
+    """How many episodes are collected, with random actions."""
+    seed: int = 0
+    """Of the episodes."""
+
+    deterministic = False
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """The episodes."""
+        try:
+            venv = make_vec_env(self.env, 1, seed=self.seed)
+        except gym.error.Error as error:
+            raise InputError(f"the environment {self.env} cannot be made: {str(error).splitlines()[0]}") from error
+        try:
+            return collect(venv, episodes=self.episodes, imitate=True, env_id=self.env, seed=self.seed)
+        finally:
+            venv.close()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, fitted on the rollouts."""
+        rollouts = self.rollouts
+        return Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts.observations)
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """``RESET``, ``DONE``, and each field's values or bins: ``observation[2]:7`` is the eighth bin of the third entry."""
+        names = ["RESET", "DONE"]
+        for codec in (self.tokenizer.action_codec, self.tokenizer.observation_codec):
+            for name, start, stop in zip(codec.names, codec.starts[:-1], codec.starts[1:], strict=True):
+                names += [f"{name}:{value}" for value in range(stop - start)]
+        return tuple(names)
+
+    @cached_property
+    def _episodes(self) -> list[NDArray[np.int64]]:
+        """The steps of each episode, (T, C)."""
+        found = []
+        for start, stop, terminated in zip(
+            self.rollouts.starts[:-1], self.rollouts.starts[1:], self.rollouts.terminated, strict=True
+        ):
+            rows = np.arange(start, stop)
+            steps = self.tokenizer.next_step(self.rollouts.actions_at(rows), self.rollouts.observations_at(rows))
+            steps[0, : self.tokenizer.action_slots] = RESET
+            found.append(np.concatenate([steps, self.tokenizer.done_step()[None]]) if terminated else steps)
+        return found
+
+    def instance(self, size: int, rng: np.random.Generator) -> Word:
+        """``size`` + 1 steps of a random episode, if it has so many."""
+        steps = self._episodes[rng.integers(len(self._episodes))]
+        first = rng.integers(max(len(steps) - size, 1))
+        ids = steps[first : first + size + 1].ravel()
+        return tuple(ids[ids != NOTHING].tolist())
+
+    def prompt(self, instance: Word) -> list[str]:
+        """The first step."""
+        return self.decode(instance[: len(self.tokenizer.slots)])
+
+    def trace(self, instance: Word) -> list[str]:
+        """The steps after it."""
+        return self.decode(instance[len(self.tokenizer.slots) :])
+
+    def parse(self, text: str) -> Word:
+        """One step or more."""
+        word, tokens = tuple(self.encode(text.split())), text.split()
+        allowed = list(self._legal)
+        if tokens[:1] == ["RESET"]:
+            allowed[: self.tokenizer.action_slots] = [{"RESET"}] * self.tokenizer.action_slots
+        if len(tokens) < len(allowed) or any(token not in ids for token, ids in zip(tokens, allowed, strict=False)):
+            example = " ".join(self.decode(self._episodes[0][0]))
+            raise InputError(f"{text!r} is no stream; it begins with a whole step, such as {example}")
+        self.execute(word, self.trace(word))
+        return word
+
+    def execute(self, instance: Word, trace: Sequence[str]) -> NDArray[Any]:
+        """
+        Put tokens into their slots.
+
+        :return: steps, (T, C), the first one included
+        :raises IllegalTrace: for a token in a slot that is not its own, and when the last step is not complete
+        """
+        names, legal = [slot.name for slot in self.tokenizer.slots], self._legal
+        reader, rows = TraceReader(trace), [self.encode(self.prompt(instance))]
+        while reader.place < len(trace):
+            first = reader.take({*legal[0], "DONE"}, f"{names[0]} or DONE must stand here")
+            if first == "DONE":
+                rows.append(self.tokenizer.done_step().tolist())
+                break
+            rest = [reader.take(ids, f"{name} must stand here") for ids, name in zip(legal[1:], names[1:], strict=True)]
+            rows.append(self.encode([first, *rest]))
+        reader.finish()
+        return np.array(rows)
+
+    @cached_property
+    def _legal(self) -> list[set[str]]:
+        """The tokens of each slot's field."""
+        return [{*self.tokens[max(slot.start, DONE + 1) : slot.stop]} for slot in self.tokenizer.slots]
