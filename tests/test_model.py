@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.languages import Mess3
 from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
 from dhmm_rl.tokens import Slot, Tokenizer
 
@@ -265,65 +266,18 @@ def test_bins_of_a_real_field_are_neighbours_and_remain_so_under_an_optimisers_n
         optimizer.step()
 
 
-MESS3_X, MESS3_A = 0.05, 0.85
-
-
-def mess3() -> tuple[Tensor, Tensor]:
-    """Transitions and emissions of Mess3: stay with 1 - 2x, move with x; emit the state's symbol with a."""
-    eye = torch.eye(3, dtype=torch.float64)
-    transition = MESS3_X + (1 - 3 * MESS3_X) * eye
-    emission = (1 - MESS3_A) / 2 + (MESS3_A - (1 - MESS3_A) / 2) * eye
-    return transition, emission
-
-
-def mess3_entropy_rate(block: int) -> tuple[float, float]:
-    """Lower and upper bound in nats: H(X_n | X_1..X_{n-1}, S_0) and H(X_n | X_1..X_{n-1}) (Cover and Thomas, section 4.5)."""
-    transition, emission = mess3()
-
-    def block_entropies(weights: Tensor) -> list[float]:
-        entropies = []
-        for _ in range(block):
-            # (words, states) -> (words · symbols, states): joint probability of a word and the state after it
-            weights = ((weights @ transition)[:, None, :] * emission.T[None]).flatten(0, 1)
-            p = weights.sum(dim=1)
-            entropies.append(float(-(p * p.log()).sum()))
-        return entropies
-
-    upper = block_entropies(torch.full((1, 3), 1 / 3, dtype=torch.float64))
-    lower = block_entropies(torch.tensor([[1.0, 0, 0]], dtype=torch.float64))  # the same from each state, by symmetry
-    return lower[-1] - lower[-2], upper[-1] - upper[-2]
-
-
-def sample_mess3(sequences: int, steps: int, seed: int) -> Tensor:
-    transition, emission = mess3()
-    generator = torch.Generator().manual_seed(seed)
-    state = torch.randint(3, (sequences,), generator=generator)
-    symbols = []
-    for _ in range(steps):
-        state = torch.multinomial(transition[state], 1, generator=generator)[:, 0]
-        symbols.append(torch.multinomial(emission[state], 1, generator=generator)[:, 0])
-    return torch.stack(symbols, dim=1)
-
-
-def exact_loss(ids: Tensor) -> float:
-    """What the true filter loses on these sequences, nats per token after the first."""
-    transition, emission = mess3()
-    belief = torch.full((len(ids), 3), 1 / 3, dtype=torch.float64)
-    nats = []
-    for t in range(ids.shape[1]):
-        prior = belief @ transition
-        joint = prior * emission.T[ids[:, t]]
-        nats.append(-joint.sum(dim=1).log())
-        belief = joint / joint.sum(dim=1, keepdim=True)
-    return float(torch.stack(nats[1:]).mean())
-
-
 def test_without_layers_it_reaches_the_entropy_rate_of_a_known_hmm() -> None:
-    lower, upper = mess3_entropy_rate(12)
+    process = Mess3()
+    lower, upper = process.entropy_rate()
     assert 0 <= upper - lower < 1e-3
+
+    def sample(sequences: int, steps: int, seed: int) -> Tensor:
+        rng = np.random.default_rng(seed)
+        return torch.tensor([process.instance(steps, rng) for _ in range(sequences)])
+
     model = DHMMGPT2(3, layers=0, num_states=3, control="none")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    train = sample_mess3(512, 129, seed=1)
+    train = sample(512, 129, seed=1)
     order = torch.Generator().manual_seed(0)
     for _ in range(300):
         batch = train[torch.randint(len(train), (32,), generator=order)]
@@ -331,14 +285,13 @@ def test_without_layers_it_reaches_the_entropy_rate_of_a_known_hmm() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    held_out = sample_mess3(400, 1000, seed=2)
+    held_out = sample(400, 1000, seed=2)
     with torch.no_grad():
         measured = model(held_out[:, :-1], held_out[:, 1:]).loss.item()
-    print(
-        f"Mess3: entropy rate {lower:.4f} to {upper:.4f}, held-out loss {measured:.4f}, true filter {exact_loss(held_out):.4f}"
-    )
+    exact = process.nats(held_out.numpy())[:, 1:].mean()
+    print(f"Mess3: entropy rate {lower:.4f} to {upper:.4f}, held-out loss {measured:.4f}, true filter {exact:.4f}")
     assert abs(measured - upper) < 0.005
-    assert measured - exact_loss(held_out) < 0.002
+    assert measured - exact < 0.002
 
 
 def test_one_step_costs_the_same_late_as_early() -> None:

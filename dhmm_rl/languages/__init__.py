@@ -3,6 +3,7 @@
 from typing import Any
 
 from dhmm_rl.languages.addition import Addition, Sum
+from dhmm_rl.languages.answers import Score, score, write_traces
 from dhmm_rl.languages.automata import Automaton, Counting, Dyck, Parity, WordProblem
 from dhmm_rl.languages.batches import FixedSentences, FreshSentences, make_batch
 from dhmm_rl.languages.language import IllegalTrace, Language, Sentence, TraceReader, Verdict
@@ -47,6 +48,7 @@ __all__ = [
     "Mess3",
     "Parity",
     "Process",
+    "Score",
     "Sentence",
     "Sorting",
     "Stream",
@@ -55,4 +57,6 @@ __all__ = [
     "Verdict",
     "WordProblem",
     "make_batch",
+    "score",
+    "write_traces",
 ]

@@ -385,8 +385,14 @@ class DHMMGPT2(nn.Module):
         return self._output(hidden, belief, self._slotted(following[:, None]), state.tables, labels, None), state
 
     @torch.no_grad()
-    def encode_step(self, tokens: Tensor, state: ModelState, mutation: float = 0.0) -> tuple[Tensor, Tensor, ModelState]:
-        """Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state."""
+    def encode_step(
+        self, tokens: Tensor, state: ModelState, mutation: float = 0.0, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, ModelState]:
+        """
+        Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state.
+
+        :param position_ids: (B,), for learned positions; counted from the episode's start when ``None``
+        """
         slotted = self._slotted(tokens[:, None])
         x, log_likelihood, gates = self._look_up(slotted, state.tables)
         valid, starts = self._starts(slotted)
@@ -397,7 +403,7 @@ class DHMMGPT2(nn.Module):
             state.held.logical_and_(~starts)
         state.held[:, state.time % self.window] = valid[:, 0]
         if self.blocks:
-            hidden = self._step_blocks(x, belief, position, state)
+            hidden = self._step_blocks(x, belief, position if position_ids is None else position_ids, state)
         else:
             hidden = self.read_belief(belief.flatten(2))
         return hidden, belief, replace(state, belief=belief[:, 0], position=position + 1, time=state.time + 1)

@@ -4,7 +4,7 @@ Letting a model continue streams.
 Shapes: B streams, T steps, C slots.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -97,6 +97,8 @@ def generate(
     top_k: int | None = None,
     greedy: bool = False,
     generator: torch.Generator | None = None,
+    end_id: int | None = None,
+    position_ids: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """
     Continue streams on the cached state, so a continuation may be of any length.
@@ -111,6 +113,9 @@ def generate(
     :param top_k: choose only among so many of the likeliest ids
     :param greedy: always take the likeliest id
     :param generator: seeds the choices
+    :param end_id: with one slot, the id that ends a sequence; after it there is nothing, -1
+    :param position_ids: what gives the position ids (B, t) of the ids (B, t) so far, for learned positions; counted when
+        ``None``
     :return: prompt and continuation, (B, T + steps) or (B, T + steps, C)
     :raises InputError: for an empty prompt, or legal ids that leave a slot without choice
     """
@@ -124,14 +129,20 @@ def generate(
             raise InputError(f"legal ids must lie between 0 and {model.vocab_size - 1}")
         legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=prompt.device)
         legal[torch.tensor(sorted(legal_ids), dtype=torch.long, device=prompt.device)] = True
+    if model.action_slots > 0:  # a stream of an environment
+        end_id = DONE
+    read = prompt.shape[1]
+    stream = prompt.new_full((len(prompt), read + steps, *prompt.shape[2:]), NOTHING)
+    stream[:, :read] = prompt
+    last = prompt[:, -1] if prompt.dim() == 2 else prompt[:, -1, 0]
+    over = torch.zeros_like(last, dtype=torch.bool) if end_id is None else last.eq(end_id)
     state = model.initial_state(len(prompt))
-    for tokens in prompt[:, :-1].unbind(1):
-        _, _, state = model.encode_step(tokens, state)
-    stream, tokens = [prompt], prompt[:, -1]
-    ends = model.action_slots > 0  # a stream of an environment
-    over = tokens[:, 0] == DONE if ends else torch.zeros(0)
-    for _ in range(steps):
-        hidden, belief, state = model.encode_step(tokens, state, mutation=0.0 if greedy else model.mutation)
+    given = None if position_ids is None else position_ids(prompt)
+    for t in range(read - 1):
+        _, _, state = model.encode_step(prompt[:, t], state, position_ids=None if given is None else given[:, t])
+    for t in range(read - 1, read + steps - 1):
+        at = None if position_ids is None else position_ids(stream[:, : t + 1])[:, -1]
+        hidden, belief, state = model.encode_step(stream[:, t], state, 0.0 if greedy else model.mutation, at)
         tokens = sample_slots(
             model,
             hidden,
@@ -144,10 +155,11 @@ def generate(
             generator=generator,
             tables=state.tables,
         )
-        if ends:
+        if end_id is not None:
             tokens[over] = NOTHING
-            over = over | (tokens[:, 0] == DONE)
+            over = over | (tokens[:, 0] == end_id)
             tokens[over, 1:] = NOTHING
-        tokens = tokens[:, 0] if prompt.dim() == 2 else tokens
-        stream.append(tokens[:, None])
-    return torch.cat(stream, dim=1)
+        stream[:, t + 1] = tokens[:, 0] if prompt.dim() == 2 else tokens
+        if end_id is not None and bool(over.all()):
+            break
+    return stream
