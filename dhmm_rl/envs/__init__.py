@@ -5,15 +5,24 @@ import gymnasium as gym
 from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
 from dhmm_rl.envs.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
 from dhmm_rl.envs.partial import MaskFields
+from dhmm_rl.envs.sort import SortEnv
 from dhmm_rl.envs.t_maze import TMaze
+from dhmm_rl.envs.tapes import Copy, DuplicatedInput, RepeatCopy, Reverse, ReversedAddition, TapeTask
 from dhmm_rl.envs.tiger import Tiger, tiger_beliefs, tiger_values
 from dhmm_rl.envs.token_stream import TokenSpace, TokenStream, VecTokenStream
 
 __all__ = [
+    "Copy",
+    "DuplicatedInput",
     "FlattenFields",
     "GymnasiumVecEnv",
     "MaskFields",
+    "RepeatCopy",
+    "Reverse",
+    "ReversedAddition",
+    "SortEnv",
     "TMaze",
+    "TapeTask",
     "Tiger",
     "TokenSpace",
     "TokenStream",
@@ -41,3 +50,21 @@ for _id, _velocities in VELOCITIES.items():
     )
 gym.register("dhmm_rl/Tiger-v0", "dhmm_rl.envs.tiger:Tiger", max_episode_steps=100)
 gym.register("dhmm_rl/TMaze-v0", "dhmm_rl.envs.t_maze:TMaze")
+gym.register("dhmm_rl/Sort-v0", "dhmm_rl.envs.sort:SortEnv")
+
+# Thresholds and time limits as in openai/gym 0.18, gym/envs/__init__.py
+for _name, _class, _kwargs, _threshold in (
+    ("Copy", "Copy", {}, 25.0),
+    ("DuplicatedInput", "DuplicatedInput", {}, 9.0),
+    ("RepeatCopy", "RepeatCopy", {}, 75.0),
+    ("Reverse", "Reverse", {}, 25.0),
+    ("ReversedAddition", "ReversedAddition", {"rows": 2}, 25.0),
+    ("ReversedAddition3", "ReversedAddition", {"rows": 3}, 25.0),
+):
+    gym.register(
+        f"dhmm_rl/{_name}-v0",
+        f"dhmm_rl.envs.tapes:{_class}",
+        max_episode_steps=200,
+        reward_threshold=_threshold,
+        kwargs=_kwargs,
+    )
