@@ -18,6 +18,7 @@ from stable_baselines3 import DQN, PPO
 
 from dhmm_rl import collect, play, ppo, pretrain
 from dhmm_rl.data import Rollouts, read_minari
+from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.model import load_checkpoint
 
 SHORT = """
@@ -191,8 +192,8 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     """Every option stands there with what its docstring says of it."""
-    for module in (pretrain, ppo, play, collect):
-        name = module.__name__.rpartition(".")[2]
+    for module in (pretrain, ppo, play, collect, languages):
+        name = module.__name__.removesuffix(".__main__").rpartition(".")[2]
         out = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=True).stdout
         said = " ".join(out.replace("│", " ").split())
         source = inspect.getsource(module.Args)

@@ -242,6 +242,16 @@ def test_weights_choose_what_the_loss_counts(cartpole: Tokenizer) -> None:
     assert model.head.grad[14:24].abs().max() > 0
 
 
+def test_weights_of_flat_sequences_are_shaped_like_their_labels() -> None:
+    model = DHMMGPT2(20)
+    ids = torch.randint(20, (3, 9))
+    weights = torch.rand(3, 8)
+    out = model(ids[:, :-1], ids[:, 1:], weights=weights)
+    torch.testing.assert_close(out.loss, (out.token_loss * weights).sum() / weights.sum())
+    same = model(ids[:, :-1], ids[:, 1:], weights=torch.tensor(2.0))
+    torch.testing.assert_close(same.loss, out.token_loss.mean())
+
+
 def test_mixed_precision_stays_close(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole, layers=2)
     ids, labels = streams(cartpole, 4, 20, {1: [5]})

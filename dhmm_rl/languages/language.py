@@ -142,6 +142,10 @@ class Language(ABC, Generic[Instance]):
         """Position ids of tokens read so far, from 0; in a prompt they may depend on all of it, later on earlier ones only."""
         return list(range(len(tokens)))
 
+    def lines(self, trace: Sequence[str]) -> list[str]:
+        """A trace as people read it."""
+        return [" ".join(trace)]
+
     # What follows from it
 
     @cached_property
@@ -184,8 +188,8 @@ class Language(ABC, Generic[Instance]):
         if right is None:
             return Verdict(True, result, None, "legal")
         if result != right:
-            return Verdict(False, result, None, f"wrong: it comes to {show(result)}, {show(right)} is right")
-        return Verdict(True, result, None, f"solved: {show(result)}")
+            return Verdict(False, result, None, f"wrong: it comes to {_show(result)}, {_show(right)} is right")
+        return Verdict(True, result, None, f"solved: {_show(result)}")
 
 
 class TraceReader:
@@ -222,7 +226,7 @@ class TraceReader:
             raise IllegalTrace(self.place, self.trace[self.place], "nothing may follow")
 
 
-def show(result: Any) -> str:
+def _show(result: Any) -> str:
     """A result as people write it."""
     return " ".join(map(str, result)) if isinstance(result, tuple | list) else str(result)
 

@@ -140,6 +140,15 @@ class Sorting(Language[Array]):
         """Python's ``sorted``."""
         return tuple(sorted(instance))
 
+    def lines(self, trace: Sequence[str]) -> list[str]:
+        """One operation a line."""
+        found: list[list[str]] = [[]]
+        for token in trace:
+            if token in ("COMPARE", "PASS", "END") and found[-1]:
+                found.append([])
+            found[-1].append(token)
+        return [" ".join(line) for line in found]
+
     def positions(self, tokens: Sequence[str]) -> list[int]:
         """Places in the array."""
         if self.max_position is None:

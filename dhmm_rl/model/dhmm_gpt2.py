@@ -539,6 +539,8 @@ class DHMMGPT2(nn.Module):
         if labels is not None:
             nll = self.token_losses(hidden, belief, following, tables=tables)
             labelled = following >= 0
+            if weights is not None and labels.dim() == 2 and weights.dim() > 0:
+                weights = weights[..., None]  # one slot
             weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
             out.loss = (nll * weight).sum() / weight.sum().clamp_min(1e-9)
             out.token_loss = nll.detach().view_as(labels)

@@ -5,7 +5,7 @@ Shapes: C slots.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -104,6 +104,7 @@ def train_language_model(
     logger: Logger,
     seed: int = 0,
     progress: bool = False,
+    figures: Callable[[], dict[str, float]] | None = None,
 ) -> Trained:
     """
     Train until the held-out loss stops falling, and leave the model with the weights that had the lowest.
@@ -114,6 +115,7 @@ def train_language_model(
     :param model: on the device to train on
     :param logger: SB3's, for the losses
     :param progress: show a bar
+    :param figures: further ones to log at each look at the held-out set, by name
     :raises InputError: for settings out of range, or a state in ``folder`` that cannot be read
     """
     settings.check()
@@ -147,6 +149,8 @@ def train_language_model(
             for slot, value in zip(model.slots, bits, strict=True):
                 if not math.isnan(value):
                     logger.record(f"bits/{slot.name}", value)
+            for name, value in ({} if figures is None else figures()).items():
+                logger.record(name, value)
             logger.dump(state.step)
             state.save()
     bar.close()

@@ -39,30 +39,10 @@ class Run:
     @classmethod
     def create(cls, root: Path, command: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
         """Make the next folder: ``root/<env>/pretrain/<n>`` of pretraining, ``root/<env>/<agent>/<n>`` of an agent."""
-        parent = root / env.name / (agent.name if command == "ppo" else command)
-        parent.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
-        while True:
-            folder = parent / str(number)
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:  # another process took the number
-                number += 1
+        folder = next_folder(root / env.name / (agent.name if command == "ppo" else command))
         run = cls(folder, env, agent, seed, command, args)
-        description = {
-            "env": asdict(env),
-            "agent": asdict(agent),
-            "seed": seed,
-            "command": command,
-            "args": args,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")},
-            },
-        }
-        with atomic_write(folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(description, indent=2) + "\n")
+        description = {"env": asdict(env), "agent": asdict(agent), "seed": seed, "command": command, "args": args}
+        write_description(folder, description)
         return run
 
     @classmethod
@@ -72,20 +52,17 @@ class Run:
 
         :raises InputError: when the folder holds none
         """
-        path = Path(folder)
-        if not (path / "run.json").is_file():
-            raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
+        description = read_description(folder)
         try:
-            description = json.loads((path / "run.json").read_text())
             return cls(
-                path,
+                Path(folder),
                 EnvRecipe(**description["env"]),
                 AgentRecipe(**description["agent"]),
                 description["seed"],
                 description["command"],
                 description["args"],
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(f"{folder}/run.json cannot be read ({error})") from error
 
     @classmethod
@@ -104,6 +81,43 @@ class Run:
     def language_model(self) -> Path:
         """The pretrained language model, if the run has one."""
         return self.folder / LANGUAGE_MODEL
+
+
+def next_folder(parent: Path) -> Path:
+    """Make the next numbered folder, ``parent/<n>``."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
+    while True:
+        folder = parent / str(number)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another process took the number
+            number += 1
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write ``run.json``: what a run is, and the versions it was made with."""
+    versions = {name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")}
+    description = {**description, "versions": {"python": platform.python_version(), **versions}}
+    with atomic_write(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """
+    Read ``run.json``.
+
+    :raises InputError: when the folder holds none
+    """
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    return description
 
 
 def pretraining_runs(root: Path, env: EnvRecipe) -> list[Path]:

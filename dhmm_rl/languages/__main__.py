@@ -1,0 +1,116 @@
+"""``python -m dhmm_rl.languages NAME``: a model learns a token language, and what it writes is executed."""
+
+import inspect
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.errors import InputError
+from dhmm_rl.languages import LANGUAGES
+from dhmm_rl.languages.options import find_language, read_options, with_options
+from dhmm_rl.model import DHMMGPT2, load_checkpoint
+from dhmm_rl.training.language_model import TrainingSettings
+from dhmm_rl.training.languages import LanguageRun, draw, finished_runs, model_settings, show, train_on_language
+
+
+@dataclass
+class Args:
+    """
+    Train DHMM-GPT2 on the traces of an algorithm, an automaton or a process, drawn anew for every step, and execute what it
+    writes.
+
+    At the end: the share of instances whose whole trace is exact, inside and beyond the sizes of the training, and a few traces
+    with the executor's verdict. A run that was interrupted goes on with --resume.
+    """
+
+    name: tyro.conf.Positional[str] = "bubble-sort"
+    """The language: addition, bubble-sort, insertion-sort, markov-chain, in-context-chains, mess3, even-process, parity,
+    counting, s3, a4, a5, dyck, stream, or module:Class for one of your own."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An option of the language, such as form=compact, sizes=1,20, max_position=64 or growth=0.5; may be repeated."""
+    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A keyword of the model, such as num_states=0 (GPT-2), layers=0 (an HMM) or embed_size=32; may be repeated. The window
+    holds the longest sentence unless it is given."""
+    steps: int = 2000
+    """Gradient steps."""
+    batch_size: int = 64
+    """Sentences in a gradient step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    eval_every: int = 200
+    """Gradient steps from one look at held-out sentences to the next; a checkpoint is written each time."""
+    beyond: tuple[int, ...] = ()
+    """Sizes beyond those of the training on which the model is judged, too. Default: twice the largest."""
+    instances: int = 200
+    """On how many instances of each size it is judged."""
+    show: str | None = None
+    """Let the newest finished run of this language, or the one that --resume names, solve this instance, such as "3 1 2", and
+    train nothing. The language's options are then that run's."""
+    seed: int = 0
+    """Seeds the sentences and the weights."""
+    device: str = "cpu"
+    """Device to train on; on 'cuda' in mixed precision."""
+    threads: int = 1
+    """CPU threads. Small models are faster with one."""
+    runs: Path = Path("runs")
+    """Folder under which runs are kept."""
+    resume: Path | None = None
+    """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    quiet: bool = False
+    """Show no progress bar."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    device = set_up(args.device, args.threads, args.seed)
+    if args.show is not None:
+        run = LanguageRun.open(args.resume) if args.resume is not None else _newest(args)
+        instance = run.language.parse(args.show)
+        print(show(load_checkpoint(run.checkpoint, device).model, run.language, [instance]))
+        return
+    if args.resume is None:
+        run = _new(args)
+    else:
+        run = LanguageRun.open(args.resume)
+        if run.checkpoint.exists():
+            raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
+    print(train_on_language(run, device=device, progress=not args.quiet))
+    largest = run.language.sizes[1]
+    print("\n" + show(load_checkpoint(run.checkpoint, device).model, run.language, draw(run.language, [largest] * 2, 0)))
+    print(f"\nmodel:            {run.checkpoint}")
+    print(f'ask it:           python -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')
+    print(f"watch the losses: tensorboard --logdir {run.folder}")
+
+
+def _new(args: Args) -> LanguageRun:
+    language = with_options(find_language(args.name, LANGUAGES), args.set)
+    beyond = args.beyond or (2 * language.sizes[1],)
+    if min(beyond) < 1 or args.instances < 1:
+        raise InputError("sizes beyond the training's and the number of instances must be at least 1")
+    hints = typing.get_type_hints(DHMMGPT2.__init__)
+    keys = [key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in ("self", "vocab_size", "slots")]
+    model = model_settings(language, beyond) | read_options(args.model, hints, keys)
+    DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made
+    settings = TrainingSettings(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        eval_every=args.eval_every,
+        patience=max(args.steps, 1),  # sentences are never seen twice, so nothing is learned by heart
+    )
+    settings.check()
+    return LanguageRun.create(args.runs, args.name, language, model, settings, beyond, args.instances, args.seed)
+
+
+def _newest(args: Args) -> LanguageRun:
+    runs = finished_runs(args.runs, args.name)
+    if not runs:
+        raise InputError(f"there is no finished run of {args.name}; python -m dhmm_rl.languages {args.name} makes one")
+    return runs[0]
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "dhmm_rl.languages")

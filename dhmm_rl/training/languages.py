@@ -1,0 +1,179 @@
+"""From a token language to a model of it."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.languages import (
+    LANGUAGES,
+    FixedSentences,
+    FreshSentences,
+    Language,
+    Process,
+    make_batch,
+    score,
+    write_traces,
+)
+from dhmm_rl.languages.options import find_language
+from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.logs import make_logger
+from dhmm_rl.training.runs import LANGUAGE_MODEL, next_folder, read_description, write_description
+
+COMMAND = "languages"
+HELD_OUT = 256
+"""Sentences on which training is judged."""
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """
+    A training on a language: its folder, ``runs/<language>/languages/<n>/``, and what it is a run of.
+
+    :param name: the language's, as :func:`find_language` takes it
+    :param language: with its options
+    :param model: keywords of DHMMGPT2
+    :param settings: of the training
+    :param beyond: sizes beyond those of the training on which the model is judged, too
+    :param instances: on how many of each size
+    """
+
+    folder: Path
+    name: str
+    language: Language[Any]
+    model: dict[str, Any]
+    settings: TrainingSettings
+    beyond: tuple[int, ...]
+    instances: int
+    seed: int
+
+    @classmethod
+    def create(cls, root: Path, name: str, *parts: Any) -> "LanguageRun":
+        """Make the next folder; ``parts`` are the further fields, in their order."""
+        run = cls(next_folder(root / name.replace(":", "-") / COMMAND), name, *parts)
+        description = {key: value for key, value in asdict(run).items() if key != "folder"}
+        write_description(run.folder, {"command": COMMAND, **description})
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "LanguageRun":
+        """
+        A run that exists.
+
+        :raises InputError: when the folder holds none, or one of another command's
+        """
+        found = read_description(folder)
+        if found.get("command") != COMMAND:
+            raise InputError(f"the run {folder} is of python -m dhmm_rl.{found.get('command')}, not of a language")
+        options: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in found["language"].items()
+        }
+        language = replace(find_language(found["name"], LANGUAGES), **options)
+        settings, beyond = TrainingSettings(**found["settings"]), tuple(found["beyond"])
+        return cls(folder, found["name"], language, found["model"], settings, beyond, found["instances"], found["seed"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model, if the run has one."""
+        return self.folder / LANGUAGE_MODEL
+
+
+def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, Any]:
+    """
+    Keywords of a model that sees the whole of the longest sentence that it will be asked about.
+
+    :raises InputError: when that sentence needs position ids that the language does not have
+    """
+    sizes = [max(language.sizes[1], *beyond)] * 20
+    longest = make_batch(language, draw(language, sizes, 0)).input_ids.shape[1]
+    positions = "rotary" if language.max_position is None else "both"
+    return {"window": longest, "max_len": language.max_position or longest, "positions": positions}
+
+
+def draw(language: Language[Any], sizes: Sequence[int], seed: int) -> list[Any]:
+    """Instances that a training with this seed or another does not draw, except by chance."""
+    rng = np.random.default_rng([seed, 0, 1])
+    return [language.instance(size, rng) for size in sizes]
+
+
+def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool = False) -> str:
+    """
+    Train a model on sentences drawn anew for every step, keep it in the run, and say how well it does.
+
+    Resumes where it was interrupted.
+
+    :return: a table: share of exact traces and of right tokens, and nats per token, inside and beyond the training's sizes
+    """
+    began = time.perf_counter()
+    language, settings = run.language, run.settings
+    torch.manual_seed(run.seed)
+    model = DHMMGPT2(len(language.tokens), **run.model).to(device)
+    low, high = language.sizes
+    held_out = draw(language, np.random.default_rng(run.seed).integers(low, high + 1, HELD_OUT).tolist(), run.seed)
+
+    def figures() -> dict[str, float]:
+        found = score(model, language, held_out)
+        return {"held_out/exact": found.exact, "held_out/right_tokens": found.tokens}
+
+    logger = make_logger(run.folder, COMMAND)
+    try:
+        trained = train_language_model(
+            model,
+            FreshSentences(language, settings.steps * settings.batch_size, run.seed),
+            FixedSentences(language, held_out),
+            settings,
+            folder=run.folder,
+            logger=logger,
+            seed=run.seed,
+            progress=progress,
+            figures=figures if language.deterministic else None,
+        )
+    finally:
+        logger.close()
+
+    lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
+    results = []
+    for size in dict.fromkeys([low, high, *run.beyond]):
+        instances = draw(language, [size] * run.instances, run.seed + size)
+        found = score(model, language, instances)
+        result = {"size": size, **found._asdict()}
+        line = f"{size:>6}{found.exact:>10.2%}{found.tokens:>10.2%}{found.nats:>10.4f}"
+        if isinstance(language, Process):
+            result["best_nats"] = float(language.nats(np.array(instances)).mean())
+            line += f"{result['best_nats']:>10.4f}"
+        results.append(result)
+        lines.append(line + ("" if size <= high else "   beyond the training's sizes"))
+    info = {
+        "language": run.name,
+        "held_out_loss": trained.loss,
+        "gradient_steps": trained.steps,
+        "best_step": trained.best_step,
+    }
+    info |= {"sizes": results, "seconds": time.perf_counter() - began}
+    with atomic_write(run.folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(info, indent=2) + "\n")
+    save_checkpoint(run.checkpoint, model, None, info)
+    return "\n".join(lines)
+
+
+def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> str:
+    """What a model writes for instances, and what the executor says of it."""
+    parts = []
+    for instance, trace in zip(instances, write_traces(model, language, instances), strict=True):
+        verdict = language.check(instance, trace)
+        parts.append("\n".join([" ".join(language.prompt(instance)), *language.lines(trace), f"-> {verdict.text}"]))
+    return "\n\n".join(parts)
+
+
+def finished_runs(root: Path, name: str) -> list[LanguageRun]:
+    """Finished runs of a language, newest first."""
+    found = list((root / name.replace(":", "-") / COMMAND).glob(f"*/{LANGUAGE_MODEL}"))
+    return [LanguageRun.open(path.parent) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]

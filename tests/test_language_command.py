@@ -1,0 +1,159 @@
+"""``python -m dhmm_rl.languages``: trains, resumes, judges and shows."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.languages import LANGUAGES, Addition
+from dhmm_rl.languages.__main__ import Args, main
+from dhmm_rl.languages.options import find_language, with_options
+from dhmm_rl.model import load_checkpoint
+from dhmm_rl.training import language_model
+from dhmm_rl.training.language_model import learning_rate
+from dhmm_rl.training.languages import LanguageRun
+
+SMALL = Args(
+    "bubble-sort",
+    set=("sizes=2,2", "values=4", "max_position=16"),
+    model=("embed_size=32", "heads=2"),
+    steps=150,
+    learning_rate=1e-2,
+    eval_every=50,
+    instances=30,
+    quiet=True,
+)
+
+
+def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(replace(SMALL, runs=tmp_path))
+    out = capsys.readouterr().out
+    assert "beyond the training's sizes" in out
+    assert out.count("-> solved") == 2
+    folder = tmp_path / "bubble-sort/languages/1"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["sizes"][0]["exact"] == 1
+    assert [entry["size"] for entry in result["sizes"]] == [2, 4]
+    assert "held_out/exact" in (folder / "progress_languages.csv").read_text()
+    assert list(folder.glob("events.out.tfevents*"))
+    run = LanguageRun.open(folder)
+    assert run.language == with_options(LANGUAGES["bubble-sort"], SMALL.set)
+    assert load_checkpoint(run.checkpoint).model.config["max_len"] == 16
+
+    for asked in (replace(SMALL, resume=folder), replace(SMALL, runs=tmp_path)):
+        main(replace(asked, show="3 1"))
+        assert capsys.readouterr().out == "START 3 1\nCOMPARE 3 1 SWAP 1 3\nEND\n-> solved: 1 3\n"
+    with pytest.raises(InputError, match="7 is too large"):
+        main(replace(SMALL, runs=tmp_path, show="7 1"))
+    with pytest.raises(InputError, match="is complete"):
+        main(Args(resume=folder))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SMALL, set=(*SMALL.set, "growth=0.5", "sizes=1,4"), steps=60, eval_every=20)
+    main(replace(short, runs=tmp_path / "whole"))
+    seen = 0
+
+    def interrupt(*arguments: Any) -> float:
+        nonlocal seen
+        seen += 1
+        if seen > 30:
+            raise Interrupted
+        return learning_rate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(language_model, "learning_rate", interrupt)
+        with pytest.raises(Interrupted):
+            main(replace(short, runs=tmp_path / "parts"))
+    parts = tmp_path / "parts/bubble-sort/languages/1"
+    assert not LanguageRun.open(parts).checkpoint.exists()
+    main(Args(resume=parts, quiet=True))
+    whole, resumed = (
+        load_checkpoint(tmp_path / f"{part}/bubble-sort/languages/1/pretrained.pt") for part in ("whole", "parts")
+    )
+    assert whole.info["sizes"] == resumed.info["sizes"]
+    for mine, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("name", ["mess3", "parity", "stream"])
+def test_processes_automata_and_streams_are_learned_too(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(Args(name, set=("sizes=5,9",), steps=20, eval_every=10, instances=10, beyond=(12,), runs=tmp_path, quiet=True))
+    out = capsys.readouterr().out
+    assert ("best" in out) == (name == "mess3")
+    result = json.loads((tmp_path / name / "languages/1/result.json").read_text())
+    assert [entry["size"] for entry in result["sizes"]] == [5, 9, 12]
+    assert ("best_nats" in result["sizes"][0]) == (name == "mess3")
+
+
+def test_a_language_of_ones_own_is_trained_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "docs/languages.md").read_text()
+    (tmp_path / "own_euclid.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    main(Args("own_euclid:Euclid", steps=10, eval_every=10, instances=10, beyond=(7,), runs=tmp_path, quiet=True))
+    assert "7     0.00%" in capsys.readouterr().out
+    main(Args("own_euclid:Euclid", runs=tmp_path, show="48 36"))
+    assert capsys.readouterr().out.startswith("GCD 48 36\n")
+
+
+BAD: dict[str, tuple[Args, str]] = {
+    "unknown": (Args("bubble-srot"), "did you mean 'bubble-sort'"),
+    "unknown, and like none": (Args("xyz"), "known are addition"),
+    "no module": (Args("nowhere:Class"), "cannot be made"),
+    "no language": (Args("fractions:Fraction"), "is no language"),
+    "no option": (Args("addition", set=("base=7",)), "the keys are sizes, growth, max_position, format"),
+    "no value": (Args("addition", set=("format",)), "give key=value"),
+    "another value": (Args("addition", set=("format=backwards",)), "one of plain, reversed, carry"),
+    "another type": (Args("addition", set=("sizes=3",)), "sizes cannot be '3'"),
+    "out of range": (Args("addition", set=("sizes=3,1",)), "sizes are 3 to 1"),
+    "positions too few": (Args("addition", set=("max_position=8",)), "up to 21 are needed; max_position is 8"),
+    "no model": (Args("parity", model=("layers=0", "num_states=0")), "leave no model"),
+    "no such keyword": (Args("parity", model=("layer=0",)), "'layer=0' is no option"),
+    "no steps": (Args("parity", steps=0), "steps of pretraining is 0"),
+    "no instances": (Args("parity", instances=0), "at least 1"),
+    "nothing to show": (Args("parity", show="1 0"), "no finished run of parity"),
+    "no run": (Args(resume=Path("nowhere")), "is not the folder of a run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    args, said = BAD[name]
+    with pytest.raises(InputError, match=said) as refused:
+        main(replace(args, runs=tmp_path / "runs"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_are_read_by_their_type() -> None:
+    language = with_options(find_language("addition", LANGUAGES), ["format=carry", "sizes=1,20", "growth=1", "max_position=64"])
+    assert language == Addition(format="carry", sizes=(1, 20), growth=1, max_position=64)
+    assert with_options(language, ["max_position=None"]) == replace(language, max_position=None)
+    bad: list[Callable[[], Any]] = [
+        lambda: with_options(language, ["growth=True"]),
+        lambda: with_options(language, ["sizes=1,a"]),
+    ]
+    for make in bad:
+        with pytest.raises(InputError, match="cannot be"):
+            make()
+
+
+def test_the_command_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dhmm_rl.languages", "parity", "--set", "n=3", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: parity counts modulo 2, not 3; counting takes any n\n"
