@@ -272,6 +272,7 @@ def test_digits_of_one_column_share_their_position(size: int, seed: int, form: A
     assert a == b == list(range(size, 0, -1))
     assert digits == (list(range(size + 1, 0, -1)) if form == "plain" else list(range(1, size + 2)))
     assert carries == (list(range(1, size + 1)) if form == "carry" else [])
+    assert places[size] == (0 if form == "plain" else size + 1)
     step = -1 if form == "plain" else 1
     assert places[2 * size + 1] + step == digits[0]  # the answer's first digit follows "=" as the others follow each other
 

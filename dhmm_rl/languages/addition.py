@@ -32,7 +32,9 @@ class Addition(Language[Sum]):
     alone then says how long the answer is.
 
     Position ids (position coupling, arXiv 2405.20671, section 3): digits of equal significance, and the carry into the next,
-    share one, so that column i looks the same at every length; ``+`` and ``=`` have the one before the answer's first digit.
+    share one, so that column i looks the same at every length. ``=`` has the one before the answer's first digit, as though it
+    were the digit written before it. ``+`` marks where the answer ends: it has the position of the highest column if that is
+    written last, and else the one after the lowest.
     """
 
     format: Literal["plain", "reversed", "carry"] = "reversed"
@@ -98,13 +100,12 @@ class Addition(Language[Sum]):
         if self.max_position is None:
             return super().positions(tokens)
         n = tokens.index("+")
-        sign = n + 2 if self.format == "plain" else 0
-        number = [*range(n, 0, -1), sign]
+        number, plus, equals = range(n, 0, -1), n + 1, 0
         if self.format == "plain":
-            answer = [*range(n + 1, 0, -1)]
+            answer, plus, equals = [*range(n + 1, 0, -1)], 0, n + 2
         elif self.format == "reversed":
             answer = [*range(1, n + 2)]
         else:
             answer = [s for s in range(1, n + 2) for _ in CARRIES]
         beyond = len(tokens) - 2 * n - 2 - len(answer)
-        return [*number, *number, *answer, *[0] * max(beyond, 0)][: len(tokens)]
+        return [*number, plus, *number, equals, *answer, *[0] * max(beyond, 0)][: len(tokens)]
