@@ -380,9 +380,35 @@ def test_numbers_have_the_position_of_their_place() -> None:
     language = BubbleSort(max_position=16)
     tokens = [*language.prompt((3, 1, 2)), *language.trace((3, 1, 2))]
     places = dict(enumerate(language.positions(tokens)))
-    assert [places[i] for i in range(4)] == [0, 1, 2, 3]
+    assert [places[i] for i in range(4)] == [4, 1, 2, 3]
     assert " ".join(tokens[4:18]) == "COMPARE 3 1 SWAP 1 3 2 COMPARE 3 2 SWAP 1 2 3"
     assert [places[i] for i in range(4, 18)] == [0, 1, 2, 0, 1, 2, 3, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("language", [replace(language, max_position=64) for language in SORTING], ids=repr)
+@given(size=sizes, seed=seeds)
+def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int) -> None:
+    """A number is found at its place in the array; a pass ends, or begins, where its mark says."""
+    instance = drawn(language, size, seed)
+    tokens = [*language.prompt(instance), *language.trace(instance)]
+    places = language.positions(tokens)
+    array, opened = list(instance), 0
+    for i, token in enumerate(tokens):
+        if token == "COMPARE":
+            left, right = places[i + 1 : i + 3]
+            assert (places[i] + 1, right) == (left, left + 1)
+            assert [str(value) for value in array[left - 1 : right]] == tokens[i + 1 : i + 3]
+            if tokens[i + 3] == "SWAP":
+                array[left - 1 : right] = array[right - 1], array[left - 1]
+            if language.form == "full":
+                assert places[i + 4 : i + 4 + size] == list(range(1, size + 1))
+            following = next(token for token in tokens[i + 4 :] if token in ("COMPARE", "PASS", "END"))
+            if isinstance(language, BubbleSort) and following != "COMPARE":
+                assert places[opened] == right + 1
+            if isinstance(language, InsertionSort) and tokens[opened + (size if opened == 0 else 0) + 1 : i + 1] == ["COMPARE"]:
+                assert places[opened] == right
+        elif token == "PASS":
+            opened = i
 
 
 # Processes

@@ -31,8 +31,9 @@ class Sorting(Language[Array]):
     no larger than its right neighbour, so no array counts as sorted by accident. It does not insist on the algorithm: other
     swaps than its own are executed, too.
 
-    Position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, COMPARE the one before its
-    pair, everything else 0. What is to be copied next then always has the next id.
+    Position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, and COMPARE the one before its
+    pair, so that what is to be copied next always has the next id. START and PASS, which open a pass, mark the place that says
+    where it begins or ends. Everything else has 0.
     """
 
     sizes: tuple[int, int] = (2, 8)
@@ -66,6 +67,10 @@ class Sorting(Language[Array]):
     @abstractmethod
     def passes(self, array: list[int]) -> "list[list[bool]]":
         """Sort an array in place by the algorithm; whether each step of each pass swaps."""
+
+    @abstractmethod
+    def mark(self, sweep: int, size: int) -> int:
+        """The place in the array, counted from 1, by which a pass of an array of this size is known."""
 
     def instance(self, size: int, rng: np.random.Generator) -> Array:
         """An array of ``size`` numbers."""
@@ -153,18 +158,19 @@ class Sorting(Language[Array]):
         """Places in the array."""
         if self.max_position is None:
             return super().positions(tokens)
-        found, at, sweep, step = [], 0, 0, 0
-        for token in tokens:
+        size = next((i for i, token in enumerate(tokens[1:]) if token in OPERATIONS), len(tokens) - 1)
+        found, before, sweep, step = [max(self.mark(0, size), 0)], 0, 0, 0
+        for token in tokens[1:]:
+            before += 1  # a number stands one place to the right of what comes before it
+            found.append(before)
             if token == "COMPARE":
-                at = max(self.pair(sweep, step), 0)
+                before = found[-1] = max(self.pair(sweep, step), 0)
                 step += 1
+            elif token == "PASS":
+                sweep, step = sweep + 1, 0
+                before, found[-1] = 0, max(self.mark(sweep, size), 0)
             elif token in OPERATIONS:
-                at = 0
-                if token == "PASS":
-                    sweep, step = sweep + 1, 0
-            else:
-                at += 1
-            found.append(at)
+                before = found[-1] = 0
         return found
 
 
@@ -175,6 +181,10 @@ class BubbleSort(Sorting):
     def pair(self, sweep: int, step: int) -> int:
         """From the left end to the right."""
         return step
+
+    def mark(self, sweep: int, size: int) -> int:
+        """Where the part begins that is sorted already, one place beyond the pass's last pair."""
+        return size + 1 - sweep
 
     def passes(self, array: list[int]) -> list[list[bool]]:
         """Sort."""
@@ -199,6 +209,10 @@ class InsertionSort(Sorting):
     def pair(self, sweep: int, step: int) -> int:
         """From the pass's number to the left."""
         return sweep - step
+
+    def mark(self, sweep: int, size: int) -> int:
+        """The number that the pass moves to its place."""
+        return sweep + 2
 
     def passes(self, array: list[int]) -> list[list[bool]]:
         """Sort."""
