@@ -16,6 +16,9 @@ from dhmm_rl.model import DHMMGPT2, generate
 from dhmm_rl.model.generate import choose
 from dhmm_rl.tokens import NOTHING
 
+TOKENS = 2**14
+"""How many tokens are read at once."""
+
 
 class Score(NamedTuple):
     """
@@ -30,14 +33,18 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], batch_size: int = 64) -> Score:
+def score(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], batch_size: int | None = None) -> Score:
     """
     Whether the likeliest token is the right one, everywhere, given the right ones before it.
 
     Where it is in a whole trace, the trace is exactly what the model writes when it always takes the likeliest token, and the
     other way round; so one parallel pass counts exact matches.
+
+    :param batch_size: instances read at once; when ``None``, as many as the longest leaves room for
     """
     model.eval()
+    if batch_size is None:
+        batch_size = max(1, TOKENS // max(len(language.sentence(instance).ids) for instance in instances))
     exact: list[Tensor] = []
     right = wanted = 0
     nats = 0.0
