@@ -76,11 +76,10 @@ def main(args: Args) -> None:
     own = pretrained if run.args["pretrained"] == "new" else None
     clock = Clock(checkpoint, 0.0 if own is None else own.info["seconds"])
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
-    tokenizer = None
-    if run.agent.reads_tokens:
-        tokenizer = pretrained.tokenizer if pretrained is not None else make_tokenizer(run.env, venv)
-        if pretrained is None and tokenizer.report:
-            pretraining_steps = RANDOM_STEPS
+    tokenizer = None if pretrained is None else pretrained.tokenizer
+    if run.agent.reads_tokens and tokenizer is None:
+        tokenizer = make_tokenizer(run.env, venv)
+        pretraining_steps = RANDOM_STEPS if tokenizer.report else 0
     env = wrap(venv, run.agent, tokenizer, training=True)
     eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000, run.agent), run.agent, tokenizer, training=False)
 

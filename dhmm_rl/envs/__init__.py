@@ -4,6 +4,7 @@ import gymnasium as gym
 
 from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
 from dhmm_rl.envs.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
+from dhmm_rl.envs.info_masks import InfoActionMask
 from dhmm_rl.envs.partial import MaskFields
 from dhmm_rl.envs.t_maze import TMaze
 from dhmm_rl.envs.tiger import Tiger, tiger_beliefs, tiger_values
@@ -12,6 +13,7 @@ from dhmm_rl.envs.token_stream import TokenSpace, TokenStream, VecTokenStream
 __all__ = [
     "FlattenFields",
     "GymnasiumVecEnv",
+    "InfoActionMask",
     "MaskFields",
     "TMaze",
     "Tiger",
