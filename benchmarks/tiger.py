@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def main(args: Args) -> None:
 
 def environments(args: Args) -> VecEnv:
     """All episodes side by side; the same every time."""
-    return make_vec_env("dhmm_rl/Tiger-v0", args.episodes, seed=args.seed, env_kwargs={"max_episode_steps": STEPS + 1})
+    return make_vec_env(lambda: gym.make("dhmm_rl/Tiger-v0", max_episode_steps=STEPS + 1), args.episodes, seed=args.seed)
 
 
 def play_agent(agent: SequencePPO, args: Args) -> Played:

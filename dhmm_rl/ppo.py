@@ -16,6 +16,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.tokens.fitting import RANDOM_STEPS
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
 from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
 from dhmm_rl.training.curve import plot_curve
@@ -75,9 +76,10 @@ def main(args: Args) -> None:
     own = pretrained if run.args["pretrained"] == "new" else None
     clock = Clock(checkpoint, 0.0 if own is None else own.info["seconds"])
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
-    tokenizer = None
-    if run.agent.reads_tokens:
-        tokenizer = pretrained.tokenizer if pretrained is not None else make_tokenizer(run.env, venv)
+    tokenizer = None if pretrained is None else pretrained.tokenizer
+    if run.agent.reads_tokens and tokenizer is None:
+        tokenizer = make_tokenizer(run.env, venv)
+        pretraining_steps = RANDOM_STEPS if tokenizer.report else 0
     env = wrap(venv, run.agent, tokenizer, training=True)
     eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000, run.agent), run.agent, tokenizer, training=False)
 
@@ -194,7 +196,7 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
         f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes"
     )
     print(
-        f"after {total} environment steps ({pretraining_steps} of them for pretraining),"
+        f"after {total} environment steps ({pretraining_steps} of them before PPO),"
         f" {seconds:.0f} s of training and {evaluation.clock.evaluating:.0f} s of evaluation"
     )
     if run.env.solved_at is not None:

@@ -11,6 +11,7 @@ from sb3_contrib.common.maskable.distributions import make_masked_proba_distribu
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
+from dhmm_rl.data import collect
 from dhmm_rl.envs import TokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
@@ -49,7 +50,7 @@ class Obedient(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), action
         if hasattr(self, "action_masks"):
-            entries = np.atleast_1d(action - getattr(self.action_space, "start", 0)).astype(int)
+            entries = np.ravel(action - getattr(self.action_space, "start", 0)).astype(int)
             starts = np.cumsum([0, *self.choices[:-1]])
             assert self._mask[starts + entries].all(), "an illegal action was taken"
         self.steps += 1
@@ -97,6 +98,17 @@ def test_masked_choices_are_never_taken(space: spaces.Space[Any]) -> None:
         "DHMMPolicy", env, n_steps=16, batch_size=32, policy_kwargs={"features_extractor_kwargs": MODEL}, learning_rate=1e-2
     )
     model.learn(128)
+
+
+@pytest.mark.parametrize(
+    "space", [*SPACES[:4], spaces.MultiDiscrete(np.array([[2, 4], [3, 2]])), spaces.MultiBinary((2, 2))], ids=str
+)
+def test_random_actions_are_legal_and_of_every_kind(space: spaces.Space[Any]) -> None:
+    rollouts = collect(make_vec_env(lambda: Obedient(space, masked=True), 2, seed=0), episodes=20, imitate=False)
+    tokenizer = Tokenizer(spaces.Discrete(2), space)
+    tokenizer.fit(Obedient(space, masked=True))
+    ids = tokenizer.encode_action(rollouts.actions)
+    assert [len(np.unique(column)) for column in ids.T] == Obedient(space).choices
 
 
 @pytest.mark.parametrize("space", SPACES[:4], ids=str)

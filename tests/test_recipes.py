@@ -2,8 +2,12 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from sb3_contrib.common.maskable.utils import get_action_masks
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
@@ -38,6 +42,25 @@ def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
     assert changed.model == plain.model | {"layers": 3}
 
 
+@pytest.mark.parametrize("vectorization", ["dummy", "subproc", "gymnasium"])
+def test_wrappers_are_put_on_in_their_order(vectorization: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'description = "x"\nid = "Taxi-v4"\nvectorization = "{vectorization}"\n[wrappers]\n'
+        '"dhmm_rl.envs:InfoActionMask" = {}\n"gymnasium.wrappers:TimeLimit" = { max_episode_steps = 3 }\n'
+    )
+    venv = make_envs(load_recipes(str(path), "dhmm-gpt2")[0], 2, seed=0)
+    observations = venv.reset()
+    for t in range(7):
+        masks = get_action_masks(venv)
+        observations, _, dones, _ = venv.step(np.argmax(masks, axis=1))
+        assert dones.tolist() == [t % 3 == 2] * 2
+    taxi: Any = gym.make("Taxi-v4").unwrapped
+    for mask, state in zip(get_action_masks(venv), observations, strict=True):
+        np.testing.assert_array_equal(mask, taxi.action_mask(int(state)))
+    venv.close()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -45,6 +68,11 @@ def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
         ('description = "x"\nbudgt = 3', "did you mean 'budget'"),
         ("budget = 3", "lacks 'description'"),
         ('description = "x"\nid = "Nothing-v0"', "does not know"),
+        (
+            'description = "x"\nid = "CartPole-v1"\n[wrappers]\n"gymnasium.wrappers:TimLimt" = {}',
+            "wrapper 'gymnasium",
+        ),
+        ('description = "x"\nid = "CartPole-v1"\n[wrappers]\n"TimeLimit" = {}', "is no 'module:class'"),
     ],
 )
 def test_bad_environments_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dhmm_rl.data.rollouts import Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
+from dhmm_rl.tokens.legal import random_actions
 
 Actions = NDArray[Any]
 
@@ -120,7 +121,8 @@ def _actor(
 ) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
     """One way to ask for actions, whatever the policy is."""
     if policy is None:
-        return _random(env, seed)
+        env.action_space.seed(seed)
+        return lambda observations, starts: random_actions(env)
     if not isinstance(policy, Predicts):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None
@@ -135,22 +137,5 @@ def _actor(
         if isinstance(env.action_space, spaces.Box):
             actions = np.clip(actions, env.action_space.low, env.action_space.high)
         return actions
-
-    return act
-
-
-def _random(env: VecEnv, seed: int) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
-    """Legal actions at random: all are, in an environment without action masks."""
-    sampler = spaces.Tuple([env.action_space] * env.num_envs)
-    sampler.seed(seed)
-
-    def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
-        if not is_masking_supported(env):
-            return np.array(sampler.sample())
-        masks = get_action_masks(env).astype(np.int8)
-        if isinstance(env.action_space, spaces.MultiDiscrete):
-            ends = np.cumsum(env.action_space.nvec)[:-1]
-            return np.array(sampler.sample(tuple(tuple(np.split(mask, ends)) for mask in masks)))
-        return np.array(sampler.sample(tuple(masks)))
 
     return act

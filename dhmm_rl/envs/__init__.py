@@ -4,6 +4,7 @@ import gymnasium as gym
 
 from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
 from dhmm_rl.envs.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
+from dhmm_rl.envs.info_masks import InfoActionMask
 from dhmm_rl.envs.partial import MaskFields
 from dhmm_rl.envs.sort import SortEnv
 from dhmm_rl.envs.t_maze import TMaze
@@ -16,6 +17,7 @@ __all__ = [
     "DuplicatedInput",
     "FlattenFields",
     "GymnasiumVecEnv",
+    "InfoActionMask",
     "MaskFields",
     "RepeatCopy",
     "Reverse",

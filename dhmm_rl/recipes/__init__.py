@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
@@ -79,6 +80,8 @@ class EnvRecipe:
     """What ``gymnasium.make`` calls it; ``module:id`` imports the module first."""
     kwargs: Table = field(default_factory=dict)
     """Keywords for ``gymnasium.make``."""
+    wrappers: dict[str, Table] = field(default_factory=dict)
+    """Wrappers of the environment, the innermost first: ``module:class`` and its keywords."""
     vectorization: str = "dummy"
     """How environments stand side by side: in SB3's DummyVecEnv (``dummy``), each in a process (``subproc``), or as
     ``gymnasium.make_vec`` has them (``gymnasium``): all in one NumPy call where there is such a form, as of CartPole-v1."""
@@ -129,6 +132,11 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     env_recipe = EnvRecipe(**_checked(env_table, EnvRecipe, env))
     if not _registered(env_recipe.id):
         raise InputError(f"the recipe {env} names an environment {env_recipe.id!r} that Gymnasium does not know")
+    for wrapper in env_recipe.wrappers:
+        try:
+            load_env_creator(wrapper)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"the recipe {env} has a wrapper {wrapper!r} that is no 'module:class' ({error})") from error
 
     agent_path = _find("agents", agent)
     if agent_path is None:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
@@ -22,6 +20,7 @@ from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.codec import Values
 from dhmm_rl.tokens.fields import Leaf, flatten
 from dhmm_rl.tokens.images import Codebook, fit_codebook
+from dhmm_rl.tokens.legal import random_action, random_actions
 from dhmm_rl.tokens.plan import Settings, origin_of, plan_image, settings_of
 
 if TYPE_CHECKING:
@@ -249,29 +248,16 @@ def _random_steps(tokenizer: Tokenizer, env: Any, seed: int) -> NDArray[Any]:
     env.action_space.seed(seed)
     if vector:
         env.seed(seed)
-    masked = is_masking_supported(env) if vector else env.has_wrapper_attr("action_masks")
     space, seen = tokenizer.observation_space, []
     observation, done = (env.reset() if vector else env.reset(seed=seed)[0]), False
     for _ in range(RANDOM_STEPS // env.num_envs if vector else RANDOM_STEPS):
         seen.append(flatten(space, observation))
         if vector:
-            masks = get_action_masks(env) if masked else [None] * env.num_envs
-            observation = env.step(np.array([_legal_action(env.action_space, mask) for mask in masks]))[0]
+            observation = env.step(random_actions(env))[0]
         elif done:
             observation, done = env.reset()[0], False
         else:
-            mask = env.get_wrapper_attr("action_masks")() if masked else None
-            observation, _, terminated, truncated, _ = env.step(_legal_action(env.action_space, mask))
+            observation, _, terminated, truncated, _ = env.step(random_action(env))
             done = terminated or truncated
     rows = np.concatenate(seen) if vector else np.stack(seen)
     return rows[_rows(len(rows), rows.shape[1])]
-
-
-def _legal_action(space: Any, mask: Any) -> Any:
-    """A random action; where there is a mask, one that it allows."""
-    if mask is None or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return space.sample()
-    legal = np.asarray(mask, dtype=np.int8).ravel()
-    if isinstance(space, spaces.Discrete):
-        return space.sample(legal)
-    return space.sample(tuple(np.split(legal, np.cumsum(space.nvec)[:-1])))

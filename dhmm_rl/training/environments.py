@@ -1,9 +1,11 @@
 """Environments and tokenizers as recipes ask for them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import (
@@ -20,7 +22,7 @@ from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import VecTokenStream, as_arrays, make_gymnasium_vec_env
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
-from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
 from dhmm_rl.tokens import Tokenizer
 
 
@@ -39,13 +41,14 @@ def make_envs(
     kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     try:
         if env.vectorization == "gymnasium":
-            venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, flat, **kwargs))
+            wrapper = partial(_wrapped, wrappers=env.wrappers, flat=flat) if env.wrappers else flat
+            venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, wrapper, **kwargs))
             venv.seed(seed)
             return venv
         side_by_side = SubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
         if side_by_side is SubprocVecEnv:
-            _make(env.id, kwargs).close()  # where it fails, the reason can be told; a process of its own only ends
-        kwargs = {"env_id": env.id, "kwargs": kwargs}
+            _make(env.id, kwargs, env.wrappers).close()  # here its reason to fail can be told; a process only ends
+        kwargs = {"env_id": env.id, "kwargs": kwargs, "wrappers": env.wrappers}
         return make_vec_env(
             _make, n_envs, seed=seed, wrapper_class=flat or as_arrays, vec_env_cls=side_by_side, env_kwargs=kwargs
         )
@@ -53,9 +56,16 @@ def make_envs(
         raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
 
 
-def _make(env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+def _make(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:
     """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
-    return gym.make(env_id, **kwargs)
+    return _wrapped(gym.make(env_id, **kwargs), wrappers)
+
+
+def _wrapped(env: gym.Env[Any, Any], wrappers: dict[str, Table], flat: Any = None) -> gym.Env[Any, Any]:
+    for name, kwargs in wrappers.items():
+        wrapper: Any = load_env_creator(name)
+        env = wrapper(env, **kwargs)
+    return env if flat is None else flat(env)
 
 
 def draws_pictures(env: VecEnv) -> bool:
