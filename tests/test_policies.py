@@ -144,6 +144,36 @@ def test_actions_of_several_fields_are_a_normalised_distribution() -> None:
     assert abs(entropy.mean().item() - exact) < 0.02
 
 
+def test_distance_from_uniform() -> None:
+    model = DHMMGPT2.from_tokenizer(tokenizer := Tokenizer(spaces.Discrete(3), spaces.Discrete(4)), embed_size=16, heads=2)
+    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
+    for mask in ([True] * 4, [True, False, True, True], [False, False, True, False]):
+        legal = torch.tensor([mask])
+        distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief, legal)
+        assert distribution.kl_from_uniform().abs() < 0.001  # a new policy is almost uniform
+    with torch.no_grad():
+        model.head[2:6] += torch.randn(4, 16)
+    distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief, torch.tensor([[True, False, True, True]]))
+    log_probs = distribution.slot_log_probs()
+    ours = torch.distributions.Categorical(logits=log_probs[log_probs.isfinite()])
+    theirs = torch.distributions.kl_divergence(torch.distributions.Categorical(probs=torch.ones(3)), ours)
+    assert theirs > 0.01
+    assert abs(distribution.kl_from_uniform().item() - theirs.item()) < 1e-5
+
+
+def test_only_the_pull_to_uniform_reaches_a_policy_that_is_certain() -> None:
+    model = DHMMGPT2.from_tokenizer(tokenizer := Tokenizer(spaces.Discrete(3), spaces.Discrete(2)), embed_size=16, heads=2)
+    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
+    with torch.no_grad():
+        model.head[2] += 15 * hidden[0, 0] / hidden.square().sum()  # so much likelier than the other
+    distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief)
+    pulls = []
+    for loss in (-distribution.entropy(), distribution.kl_from_uniform()):
+        (gradient,) = torch.autograd.grad(loss, model.head, retain_graph=True)
+        pulls.append(gradient[2:4].norm().item())
+    assert pulls[0] < 1e-4 * pulls[1]
+
+
 def test_gradients_reach_every_part_of_the_model() -> None:
     env = VecTokenStream(make_vec_env("CartPole-v1", 4, seed=0), history=6)
     model = PPO(DHMMPolicy, env, n_steps=32, policy_kwargs=small())

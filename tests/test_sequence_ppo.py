@@ -319,6 +319,14 @@ def test_a_prior_stands_in_place_of_the_entropy_bonus() -> None:
     assert not torch.equal(head(0.0, imitates=False), head(1.0, imitates=False))
 
 
+def test_the_pull_to_uniform_keeps_the_policy_from_certainty() -> None:
+    def distance(uniform_kl: float) -> float:
+        model = SequencePPO("DHMMPolicy", streams(), 3e-3, n_steps=32, batch_size=64, uniform_kl=uniform_kl, seed=0)
+        return float(np.mean(model.learn(8 * 32 * 4)._update()["uniform_kl"]))
+
+    assert distance(10.0) < 0.3 * distance(1e-9)
+
+
 def test_models_that_imitate_nobody_are_no_prior() -> None:
     env, checkpoint = pretrained(imitates=False)
     model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint)

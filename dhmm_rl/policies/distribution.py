@@ -90,6 +90,15 @@ class ActionTokens(Distribution):
         log_probs = self.slot_log_probs()
         return -(log_probs.exp() * log_probs.clamp_min(-1e9)).sum(dim=(-1, -2))
 
+    def kl_from_uniform(self) -> Tensor:
+        """
+        KL(uniform ‖ this) (B,) in nats over the legal ids of each slot: summed over the slots, in the way of :meth:`entropy`.
+        """
+        log_probs = self.slot_log_probs()
+        legal = log_probs.isfinite()
+        choices = legal.sum(dim=-1)
+        return -(log_probs.masked_fill(~legal, 0.0).sum(dim=-1) / choices + choices.log()).sum(dim=-1)
+
     def sample(self) -> Tensor:
         """Draw actions of the environment."""
         return self._decoded(self.draw()[0])

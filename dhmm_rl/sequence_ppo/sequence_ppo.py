@@ -51,6 +51,9 @@ class SequencePPO(PPO):
     :param critic_warmup: so many first rollouts are made by the pretrained policy as it is, and only the critic is fitted to
         them; nothing without a prior
     :param critic_warmup_lr: learning rate of the critic then
+    :param uniform_kl: weight of KL(uniform ‖ policy), in nats, in the loss, beside the entropy bonus. Where the policy is certain
+        the bonus has no pull left; this has, so that an agent that became certainly wrong comes back. Nothing with a prior, nor
+        with a Gaussian head
     :param next_token_coef: weight of the next-token loss of the observations, in nats per token, in the loss
     :raises InputError: for settings that do not fit together
     """
@@ -81,6 +84,7 @@ class SequencePPO(PPO):
         prior_kl_decay: float = 0.9995,
         critic_warmup: int = 4,
         critic_warmup_lr: float = 1e-3,
+        uniform_kl: float = 0.0,
         next_token_coef: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -94,7 +98,7 @@ class SequencePPO(PPO):
             raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
-        self.next_token_coef = next_token_coef
+        self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
         self._rollouts = 0
         self._advantage_variance = 0.0
         self._belief = self._position = torch.empty(0)
@@ -365,6 +369,10 @@ class SequencePPO(PPO):
             parts["prior_kl"] = prior_kl.item()
         else:
             loss = loss + self.ent_coef * entropy_loss
+            if self.uniform_kl > 0 and isinstance(distribution, ActionTokens):
+                uniform_kl = distribution.kl_from_uniform().mean()
+                loss = loss + self.uniform_kl * uniform_kl
+                parts["uniform_kl"] = uniform_kl.item()
         if self.next_token_coef > 0:
             next_token_loss = self._next_token_loss(samples, hidden, belief)
             loss = loss + self.next_token_coef * next_token_loss
