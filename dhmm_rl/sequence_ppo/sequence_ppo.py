@@ -51,9 +51,9 @@ class SequencePPO(PPO):
     :param critic_warmup: so many first rollouts are made by the pretrained policy as it is, and only the critic is fitted to
         them; nothing without a prior
     :param critic_warmup_lr: learning rate of the critic then
-    :param uniform_kl: weight of KL(uniform ‖ policy), in nats, in the loss, beside the entropy bonus. Where the policy is certain
-        the bonus has no pull left; this has, so that an agent that became certainly wrong comes back. Nothing with a prior, nor
-        with a Gaussian head
+    :param uniform_kl: weight of KL(uniform ‖ policy), in nats, in the loss, beside the entropy bonus. That has no pull left
+        where the policy is certain; this has, so that an agent that became certainly wrong comes back. Nothing with a prior,
+        nor with a Gaussian head
     :param next_token_coef: weight of the next-token loss of the observations, in nats per token, in the loss
     :raises InputError: for settings that do not fit together
     """
