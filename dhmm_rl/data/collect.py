@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dhmm_rl.data.rollouts import Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens.legal import random_actions
+from dhmm_rl.tokens.legal import random_actor
 
 Actions = NDArray[Any]
 
@@ -122,7 +122,8 @@ def _actor(
     """One way to ask for actions, whatever the policy is."""
     if policy is None:
         env.action_space.seed(seed)
-        return lambda observations, starts: random_actions(env)
+        draw = random_actor(env)
+        return lambda observations, starts: draw()
     if not isinstance(policy, Predicts):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None

@@ -122,13 +122,12 @@ class HiddenProcess(Process):
     def instance(self, size: int, rng: np.random.Generator) -> Word:
         """``size`` symbols."""
         start, rows = self._cumulative
-        symbols, states = len(self.matrices), len(rows)
+        symbols = len(self.matrices)
         draws = rng.random(size + 1).tolist()
         state, word = bisect(start, draws.pop()), []
         for draw in draws:
             state, symbol = divmod(bisect(rows[state], draw), symbols)
             word.append(symbol)
-        assert state < states
         return tuple(word)
 
     @cached_property

@@ -20,7 +20,7 @@ from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.codec import Values
 from dhmm_rl.tokens.fields import Leaf, flatten
 from dhmm_rl.tokens.images import Codebook, fit_codebook
-from dhmm_rl.tokens.legal import random_action, random_actions
+from dhmm_rl.tokens.legal import random_action, random_actor
 from dhmm_rl.tokens.plan import Settings, origin_of, plan_image, settings_of
 
 if TYPE_CHECKING:
@@ -248,12 +248,13 @@ def _random_steps(tokenizer: Tokenizer, env: Any, seed: int) -> NDArray[Any]:
     env.action_space.seed(seed)
     if vector:
         env.seed(seed)
+        draw = random_actor(env)
     space, seen = tokenizer.observation_space, []
     observation, done = (env.reset() if vector else env.reset(seed=seed)[0]), False
     for _ in range(RANDOM_STEPS // env.num_envs if vector else RANDOM_STEPS):
         seen.append(flatten(space, observation))
         if vector:
-            observation = env.step(random_actions(env))[0]
+            observation = env.step(draw())[0]
         elif done:
             observation, done = env.reset()[0], False
         else:

@@ -1,5 +1,6 @@
 """Random actions that an environment's masks allow."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -10,10 +11,15 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.vec_env import VecEnv
 
 
-def random_actions(env: VecEnv) -> NDArray[Any]:
-    """A legal action for every environment, (N, ...), drawn from the random numbers of their common action space."""
-    masks = get_action_masks(env) if is_masking_supported(env) else [None] * env.num_envs
-    return np.array([sample(env.action_space, mask) for mask in masks])
+def random_actor(env: VecEnv) -> Callable[[], NDArray[Any]]:
+    """Draws a legal action for every environment, (N, ...), from the random numbers of their common action space."""
+    masked = is_masking_supported(env)  # asked once: it may have to ask other processes
+
+    def draw() -> NDArray[Any]:
+        masks = get_action_masks(env) if masked else [None] * env.num_envs
+        return np.array([sample(env.action_space, mask) for mask in masks])
+
+    return draw
 
 
 def random_action(env: gym.Env[Any, Any]) -> Any:
