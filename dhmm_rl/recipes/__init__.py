@@ -26,7 +26,7 @@ Table = dict[str, Any]
 
 POSITIVE = ("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes")
 
-ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO")
+ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO", "MaskablePPO")
 VECTORIZATIONS = ("dummy", "subproc", "gymnasium")
 FROM_THE_TOKENIZER = ("self", "vocab_size", "slots", "action_slots", "reset_id")
 MODEL_KEYS = tuple(key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in FROM_THE_TOKENIZER)
@@ -43,7 +43,7 @@ class AgentRecipe:
     policy: str
     """``DHMMPolicy``, or a policy of SB3's by its name."""
     algorithm: str = "SequencePPO"
-    """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO``."""
+    """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
     model: Table = field(default_factory=dict)
     """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
     pretrain: Table = field(default_factory=dict)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sb3_contrib import RecurrentPPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -20,7 +20,12 @@ from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.sequence_ppo import SequencePPO, WithActionMasks
 from dhmm_rl.training.environments import restore_normalization
 
-ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"SequencePPO": SequencePPO, "PPO": PPO, "RecurrentPPO": RecurrentPPO}
+ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
+    "SequencePPO": SequencePPO,
+    "PPO": PPO,
+    "RecurrentPPO": RecurrentPPO,
+    "MaskablePPO": MaskablePPO,
+}
 
 
 def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> OnPolicyAlgorithm:
@@ -81,7 +86,7 @@ def load_agent(recipe: AgentRecipe, path: Path, env: VecEnv | None, device: str)
 
 def with_masks(agent: Any, env: VecEnv) -> Any:
     """The agent, asking the environments for their action masks if they have any and it can use them."""
-    takes_masks = isinstance(agent, SequencePPO | LanguageModelActor) and is_masking_supported(env)
+    takes_masks = isinstance(agent, SequencePPO | LanguageModelActor | MaskablePPO) and is_masking_supported(env)
     return WithActionMasks(agent, env) if takes_masks else agent
 
 

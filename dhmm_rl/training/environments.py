@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.envs import VecTokenStream, as_arrays, make_gymnasium_vec_env
+from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays, make_gymnasium_vec_env
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
@@ -35,6 +35,7 @@ def make_envs(
     Observations that SB3 cannot hold, such as texts, become arrays of their fields.
 
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
+        where Gymnasium flattens their space
     :raises InputError: when Gymnasium cannot make the environment, with its reason
     """
     flat = _flat if agent is not None and not agent.reads_tokens else None
@@ -93,7 +94,12 @@ class RefuseNan(VecCheckNan):
 
 
 def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return env if isinstance(env.observation_space, gym.spaces.Box) else gym.wrappers.FlattenObservation(env)
+    if isinstance(env.observation_space, gym.spaces.Box):
+        return env
+    try:
+        return gym.wrappers.FlattenObservation(env)
+    except NotImplementedError:  # Gymnasium flattens its own spaces only, not MiniGrid's missions
+        return FlattenFields(env)
 
 
 def plain_tokenizer(env: EnvRecipe, venv: VecEnv) -> Tokenizer:
