@@ -188,9 +188,27 @@ def test_fitting_takes_no_illegal_action() -> None:
         assert abs(fitted.overrides["observation[0]"]["scale"] - 1) < 0.1
 
 
+def test_patches_are_cut_where_they_are_asked_for_and_never_left_out_silently() -> None:
+    space, overrides = spaces.Box(0, 255, (8, 8, 3), np.uint8), {"observation": {"patch": 4}}
+    small = Tokenizer(space, spaces.Discrete(2), overrides=overrides).fit(scenes(20, shape=(8, 8, 3)))
+    assert [slot.name for slot in small.slots[1:]] == [f"observation[{y}:{y + 4},{x}:{x + 4}]" for y in (0, 4) for x in (0, 4)]
+    for other, settings in ((space, {"codes": 9}), (spaces.Box(0, 1, (8, 8)), {"patch": 4})):
+        with pytest.raises(InputError, match="observation has a patch or codes, but is no image"):
+            Tokenizer(other, spaces.Discrete(2), overrides={"observation": settings})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"values": []}, "at least one number"), ({"codes": 1}, "at least 2"), ({"patch": -1}, "0 for one category a cell")],
+    [
+        ({"values": []}, "at least one number"),
+        ({"codes": 1}, "at least 2"),
+        ({"patch": -1}, "0 for one category a cell"),
+        ({"patch": "8"}, "patch of observation.image is '8'; it must be a whole number"),
+        ({"bins": 2.5}, "a whole number"),
+        ({"scale": "wide"}, "it must be a number"),
+        ({"low": float("nan")}, "it must be a number"),
+        ({"values": [0, "1"]}, "at least one number"),
+    ],
 )
 def test_bad_settings_of_images_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -175,7 +175,7 @@ def test_fields_have_names_that_say_where_they_lie() -> None:
     [
         (spaces.Sequence(spaces.Discrete(2)), r"observation is a Sequence.*FlattenFields\(env, size=8\)"),
         (spaces.Dict(a=spaces.Graph(spaces.Discrete(2), None)), r"observation\.a is a Graph.*FlattenFields"),
-        (spaces.Box(0, 1, (70, 70)), r"4900 fields.*DtypeObservation"),
+        (spaces.Box(0, 1, (70, 70)), r"4900 fields.*uint8, from 0 to 255"),
     ],
 )
 def test_what_cannot_be_tokenised_is_refused_with_what_would_help(space: Space, message: str) -> None:
@@ -201,6 +201,9 @@ def test_what_is_longer_than_declared_and_what_is_no_member_is_an_error() -> Non
         flatten(spaces.Text(3), "a!")
     with pytest.raises(InputError, match="shape"):
         flatten(spaces.Box(0, 1, (2, 2)), np.zeros((2, 3)))
+    pair = spaces.Dict(a=spaces.Box(0, 1, (2,)), b=spaces.Box(0, 1, (1,)))
+    with pytest.raises(InputError, match=r"shape \(1,\); its space has \(2,\)"):
+        flatten(pair, {"a": np.zeros(1), "b": np.zeros(2)})  # as many numbers altogether, in the wrong places
 
 
 def test_half_bounded_fields_are_finest_at_their_bound() -> None:

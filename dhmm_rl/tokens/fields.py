@@ -101,10 +101,14 @@ class Leaf:
         return f"{self.name}[{':,' * (len(self.shape) - 1)}{channel}]"
 
     @property
+    def pixels(self) -> bool:
+        """Whether it can be cut into patches."""
+        return self.dtype == np.uint8 and len(self.shape) in (2, 3)
+
+    @property
     def image(self) -> bool:
         """Whether it looks like pixels: bytes, tall and wide."""
-        sides = sorted(self.shape)[-2:]
-        return self.dtype == np.uint8 and len(self.shape) in (2, 3) and min(sides) >= IMAGE_SIDE
+        return self.pixels and sorted(self.shape)[-2] >= IMAGE_SIDE
 
 
 class Kind(ABC):

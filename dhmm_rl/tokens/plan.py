@@ -1,9 +1,11 @@
 """How the fields of a space become ids: what its bounds suggest, and what settings ask for."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.fields import ABSURD, Field, Leaf
@@ -49,7 +51,7 @@ class FieldPlan:
         return self.scale is not None
 
 
-def check_settings(leaves: Iterable[Leaf], settings: Mapping[str, Settings]) -> None:
+def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> None:
     """:raises InputError: for a name of nothing, a setting that is none, and a value out of range"""
     if not settings:
         return
@@ -61,18 +63,32 @@ def check_settings(leaves: Iterable[Leaf], settings: Mapping[str, Settings]) -> 
         for key, value in chosen.items():
             if key not in SETTINGS:
                 raise InputError(f"token settings of {name} hold {key!r}; known are {', '.join(SETTINGS)}")
-            if key == "values" and (not isinstance(value, list | tuple) or not value):
+            if key == "values" and not (isinstance(value, list | tuple) and value and all(map(_number, value))):
                 raise InputError(f"the values of {name} are {value!r}; a list of at least one number is needed")
+            whole = SETTINGS[key] is int
+            if key != "values" and not (_number(value) and (not whole or float(value).is_integer())):
+                raise InputError(f"{key} of {name} is {value!r}; it must be a {'whole ' * whole}number")
         if chosen.get("scale", 1) <= 0:
             raise InputError(f"the scale of {name} is {chosen['scale']}; it must be positive")
         if chosen.get("codes", 2) < 2 or chosen.get("patch", 0) < 0:
             raise InputError(f"codes of {name} must be at least 2, and patch at least 1, or 0 for one category a cell")
+        leaf = next((leaf for leaf in leaves if leaf.name == name), None)
+        if (
+            {"patch", "codes"} & set(chosen)
+            and chosen.get("patch") != 0
+            and (leaf is None or plan_image(leaf, settings) is None)
+        ):
+            raise InputError(f"{name} has a patch or codes, but is no image: uint8, of 2 or 3 dimensions")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not math.isnan(value)
 
 
 def plan_image(leaf: Leaf, settings: Mapping[str, Settings]) -> tuple[Patches, int] | None:
     """How an image is cut, and how many codes its codebook has at most; ``None`` for what is no image."""
     chosen = settings.get(leaf.name, {})
-    if not leaf.image or chosen.get("patch") == 0:
+    if chosen.get("patch") == 0 or not (leaf.image or (leaf.pixels and "patch" in chosen)):
         return None
     return Patches.of(leaf.shape, chosen.get("patch")), int(chosen.get("codes", CODES))
 
@@ -88,7 +104,7 @@ def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list
     if leaf.size > MOST_SLOTS:
         raise InputError(
             f"{leaf.name} has {leaf.size} fields, more than the {MOST_SLOTS} that a step can hold; images are cut into patches "
-            "if they are of uint8: gymnasium.wrappers.DtypeObservation, or ResizeObservation for fewer pixels"
+            "if they are uint8, from 0 to 255: gymnasium.wrappers.TransformObservation, or ResizeObservation for fewer pixels"
         )
     return [_plan(field, chosen, bins) for field, chosen in zip(leaf.fields, settings_of(leaf, settings), strict=True)]
 

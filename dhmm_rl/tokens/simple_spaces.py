@@ -245,7 +245,7 @@ def strings_of(space: Any, name: str = "the mission") -> Strings:
 
 def _flat(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     array = np.asarray(value)
-    if len(shape) == 1:
+    if len(shape) == 1 and array.shape[-1:] == shape:
         return array
     lead = array.shape[: array.ndim - len(shape)]
     if array.shape[len(lead) :] != shape:
