@@ -147,6 +147,33 @@ def test_fields_with_few_values_get_exactly_these() -> None:
     assert fitted.fit(rows) == fitted
 
 
+def test_infinite_values_are_clipped_and_only_nan_is_refused() -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 2))
+    rows[::10, 0], rows[:, 1] = np.inf, -np.inf
+    tokenizer = Tokenizer(spaces.Box(-np.inf, np.inf, (2,), np.float64), spaces.Discrete(2))
+    fitted = tokenizer.fit(rows)
+    assert abs(fitted.overrides["observation[0]"]["scale"] - 1) < 0.1
+    assert (
+        fitted.encode_observation(rows)[::10] == [slot.stop - 1 for slot in fitted.slots[1:2]] + [fitted.slots[2].start]
+    ).all()
+    assert fitted.report is not None
+    assert [line.clipped for line in fitted.report] == [0.1, 1.0]
+    assert np.isfinite([line.error for line in fitted.report]).all()
+    rows[3, 1] = np.nan
+    with pytest.raises(InputError, match=r"observation\[1\] is NaN"):
+        tokenizer.fit(rows)
+
+
+def test_nothing_to_fit_on_is_an_error_and_nothing_to_see_is_none() -> None:
+    with pytest.raises(InputError, match="there are no observations to fit"):
+        Tokenizer(spaces.Box(-1, 1, (2,)), spaces.Discrete(2)).fit(np.zeros((0, 2)))
+    blind = Tokenizer(spaces.Box(-1, 1, (0,)), spaces.Discrete(2)).fit(np.zeros((50, 0)))
+    assert (len(blind.slots), blind.report) == (1, [])
+    for space in (spaces.Dict(), spaces.Tuple([spaces.Discrete(2), spaces.Tuple([])])):
+        with pytest.raises(InputError, match="of nothing"):
+            Tokenizer(space, spaces.Discrete(2))
+
+
 def test_settings_of_the_user_stay() -> None:
     space = spaces.Box(-np.inf, np.inf, (3,))
     mine: dict[str, dict[str, Any]] = {

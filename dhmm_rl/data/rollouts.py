@@ -257,7 +257,8 @@ class Rollouts:
                 ("action", self.action_space, self.actions_at(rows)),
             ):
                 fields, flat = fields_of(space, name), flatten(space, values)
-                low, high = np.array([(f.low, f.high) if f.kind == "categorical" else (-np.inf, np.inf) for f in fields]).T
+                bounds = [(f.low, f.high) if f.kind == "categorical" else (-np.inf, np.inf) for f in fields]
+                low, high = np.array(bounds).reshape(-1, 2).T
                 for row, j in np.argwhere(~((flat >= low) & (flat <= high))):  # NaN compares as false
                     reason = "is NaN" if np.isnan(flat[row, j]) else f"is {flat[row, j]:g}, which is no category of it,"
                     episode = int(np.searchsorted(self.starts, rows[row], side="right")) - 1

@@ -91,6 +91,8 @@ class _Parts(Kind):
         """A value of its parts' values."""
 
     def leaves(self, space: Any, name: str) -> list[Leaf]:
+        if not space.spaces:
+            raise InputError(f"{name} is a {type(space).__name__} of nothing; see gymnasium.wrappers.TransformObservation")
         return [leaf for key, part in self.parts(space) for leaf in leaves_of(part, self.name(name, key))]
 
     def flatten(self, space: Any, value: Any) -> NDArray[Any]:

@@ -6,6 +6,7 @@ Shapes: N rows, F fields.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,13 +75,17 @@ def read(tokenizer: Tokenizer, data: Any, seed: int) -> tuple[NDArray[Any], NDAr
     """
     if isinstance(data, gym.Env | VecEnv):
         return _random_steps(tokenizer, data, seed), None
+    width = tokenizer.observation_codec.width
     if hasattr(data, "observations_at"):
         tokenizer.check_spaces(data.observation_space, data.action_space)
-        rows = _rows(len(data.rewards), tokenizer.observation_codec.width)
+        rows = _rows(len(data.rewards), width)
         observations = flatten(tokenizer.observation_space, data.observations_at(rows))
         return observations, flatten(tokenizer.action_space, data.actions_at(rows))
-    values = flatten(tokenizer.observation_space, data).reshape(-1, tokenizer.observation_codec.width)
-    return values[_rows(len(values), values.shape[1])], None
+    values = flatten(tokenizer.observation_space, data)
+    if values.size == 0 and width > 0:
+        raise InputError("there are no observations to fit a tokenizer on")
+    values = values.reshape(math.prod(values.shape[:-1]), width)
+    return values[_rows(len(values), width)], None
 
 
 def fit(
@@ -90,9 +95,9 @@ def fit(
     overrides = {name: dict(chosen) for name, chosen in tokenizer.overrides.items()}
     codebooks = dict(tokenizer.codebooks)
     for leaf, values in _by_leaf(tokenizer.observation_leaves, observations):
-        if not np.isfinite(values).all():
-            where = leaf.fields[int(np.argmin(np.isfinite(values).all(axis=0)))].name
-            raise InputError(f"{where} is not finite in the data that the tokenizer is fitted on")
+        if np.isnan(values).any():
+            where = leaf.fields[int(np.argmax(np.isnan(values).any(axis=0)))].name
+            raise InputError(f"{where} is NaN in the data that the tokenizer is fitted on")
         image = plan_image(leaf, overrides)
         if _grid(leaf) and not any(settings_of(leaf, overrides)) and _few(values, CELL_VALUES):
             _fit_cells(leaf, values, overrides)
@@ -126,14 +131,16 @@ def unfitted(tokenizer: Tokenizer) -> list[str]:
 def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport]:
     """A line for every field of the observation, and for every image, on rows of field values (N, F)."""
     codec = tokenizer.observation_codec
-    some = observations[_evenly(len(observations), max(REPORTED_NUMBERS // codec.width, 1))]
+    some = observations[_evenly(len(observations), max(REPORTED_NUMBERS // max(codec.width, 1), 1))]
     ids = codec.encode(some)
-    error = np.square(codec.decode(ids) - some)
+    decoded = codec.decode(ids)
+    finite = np.where(np.isinf(some), decoded, some)  # infinite values are clipped: that is told by itself
+    error = np.square(decoded - finite)
     used = [len(np.unique(column)) for column in ids.T]
     reports = {}
     for part in codec.parts:
         columns, slots = np.arange(codec.width)[part.columns], np.arange(len(codec.names))[part.slots]
-        values, errors = some[:, columns].astype(np.float64), np.sqrt(error[:, columns].mean(axis=0))
+        values, errors = finite[:, columns].astype(np.float64), np.sqrt(error[:, columns].mean(axis=0))
         if isinstance(part.quantiser, Codebook):
             name = next(name for name, places in codec.leaf_slots.items() if slots[0] in places)
             codes = len(np.unique(ids[:, slots] - codec.starts[slots]))
@@ -143,9 +150,9 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
             continue
         how, beyond = "categories", np.zeros(values.shape, dtype=bool)
         if isinstance(part.quantiser, Bins):
-            how, beyond = "bins", part.quantiser.outside(values)
+            how, beyond = "bins", part.quantiser.outside(some[:, columns])
         elif isinstance(part.quantiser, Values):
-            how, beyond = "values", error[:, columns] > 0
+            how, beyond = "values", (error[:, columns] > 0) | np.isinf(some[:, columns])
         for j, slot in enumerate(slots):
             reports[int(slot)] = FieldReport(
                 codec.names[slot],
@@ -203,14 +210,15 @@ def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings])
 def _fit_fields(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings], few: int) -> None:
     """The values of fields that have at most ``few``; else the scale of those without bounds."""
     for field, chosen, column in zip(leaf.fields, settings_of(leaf, overrides), values.T, strict=True):
-        if not chosen and _few(column, few):
+        finite = column[np.isfinite(column)]  # what is infinite goes to an end bin
+        if not chosen and len(finite) == len(column) and _few(column, few):
             overrides[field.name] = {"values": np.unique(column).tolist()}
             continue
         low, high = chosen.get("low", field.low), chosen.get("high", field.high)
         within = replace(field, low=low, high=high)
         if not within.bounded and not {"scale", "values"} & set(chosen) and not {"low", "high"} <= set(chosen):
-            away = column.astype(np.float64) - origin_of(within)
-            scale = float(np.sqrt(np.mean(np.square(away)))) or 1.0
+            away = finite.astype(np.float64) - origin_of(within)
+            scale = float(np.sqrt(np.square(away).sum() / max(len(away), 1))) or 1.0
             overrides[field.name] = {**overrides.get(field.name, {}), "scale": scale}
 
 
@@ -234,7 +242,7 @@ def _by_leaf(leaves: list[Leaf], values: NDArray[Any]) -> list[tuple[Leaf, NDArr
 
 
 def _rows(count: int, width: int) -> NDArray[np.int64]:
-    return _evenly(count, max(min(ROWS, NUMBERS // width), 1))
+    return _evenly(count, max(min(ROWS, NUMBERS // max(width, 1)), 1))
 
 
 def _evenly(count: int, most: int) -> NDArray[np.int64]:

@@ -162,7 +162,7 @@ class Tokenizer:
             vector one, which is then stepped at random
         :param seed: of random actions and codebooks
         :return: a new tokenizer, with a :attr:`report`
-        :raises InputError: where a value is not finite
+        :raises InputError: where a value is NaN, and where there are no data
         """
         observations, actions = fitting.read(self, data, seed)
         overrides, codebooks = fitting.fit(self, observations, actions, seed)
