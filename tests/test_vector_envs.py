@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import PPO
@@ -205,12 +206,12 @@ def test_other_vectorised_environments_need_a_way_to_reset_some() -> None:
     with pytest.raises(InputError, match="SB3 needs autoreset_mode SAME_STEP, or a function reset_some"):
         GymnasiumVecEnv(NextStep())
     env = GymnasiumVecEnv(NextStep(), reset_by_mask)
-    counts = [env.reset().tolist()]  # type: ignore[union-attr]
+    counts: list[Any] = [env.reset()]
     for t in range(4):
         observations, _, dones, infos = env.step(np.zeros(2, dtype=int))
-        counts.append(observations.tolist())  # type: ignore[union-attr]
+        counts.append(observations)  # the environment writes over its own
         assert [info.get("terminal_observation") for info in infos] == [3 if done else None for done in dones], t
-    assert counts == [[0, 1], [1, 2], [2, 0], [0, 1], [1, 2]]
+    assert [count.tolist() for count in counts] == [[0, 1], [1, 2], [2, 0], [0, 1], [1, 2]]
 
 
 def test_attributes_of_environments_that_are_one() -> None:
@@ -257,6 +258,24 @@ def test_masks_may_come_with_the_infos() -> None:
         env.step(np.array([np.flatnonzero(mask)[0] for mask in masks]))
     with pytest.raises(InputError, match="hold no 'mask'"):
         GymnasiumVecEnv(gym.make_vec("Taxi-v4", 2), mask_key="mask").reset()
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_gymnasiums_statistics_come_with_the_info_of_the_step_that_ends_an_episode(mode: str) -> None:
+    vector = gym.make_vec("CartPole-v1", 3, "sync", {"autoreset_mode": mode, "copy": False}, **SHORT)
+    model = PPO("MlpPolicy", GymnasiumVecEnv(RecordEpisodeStatistics(vector)), n_steps=64, batch_size=64).learn(192)
+    assert model.ep_info_buffer
+    lengths = [info["l"] for info in model.ep_info_buffer]
+    assert 0 < max(lengths) <= 20
+    assert [info["r"] for info in model.ep_info_buffer] == lengths
+    assert np.abs(model.rollout_buffer.observations[::64]).max() <= 0.05  # the first of each, which no step has written over
+
+
+def test_a_module_before_the_id_is_imported() -> None:
+    env = make_gymnasium_vec_env("tests.conftest:CartPole-v1", 2)
+    assert env.num_envs == 2
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        make_gymnasium_vec_env("no_such_module:CartPole-v1", 2)
 
 
 def test_options_reach_the_environments_if_they_are_the_same_for_all() -> None:

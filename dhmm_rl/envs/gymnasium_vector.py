@@ -8,6 +8,7 @@ number of such steps makes the other kind, so these environments must be able to
 Shapes: N environments.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -66,6 +67,8 @@ class GymnasiumVecEnv(VecEnv):
         self.env = env
         self.mask_key = mask_key
         self.reset_some = None if env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP else _way(env, reset_some)
+        # SB3 stores an observation after the step that follows it; an environment may write over it in that step.
+        self._copy = type(env.unwrapped) is not CartPoleVectorEnv and not getattr(env.unwrapped, "copy", False)
         self._actions = np.empty(0)
         self._masks: list[Any] = []
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -81,7 +84,7 @@ class GymnasiumVecEnv(VecEnv):
         self._reset_options()
         self.reset_infos = _by_environment(infos, self.num_envs)
         self._keep_masks(self.reset_infos)
-        return observations  # type: ignore[no-any-return]
+        return self._kept(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Take the actions; :meth:`step_wait` carries them out."""
@@ -99,7 +102,7 @@ class GymnasiumVecEnv(VecEnv):
         self._keep_masks(now)
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        return observations, np.asarray(rewards, dtype=np.float32), dones, infos
+        return self._kept(observations), np.asarray(rewards, dtype=np.float32), dones, infos
 
     def _begin_anew(self, dones: NDArray[np.bool_], observations: Any, infos: list[dict[str, Any]]) -> Any:
         """Observations after the resets; ``infos`` and ``reset_infos`` become those of the ends and of the beginnings."""
@@ -108,6 +111,8 @@ class GymnasiumVecEnv(VecEnv):
             for i in ended:
                 self.reset_infos[i] = infos[i]
                 infos[i] = infos[i].pop("final_info", {})
+                if "episode" in self.reset_infos[i]:  # Gymnasium's RecordEpisodeStatistics says beside it what has ended
+                    infos[i]["episode"] = self.reset_infos[i].pop("episode")
                 infos[i]["terminal_observation"] = self.reset_infos[i].pop("final_obs")
         else:
             last = list(iterate(self.env.observation_space, observations))
@@ -118,6 +123,9 @@ class GymnasiumVecEnv(VecEnv):
             for i in ended:
                 self.reset_infos[i] = after[i]
         return observations
+
+    def _kept(self, observations: VecEnvObs) -> VecEnvObs:
+        return deepcopy(observations) if self._copy else observations
 
     def _keep_masks(self, infos: Iterable[dict[str, Any]]) -> None:
         if self.mask_key is not None:
@@ -236,7 +244,10 @@ def make_gymnasium_vec_env(
     :param wrapper: of every environment; the vectorised form takes none, and is not used then
     :param kwargs: of the environment
     """
-    spec = gym.spec(env_id.rpartition(":")[2])
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)  # which registers it
+    spec = gym.spec(name)
     if spec.vector_entry_point is not None and not spec.additional_wrappers and wrapper is None:
         vectorised = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
         try:
