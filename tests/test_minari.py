@@ -15,7 +15,13 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
+from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
+from dhmm_rl.recipes import load_recipes
+from dhmm_rl.tokens import FieldSpace, Tokenizer
+from dhmm_rl.tokens.fields import flatten, unflatten
+from dhmm_rl.tokens.simple_spaces import Strings
+from dhmm_rl.training.sources import Source, read_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari.utils")  # what it misses when it writes
 
@@ -84,6 +90,64 @@ def test_what_is_written_here_is_the_same_for_minari(kind: str) -> None:
     if kind != "cards":
         assert dataset.recover_environment().spec.id == kind
         assert read_minari(ID).env_id == kind
+
+
+FREE, ONE_OF = spaces.Text(5, charset="abc "), Strings(["a", "b c"])
+
+
+def in_two_ways(mission: spaces.Space[Any], order: str = "za") -> spaces.Dict:
+    """A Dict that SB3 cannot hold: a Dict inside, and a text."""
+    parts = {"z": spaces.Dict({"pair": CARDS}), "a": mission}
+    return spaces.Dict([(key, parts[key]) for key in order])
+
+
+def nested_rollouts(space: spaces.Dict) -> Rollouts:
+    def values(count: int) -> Any:
+        cards = np.arange(2 * count).reshape(2, count) % 3
+        texts = np.array(["a", "b c"])[np.arange(count) % 2]
+        return {"z": {"pair": (cards[0] + 2, cards[1])}, "a": texts}
+
+    inner = space.space if isinstance(space, FieldSpace) else space
+    episodes = [Episode(flatten(inner, values(t + 1)), np.zeros(t, int), np.ones(t), True, True) for t in (4, 7, 2)]
+    return Rollouts.from_episodes(episodes, space, spaces.Discrete(2), "Nested", 13)
+
+
+@pytest.mark.parametrize("mission", [FREE, ONE_OF], ids=str)
+def test_what_sb3_holds_as_fields_is_written_in_full_and_read_as_the_environment_shows_it(mission: spaces.Space[Any]) -> None:
+    """As of MiniGrid, whose missions are some strings."""
+    seen = FieldSpace(in_two_ways(mission))
+    rollouts = nested_rollouts(seen)
+    write_minari(rollouts, ID)
+    kept = read_minari(ID)
+    assert [type(kept.observation_space[key]) for key in ("z", "a")] == [spaces.Dict, spaces.Text]
+    assert minari.load_dataset(ID)[0].observations["a"] == ["a", "b c", "a", "b c", "a"]
+    assert_equal(kept.seen_as(seen), rollouts)
+    for order in ("za", "az"):
+        other = in_two_ways(mission, order)
+        tokenizer = Tokenizer(other, spaces.Discrete(2))
+        rows = np.arange(5)
+        ids = tokenizer.encode_observation(kept.seen_as(other).observations_at(rows))
+        np.testing.assert_array_equal(ids, tokenizer.encode_observation(unflatten(seen.space, rollouts.observations[rows])))
+    strange = FieldSpace(in_two_ways(Strings(["a", "b"])))
+    with pytest.raises(InputError, match="the string 'b c' was met"):
+        kept.seen_as(strange)
+    assert kept.seen_as(spaces.Discrete(2)) is kept
+
+
+def test_spaces_that_minari_lacks_are_refused() -> None:
+    space = spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)])
+    episode = Episode(np.zeros((3, 3)), np.zeros(2, int), np.zeros(2), True, True)
+    with pytest.raises(InputError, match="Minari keeps no OneOf; a folder of rollouts does"):
+        write_minari(Rollouts.from_episodes([episode], space, spaces.Discrete(2), "Nested", 2), ID)
+    assert minari.list_local_datasets() == {}
+
+
+def test_a_dataset_of_minigrid_is_data_of_minigrid() -> None:
+    pytest.importorskip("minigrid")
+    env, _ = load_recipes("minigrid:MiniGrid-Empty-5x5-v0", "dhmm-gpt2")
+    rollouts = read_source(Source("random"), env, n_envs=2, episodes=2)
+    write_minari(rollouts, ID)
+    assert_equal(read_source(Source(f"minari:{ID}"), env, n_envs=1, episodes=1), rollouts.imitating(False))
 
 
 Parts = dict[str, Any]

@@ -20,7 +20,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training.pretraining import sample, split
-from dhmm_rl.training.sources import Part, Source, gather, imitate_top
+from dhmm_rl.training.sources import Part, Source, gather, imitate_top, read_source
 from dhmm_rl.training.teachers import load_teacher
 
 SMALL = {"net_arch": [8]}
@@ -324,5 +324,15 @@ def test_sources_are_gathered_with_their_flags_and_kept(tmp_path: Path) -> None:
     assert len(sample(parts)) == 15
     assert len(sample(parts, rows=1)) == 3
     acrobot, _ = load_recipes("Acrobot-v1", "dhmm-gpt2")
-    with pytest.raises(InputError, match="is no data of Acrobot-v1"):
+    with pytest.raises(InputError, match=r"is no data of Acrobot-v1: .* the environment has it as categorical in \[0, 2\]"):
         gather([Source(str(tmp_path / "rollouts-1"))], acrobot, tmp_path, n_envs=1, episodes=1)
+
+
+def test_rewards_that_are_not_known_are_told(tmp_path: Path) -> None:
+    env, _ = load_recipes("CartPole-v1", "dhmm-gpt2")
+    rollouts = collect(make_vec_env("CartPole-v1", 1), episodes=3, imitate=True)
+    rollouts.rewards[1] = np.nan
+    rollouts.save(tmp_path / "kept")
+    notices: list[str] = []
+    assert len(read_source(Source(str(tmp_path / "kept")), env, n_envs=1, episodes=1, notice=notices.append)) == 3
+    assert notices == [f"note: 1 of 3 episodes of {tmp_path / 'kept'} have no return: a reward is not finite"]

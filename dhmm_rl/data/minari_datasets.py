@@ -18,10 +18,12 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from dhmm_rl.data.rollouts import Episode, Notice, Rollouts, pack, tell_left_out, unpack
+from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_left_out, unpack
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, reading
-from dhmm_rl.tokens.fields import fields_of, flatten
+from dhmm_rl.tokens import FieldSpace
+from dhmm_rl.tokens.fields import fields_of, flatten, unflatten
+from dhmm_rl.tokens.simple_spaces import Strings
 
 IMITATE = "imitate"
 """Under this name an episode's metadata say whether its actions are worth imitating."""
@@ -76,10 +78,11 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
 
     :param dataset_id: its name, which ends in a version: ``cartpole/random-v0``
     :param description: for people
-    :raises InputError: for a name that Minari does not take, or one that is taken
+    :raises InputError: for a name that Minari does not take, or one that is taken, and for spaces that Minari does not have
     """
     minari = _import_minari()
     check_new_minari(dataset_id)
+    observation_space = _minari_space(rollouts.observation_space)
     namespace = dataset_id.rpartition("/")[0]
     if namespace and namespace not in minari.namespace.list_local_namespaces():
         minari.namespace.create_namespace(namespace)
@@ -87,8 +90,8 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
         temporary.mkdir()
         storage = minari.dataset.minari_storage.MinariStorage.new(
             temporary / "data",
-            rollouts.observation_space,
-            rollouts.action_space,
+            observation_space,
+            _minari_space(rollouts.action_space),
             _env_spec(rollouts.env_id),
             jpeg_encoding=False,
         )
@@ -209,12 +212,46 @@ def _buffer(rollouts: Rollouts, number: int) -> Any:
     terminations, truncations = np.zeros((2, len(episode.rewards)), dtype=bool)
     terminations[-1], truncations[-1] = episode.terminated, not episode.terminated
     return _import_minari().data_collector.EpisodeBuffer(
-        observations=unpack(rollouts.observation_space, episode.observations),
-        actions=unpack(rollouts.action_space, episode.actions),
+        observations=_minari_values(rollouts.observation_space, episode.observations),
+        actions=_minari_values(rollouts.action_space, episode.actions),
         rewards=episode.rewards,
         terminations=terminations,
         truncations=truncations,
     )
+
+
+def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    A space as Minari can write it down: what fields are the fields of, and texts for one of some strings.
+
+    :raises InputError: when it cannot
+    """
+    if isinstance(space, FieldSpace):
+        return _minari_space(space.space)
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict([(key, _minari_space(part)) for key, part in space.spaces.items()])
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([_minari_space(part) for part in space.spaces])
+    if isinstance(space, Strings):
+        lengths = [len(value) for value in space.values]
+        return spaces.Text(max(lengths), min_length=min(lengths), charset="".join(sorted(set("".join(space.values)))))
+    if isinstance(space, (*PLAIN, spaces.Text)):
+        return space
+    raise InputError(f"Minari keeps no {type(space).__name__}; a folder of rollouts does: Rollouts.save, or --to FOLDER")
+
+
+def _minari_values(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
+    """An episode's values as Minari takes them: texts are a list."""
+    values = unflatten(space.space, kept) if isinstance(space, FieldSpace) else unpack(space, kept)
+    return _listed(values)
+
+
+def _listed(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _listed(part) for key, part in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_listed(part) for part in values)
+    return values.tolist() if values.dtype.kind == "U" else values
 
 
 def _env_spec(env_id: str) -> EnvSpec | None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
-from dhmm_rl.tokens.fields import fields_of, flatten, space_from_dict, space_to_dict, unflatten
+from dhmm_rl.tokens import FieldSpace
+from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 
 Notice = Callable[[str], None]
 
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated", "imitate")
-_PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _ROWS_AT_ONCE = 10_000
 
 
@@ -32,12 +33,17 @@ def pack(space: spaces.Space[Any], values: Any) -> NDArray[Any]:
     :param values: with any leading shape
     :return: of a space whose values are arrays, these; of a composite one (Dict, Tuple, …) its fields' values, (..., F)
     """
-    return np.asarray(values) if isinstance(space, _PLAIN) else flatten(space, values)
+    return np.asarray(values) if isinstance(space, PLAIN) else flatten(space, values)
+
+
+def kept_shape(space: spaces.Space[Any], name: str) -> tuple[int, ...]:
+    """The shape of one value of a space as :func:`pack` gives it; ``name`` is what errors call the space."""
+    return space.shape or () if isinstance(space, PLAIN) else (len(fields_of(space, name)),)
 
 
 def unpack(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
     """Invert :func:`pack`."""
-    return kept if isinstance(space, _PLAIN) else unflatten(space, kept)
+    return kept if isinstance(space, PLAIN) else unflatten(space, kept)
 
 
 class Episode(NamedTuple):
@@ -153,6 +159,28 @@ class Rollouts:
         """The same, with this said of the actions of all episodes or of each (E,)."""
         return replace(self, imitate=np.broadcast_to(imitate, len(self)))
 
+    def seen_as(self, space: spaces.Space[Any]) -> "Rollouts":
+        """
+        The same with observations as values of another space, if that holds the same parts: in another order, as fields
+        (:class:`FieldSpace`), or one of some strings where this holds any text. Otherwise these rollouts as they are.
+
+        :raises InputError: for a text that is none of the other space's strings
+        """
+        mine, other = (leaves_of(one, "observation") for one in (self.observation_space, space))
+        if mine == other and isinstance(self.observation_space, PLAIN) == isinstance(space, PLAIN):
+            return self
+        named = {leaf.name: leaf for leaf in other}
+        if len(mine) != len(other) or not all(
+            leaf == named.get(leaf.name) or (leaf.labels and leaf.name in named and named[leaf.name].labels) for leaf in mine
+        ):
+            return self
+        values = self.observations_at(np.arange(len(self.observations)))
+        if isinstance(self.observation_space, FieldSpace):
+            values = unflatten(self.observation_space.space, values)
+        if isinstance(space, FieldSpace):
+            return replace(self, observations=flatten(space.space, values).astype(space.dtype), observation_space=space)
+        return replace(self, observations=pack(space, values), observation_space=space)
+
     def observations_at(self, rows: NDArray[np.integer[Any]]) -> Any:
         """Observations as values of their space; ``rows`` may have any shape."""
         return unpack(self.observation_space, self.observations[rows])
@@ -214,7 +242,7 @@ class Rollouts:
                 env_id=description["env_id"],
                 env_steps=description["env_steps"],
             )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
             raise InputError(f"the rollouts in {path} cannot be read ({error}); they may have been cut short") from error
         rollouts.check_shape()
         if skip_bad:
@@ -229,10 +257,22 @@ class Rollouts:
 
         :raises InputError: saying what does not fit
         """
+        if self.starts.dtype.kind not in "iu":
+            raise InputError(f"starts in these rollouts of {self.env_id} are {self.starts.dtype}; they must be integers")
+        if len(self) == 0 or len(self.starts) == 0:
+            raise InputError(f"there are no episodes in these rollouts of {self.env_id}")
         rows = len(self.observations)
         lengths = np.diff(self.starts)
-        if len(self) == 0:
-            raise InputError(f"there are no episodes in these rollouts of {self.env_id}")
+        for name, values, shape in (
+            ("observations", self.observations, kept_shape(self.observation_space, "observation")),
+            ("actions", self.actions, kept_shape(self.action_space, "action")),
+            ("rewards", self.rewards, ()),
+        ):
+            if values.shape[1:] != shape or values.dtype.kind not in "biuf":
+                raise InputError(
+                    f"{name} in these rollouts of {self.env_id} are {values.dtype} of shape {values.shape[1:]} each; "
+                    f"numbers of shape {shape} were expected"
+                )
         if not (len(self.actions) == len(self.rewards) == rows == self.starts[-1] and self.starts[0] == 0):
             raise InputError(
                 f"rollouts of {self.env_id} do not fit together: {rows} observations, {len(self.actions)} actions, "

@@ -105,11 +105,16 @@ def read_source(
                 rollouts = read_minari(source.place.removeprefix(MINARI), imitate=source.imitate, notice=notice)
             else:
                 rollouts = Rollouts.load(source.place, skip_bad=source.skip_bad, notice=notice)
-            tokenizer = Tokenizer(venv.observation_space, venv.action_space)
             try:
-                tokenizer.check_spaces(rollouts.observation_space, rollouts.action_space)
+                rollouts = rollouts.seen_as(venv.observation_space)
+                Tokenizer(rollouts.observation_space, rollouts.action_space).check_spaces(
+                    venv.observation_space, venv.action_space
+                )
             except InputError as error:
                 raise InputError(f"{source.place} is no data of {env.id}: {error}") from error
+            unknown = int((~np.isfinite(rollouts.returns)).sum())
+            if unknown:
+                notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
             return rollouts if source.imitate is None else rollouts.imitating(source.imitate)
         taught = source.place.startswith(TEACHER)
         return collect(
