@@ -71,11 +71,11 @@ def main(args: Args) -> None:
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
+    venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
     own = pretrained if run.args["pretrained"] == "new" else None
     clock = Clock(checkpoint, 0.0 if own is None else own.info["seconds"])
-    venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     tokenizer = None if pretrained is None else pretrained.tokenizer
     if run.agent.reads_tokens and tokenizer is None:
         tokenizer = make_tokenizer(run.env, venv)

@@ -16,8 +16,10 @@ from dhmm_rl.envs import TokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
+from dhmm_rl.recipes import load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.training.environments import make_envs
 
 SPACES: list[spaces.Space[Any]] = [
     spaces.Discrete(3),
@@ -135,3 +137,27 @@ def test_masks_are_laid_out_as_maskable_ppo_has_them(space: Any) -> None:
         check_masks(
             np.concatenate([np.zeros(tokens.choices[0], bool), *fields[1:]])[None], tokens.choices, 1, torch.device("cpu")
         )
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Box(-np.inf, 1, (2,)), "have no bounds"),
+        (spaces.MultiBinary((2, 2)), "are a MultiBinary of 2 dimensions"),
+        (spaces.Tuple([spaces.Discrete(2)]), "are a Tuple"),
+        (spaces.Dict(a=spaces.Discrete(2)), "are a Dict"),
+    ],
+)
+def test_actions_that_ppo_does_not_have_are_refused_before_anything_is_done(space: spaces.Space[Any], message: str) -> None:
+    make: Any = lambda: Obedient(space)  # noqa: E731
+    gym.register("Refused-v0", make, disable_env_checker=True)
+    try:
+        env, agent = load_recipes("Refused-v0", "dhmm-gpt2")
+        with pytest.raises(InputError, match=f"actions of Refused-v0 {message}.*TransformAction"):
+            make_envs(env, 1, 0, agent)
+        plain = make_envs(env, 1, 0)
+        if isinstance(space, spaces.Tuple | spaces.Dict):
+            with pytest.raises(InputError, match=f"actions of Refused-v0 {message}.*TransformAction"):
+                collect(plain, episodes=1, imitate=False, env_id="Refused-v0")
+    finally:
+        del gym.registry["Refused-v0"]

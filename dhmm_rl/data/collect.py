@@ -11,7 +11,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from dhmm_rl.data.rollouts import Episode, Rollouts, pack
+from dhmm_rl.data.rollouts import PLAIN, Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.legal import random_actor
 
@@ -65,8 +65,13 @@ def collect(
     :param seed: of the environments and of random actions
     :param deterministic: take an SB3 policy's likeliest action
     :param progress: show a bar
-    :raises InputError: for a number of episodes or steps that is not positive
+    :raises InputError: for a number of episodes or steps that is not positive, and for actions that are no arrays
     """
+    if not isinstance(env.action_space, PLAIN):
+        raise InputError(
+            f"actions of {env_id} are a {type(env.action_space).__name__}; those of a vector environment are arrays: turn them "
+            "into a Box, Discrete, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
+        )
     for name, number in (("episodes", episodes), ("max_steps", max_steps)):
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}; it must be at least 1")

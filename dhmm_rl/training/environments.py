@@ -36,8 +36,32 @@ def make_envs(
 
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
         where Gymnasium flattens their space
-    :raises InputError: when Gymnasium cannot make the environment, with its reason
+    :raises InputError: when Gymnasium cannot make the environment, with its reason; for actions that the agent cannot take
     """
+    venv = _side_by_side(env, n_envs, seed, agent, render_mode)
+    if agent is not None:
+        check_actions(venv.action_space, env.id)
+    return venv
+
+
+def check_actions(space: gym.Space[Any], env_id: str) -> None:
+    """:raises InputError: for an action space that SB3's PPO does not have"""
+    spaces = gym.spaces
+    if isinstance(space, spaces.Box) and not space.is_bounded():
+        what = "have no bounds"
+    elif isinstance(space, spaces.MultiBinary) and len(space.shape) > 1:
+        what = f"are a MultiBinary of {len(space.shape)} dimensions"
+    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        what = f"are a {type(space).__name__}"
+    else:
+        return
+    raise InputError(
+        f"actions of {env_id} {what}; PPO has bounded Box, Discrete, MultiDiscrete and MultiBinary of one dimension: turn them "
+        "into one of these with gymnasium.wrappers.TransformAction"
+    )
+
+
+def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None, render_mode: str | None) -> VecEnv:
     flat = _flat if agent is not None and not agent.reads_tokens else None
     kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     try:
