@@ -101,14 +101,13 @@ def in_two_ways(mission: spaces.Space[Any], order: str = "za") -> spaces.Dict:
     return spaces.Dict([(key, parts[key]) for key in order])
 
 
-def nested_rollouts(space: spaces.Dict) -> Rollouts:
+def nested_rollouts(space: FieldSpace) -> Rollouts:
     def values(count: int) -> Any:
         cards = np.arange(2 * count).reshape(2, count) % 3
         texts = np.array(["a", "b c"])[np.arange(count) % 2]
         return {"z": {"pair": (cards[0] + 2, cards[1])}, "a": texts}
 
-    inner = space.space if isinstance(space, FieldSpace) else space
-    episodes = [Episode(flatten(inner, values(t + 1)), np.zeros(t, int), np.ones(t), True, True) for t in (4, 7, 2)]
+    episodes = [Episode(flatten(space.space, values(t + 1)), np.zeros(t, int), np.ones(t), True, True) for t in (4, 7, 2)]
     return Rollouts.from_episodes(episodes, space, spaces.Discrete(2), "Nested", 13)
 
 
@@ -119,6 +118,7 @@ def test_what_sb3_holds_as_fields_is_written_in_full_and_read_as_the_environment
     rollouts = nested_rollouts(seen)
     write_minari(rollouts, ID)
     kept = read_minari(ID)
+    assert isinstance(kept.observation_space, spaces.Dict)
     assert [type(kept.observation_space[key]) for key in ("z", "a")] == [spaces.Dict, spaces.Text]
     assert minari.load_dataset(ID)[0].observations["a"] == ["a", "b c", "a", "b c", "a"]
     assert_equal(kept.seen_as(seen), rollouts)
