@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,11 @@ def test_spaces_that_minari_lacks_are_refused() -> None:
     assert minari.list_local_datasets() == {}
 
 
-def test_a_dataset_of_minigrid_is_data_of_minigrid() -> None:
+@pytest.mark.parametrize("vectorization", ["dummy", "gymnasium"])
+def test_a_dataset_of_minigrid_is_data_of_minigrid(vectorization: str) -> None:
     pytest.importorskip("minigrid")
     env, _ = load_recipes("minigrid:MiniGrid-Empty-5x5-v0", "dhmm-gpt2")
+    env = replace(env, vectorization=vectorization)
     rollouts = read_source(Source("random"), env, n_envs=2, episodes=2)
     write_minari(rollouts, ID)
     assert_equal(read_source(Source(f"minari:{ID}"), env, n_envs=1, episodes=1), rollouts.imitating(False))

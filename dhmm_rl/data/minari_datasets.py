@@ -22,8 +22,8 @@ from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_l
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, reading
 from dhmm_rl.tokens import FieldSpace
-from dhmm_rl.tokens.fields import fields_of, flatten, unflatten
-from dhmm_rl.tokens.simple_spaces import Strings
+from dhmm_rl.tokens.fields import KINDS, fields_of, flatten, kind_of, unflatten
+from dhmm_rl.tokens.simple_spaces import strings_of
 
 IMITATE = "imitate"
 """Under this name an episode's metadata say whether its actions are worth imitating."""
@@ -232,9 +232,10 @@ def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
         return spaces.Dict([(key, _minari_space(part)) for key, part in space.spaces.items()])
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple([_minari_space(part) for part in space.spaces])
-    if isinstance(space, Strings):
-        lengths = [len(value) for value in space.values]
-        return spaces.Text(max(lengths), min_length=min(lengths), charset="".join(sorted(set("".join(space.values)))))
+    if kind_of(space) is KINDS["Strings"]:
+        values = strings_of(space).values
+        lengths = [len(value) for value in values]
+        return spaces.Text(max(lengths), min_length=min(lengths), charset="".join(sorted(set("".join(values)))))
     if isinstance(space, (*PLAIN, spaces.Text)):
         return space
     raise InputError(f"Minari keeps no {type(space).__name__}; a folder of rollouts does: Rollouts.save, or --to FOLDER")
