@@ -20,6 +20,7 @@ from dhmm_rl.envs import TokenSpace, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, LanguageModelActor
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 
 SMALL = {"embed_size": 32, "heads": 2, "num_states": 4}
@@ -90,6 +91,18 @@ def test_plain_observations_are_refused_with_what_to_do() -> None:
         PPO("DHMMPolicy", gym.make("CartPole-v1"))
     with pytest.raises(InputError, match="gSDE"):
         PPO("DHMMPolicy", TokenStream(gym.make("Pendulum-v1")), use_sde=True)
+
+
+def test_normalised_ids_are_refused_not_read_as_other_ids() -> None:
+    """What VecNormalize does unless it is told to leave observations alone."""
+    env = VecNormalize(make_vec_env(lambda: TokenStream(gym.make("CartPole-v1"), history=4), 2, seed=0))
+    with pytest.raises(InputError, match="norm_obs=False"):
+        PPO("DHMMPolicy", env, n_steps=16, batch_size=32, policy_kwargs=small()).learn(32)
+    model = SequencePPO("DHMMPolicy", env, n_steps=16, batch_size=32, policy_kwargs=small())
+    with pytest.raises(InputError, match="norm_obs=False"):
+        model.predict(np.asarray(env.reset()))
+    with pytest.raises(InputError, match="norm_obs=False"):
+        model.learn(32)
 
 
 def test_the_same_seed_gives_the_same_agent() -> None:

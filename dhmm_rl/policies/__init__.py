@@ -2,6 +2,6 @@
 
 from dhmm_rl.policies.distribution import ActionTokens, check_masks
 from dhmm_rl.policies.language_model_actor import LanguageModelActor
-from dhmm_rl.policies.policies import DHMMFeaturesExtractor, DHMMPolicy
+from dhmm_rl.policies.policies import DHMMFeaturesExtractor, DHMMPolicy, as_ids
 
-__all__ = ["ActionTokens", "DHMMFeaturesExtractor", "DHMMPolicy", "LanguageModelActor", "check_masks"]
+__all__ = ["ActionTokens", "DHMMFeaturesExtractor", "DHMMPolicy", "LanguageModelActor", "as_ids", "check_masks"]

@@ -19,6 +19,18 @@ from dhmm_rl.policies.distribution import ActionTokens
 from dhmm_rl.tokens import Tokenizer
 
 
+def as_ids(observations: Tensor) -> Tensor:
+    """
+    Token ids as integers, whatever type holds them.
+
+    :raises InputError: when they are no whole numbers: SB3's ``VecNormalize`` normalises a token stream, too, if it is let
+    """
+    ids = observations.long()
+    if observations.is_floating_point() and bool((ids != observations).any()):
+        raise InputError("observations are not the ids of a token stream; under VecNormalize they stay so with norm_obs=False")
+    return ids
+
+
 class DHMMFeaturesExtractor(BaseFeaturesExtractor):
     """
     Runs DHMM-GPT2 over the last H steps; features are the last step's hidden output and belief, (B, D + N · K).
@@ -40,8 +52,9 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """
         :param observations: ids, (B, H, C); SB3 hands them over as floats, which hold them exactly
+        :raises InputError: when they are no ids
         """
-        hidden, belief = self.model.encode(observations.long(), last=1)
+        hidden, belief = self.model.encode(as_ids(observations), last=1)
         return torch.cat([hidden[:, 0], belief[:, 0].flatten(1)], dim=1)
 
 

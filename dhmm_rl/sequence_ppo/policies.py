@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, ModelState, Tables
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
+from dhmm_rl.policies import ActionTokens, DHMMPolicy, as_ids, check_masks
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples
 from dhmm_rl.tokens import RESET
 
@@ -151,7 +151,7 @@ class SequencePolicy(DHMMPolicy):
                 f"the policy reads token streams, of shape {shape} each, but was given {window.shape}; "
                 "wrap the environment in VecTokenStream or TokenStream with the tokenizer model.observation_space.tokenizer"
             )
-        tokens = torch.as_tensor(window[None] if single else window, device=self.device).long()
+        tokens = as_ids(torch.as_tensor(window[None] if single else window, device=self.device))
         if state is None:
             if ((tokens[:, 0, 0] != RESET) & (tokens[:, 0] >= 0).any(dim=-1)).any():
                 warnings.warn(FORGOTTEN, stacklevel=3)

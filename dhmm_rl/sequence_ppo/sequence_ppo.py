@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
-from dhmm_rl.policies import ActionTokens
+from dhmm_rl.policies import ActionTokens, as_ids
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.sequence_ppo.policies import SequencePolicy
 from dhmm_rl.tokens import NOTHING
@@ -184,7 +184,7 @@ class SequencePPO(PPO):
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         assert isinstance(self._last_obs, np.ndarray)
         assert self._last_episode_starts is not None
-        tokens = self._last_obs[:, -1]
+        tokens = as_ids(torch.from_numpy(self._last_obs[:, -1])).numpy()
         policy = self.policy
         policy.set_training_mode(False)
         state = self._begin_rollout(rollout_buffer)
