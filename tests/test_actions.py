@@ -102,6 +102,37 @@ def test_masked_choices_are_never_taken(space: spaces.Space[Any]) -> None:
     model.learn(128)
 
 
+def test_masked_bins_are_never_taken_and_a_gaussian_refuses_masks() -> None:
+    class RightOnly(gym.Env[Any, Any]):
+        observation_space, action_space = spaces.Discrete(2), spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            return np.int64(0), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            assert action > 0, "an illegal action was taken"
+            return np.int64(0), 0.0, False, False, {}
+
+        def action_masks(self) -> np.ndarray[Any, Any]:
+            return np.arange(10) >= 5
+
+    env = make_vec_env(lambda: TokenStream(RightOnly(), history=1), 2)
+    for head in ("tokens", "gaussian"):
+        model = SequencePPO(
+            "DHMMPolicy",
+            env,
+            n_steps=16,
+            batch_size=32,
+            policy_kwargs={"features_extractor_kwargs": MODEL, "action_head": head},
+        )
+        if head == "tokens":
+            model.learn(64)
+        else:
+            with pytest.raises(InputError, match="'gaussian' cannot obey"):
+                model.learn(64)
+
+
 @pytest.mark.parametrize(
     "space", [*SPACES[:4], spaces.MultiDiscrete(np.array([[2, 4], [3, 2]])), spaces.MultiBinary((2, 2))], ids=str
 )

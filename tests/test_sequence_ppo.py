@@ -21,7 +21,7 @@ from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, V
 from dhmm_rl.data import collect as collect_episodes
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.policies import ActionTokens, LanguageModelActor
-from dhmm_rl.sequence_ppo import WithActionMasks
+from dhmm_rl.sequence_ppo import EvalCallbackWithMasks, WithActionMasks
 from tests.test_policies import SMALL, RepeatCue, small
 
 
@@ -233,7 +233,7 @@ class Masked(RepeatCue):
         return super().step(action)
 
 
-def test_illegal_actions_are_never_taken_and_have_no_part_in_updates() -> None:
+def test_illegal_actions_are_never_taken_and_have_no_part_in_updates(tmp_path: Path) -> None:
     env = make_vec_env(lambda: TokenStream(Masked(), history=1), 4, seed=0)
     model = SequencePPO(
         "DHMMPolicy", env, n_steps=32, batch_size=64, learning_rate=3e-3, seed=0, policy_kwargs=small(), ent_coef=0.01
@@ -249,6 +249,11 @@ def test_illegal_actions_are_never_taken_and_have_no_part_in_updates() -> None:
         assert (probability[~samples.masks] == 0).all()
         torch.testing.assert_close(probability.sum(dim=-1), torch.ones(len(probability)))
     evaluate_policy(WithActionMasks(model, env), env, n_eval_episodes=20, warn=False)
+    model.learn(64, EvalCallbackWithMasks(env, n_eval_episodes=20, eval_freq=8, verbose=0, warn=False))
+    model.save(tmp_path / "model")
+    for forgetful in (model, SequencePPO.load(tmp_path / "model")):
+        with pytest.warns(UserWarning, match="without the action masks"):
+            forgetful.predict(np.asarray(env.reset()))
     with pytest.raises(InputError, match="forbids every action"):
         model.predict(np.asarray(env.reset()), action_masks=np.zeros((4, 3), dtype=bool))
     with pytest.raises(InputError, match="4 environments of 3 choices"):

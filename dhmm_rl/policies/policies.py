@@ -142,6 +142,8 @@ class DHMMPolicy(ActorCriticPolicy):
         """
         if self.action_head == "gaussian":
             assert isinstance(self.action_dist, DiagGaussianDistribution)
+            if masks is not None:
+                raise InputError("action masks are for action tokens; action_head = 'gaussian' cannot obey them")
             return self.action_dist.proba_distribution(self.action_net(features), self.log_std)
         model = self.language_model
         shape = model.chain.shape if model.chain is not None else (0, 0)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -32,3 +33,11 @@ class WithActionMasks:
         masks = {"action_masks": np.asarray(get_action_masks(self.env), dtype=bool)} if self.masked else {}
         result: tuple[NDArray[Any], Any] = self.model.predict(observation, state, episode_start, deterministic, **masks)
         return result
+
+
+class EvalCallbackWithMasks(EvalCallback):
+    """SB3's ``EvalCallback`` for a :class:`SequencePPO`, with the action masks of the environments that it evaluates on."""
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        self.model = WithActionMasks(self.model, self.eval_env)  # type: ignore[assignment]

@@ -4,6 +4,7 @@ PPO (Schulman et al. 2017, arXiv 1707.06347) for policies with memory.
 Shapes: N environments, T steps of a rollout, C slots.
 """
 
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,6 +30,12 @@ from dhmm_rl.tokens import NOTHING
 
 ADVANTAGE_MEMORY = 0.9
 """How much of the advantages' variance so far still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
+
+UNMASKED = (
+    "predict was called without the action masks that the environment has, so it may choose what is illegal; call: "
+    "model.predict(observation, state, action_masks=masks), or evaluate dhmm_rl.sequence_ppo.WithActionMasks(model, env); "
+    "EvalCallbackWithMasks is EvalCallback with masks"
+)
 
 
 class SequencePPO(PPO):
@@ -102,6 +109,7 @@ class SequencePPO(PPO):
         self._rollouts = 0
         self._advantage_variance = 0.0
         self._belief = self._position = torch.empty(0)
+        self.masked = False
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         policy_kwargs = dict(policy_kwargs or {})
         if checkpoint is not None:
@@ -152,7 +160,8 @@ class SequencePPO(PPO):
 
     def _begin_streams(self) -> None:
         """An empty buffer for the environments, and beliefs that know nothing."""
-        self.masked = self.env is not None and is_masking_supported(self.env)
+        if self.env is not None:
+            self.masked = is_masking_supported(self.env)
         gaussian = self.policy.action_head == "gaussian"
         entries = int(np.prod(self.action_space.shape or 1)) if gaussian else self.policy.language_model.action_slots
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -400,6 +409,8 @@ class SequencePPO(PPO):
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
         """Actions and the state for the next call; see :meth:`SequencePolicy.predict`."""
+        if self.masked and action_masks is None:
+            warnings.warn(UNMASKED, stacklevel=2)
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def learn(
