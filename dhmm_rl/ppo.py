@@ -1,5 +1,6 @@
 """``python -m dhmm_rl.ppo``: an agent trained by PPO, from a pretrained language model where the recipe asks for one."""
 
+import inspect
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
@@ -16,6 +18,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
 from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
 from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
@@ -27,6 +30,8 @@ from dhmm_rl.training.runs import Run
 
 FINAL_EPISODES = 100
 EVAL_ENVS = 10
+SEQUENCE_ONLY = inspect.signature(SequencePPO.__init__).parameters.keys() - inspect.signature(PPO.__init__).parameters.keys()
+"""Settings that SB3's PPO does not have."""
 
 
 @dataclass
@@ -115,6 +120,11 @@ def start(args: Args) -> Run:
         if not agent.reads_tokens:
             raise InputError(f"the agent {agent.name} reads no tokens; --algo is for agents that do")
         agent = replace(agent, algorithm={"sequence-ppo": "SequencePPO", "ppo": "PPO"}[args.algo])
+        if args.algo == "ppo":
+            unknown = ", ".join(sorted(agent.ppo.keys() & SEQUENCE_ONLY))
+            if unknown:
+                print(f"note: only SequencePPO has the recipe's {unknown}; SB3's PPO goes without")
+            agent = replace(agent, ppo={name: value for name, value in agent.ppo.items() if name not in SEQUENCE_ONLY})
     if not agent.reads_tokens:
         if pretrained not in ("auto", "none"):
             raise InputError(f"the agent {agent.name} has no language model; --pretrained is for agents that have")

@@ -100,6 +100,7 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
         ("Tiger-v0", "mlp-framestack", "recipe"),
         ("PendulumNoVel-v1", "short.toml", "sequence-ppo"),
         ("PendulumNoVel-v1", "short.toml", "ppo"),
+        ("TMaze-v0", "dhmm-gpt2", "ppo"),  # its recipe has settings that only SequencePPO knows
     ],
 )
 def test_every_algorithm_is_trained_and_played(env: str, agent: str, algo: str, tmp_path: Path) -> None:
