@@ -178,6 +178,8 @@ def test_forgetting_the_state_is_said() -> None:
     action, state = model.predict(single.step(action)[0], state)
     with pytest.raises(InputError, match="wrap the environment"):
         model.predict(np.zeros((1, 4)))
+    with pytest.raises(InputError, match="state is of 1 environments, the observations are of 4"):
+        model.predict(observation, state)
 
 
 def test_it_works_as_any_sb3_algorithm_does(tmp_path: Path) -> None:
@@ -195,6 +197,8 @@ def test_it_works_as_any_sb3_algorithm_does(tmp_path: Path) -> None:
     assert (loaded.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
     loaded.learn(128, reset_num_timesteps=False)
     assert loaded.num_timesteps == 384
+    with pytest.raises(InputError, match="batch_size 64 is less than one segment"):
+        SequencePPO.load(tmp_path / "model", env=env, n_steps=128)
     other = SequencePPO.load(tmp_path / "best_model", device="cpu")
     other.set_env(streams())
     other.learn(128)
@@ -209,6 +213,20 @@ def test_the_same_seed_gives_the_same_agent() -> None:
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
+
+
+def test_schedules_fall_and_an_update_ends_at_its_target() -> None:
+    def trained(**settings: Any) -> SequencePPO:
+        model = SequencePPO("DHMMPolicy", streams(), n_steps=16, batch_size=32, policy_kwargs=small(), seed=0, **settings)
+        return model.learn(4 * 64)
+
+    falling = trained(learning_rate=LinearSchedule(4e-3, 0.0, 1.0), clip_range=LinearSchedule(0.4, 0.0, 1.0), clip_range_vf=0.3)
+    logged = falling.logger.name_to_value
+    assert logged["train/learning_rate"] == logged["train/clip_range"] == 0  # SB3 counts the rollout that was made
+    assert logged["train/clip_range_vf"] == 0.3
+    assert logged["train/clip_fraction"] > 0
+    assert falling._n_updates == 4 * falling.n_epochs
+    assert trained(learning_rate=1e-2, target_kl=1e-4)._n_updates == 4
 
 
 def test_a_rollout_takes_four_bytes_a_token_and_little_else() -> None:

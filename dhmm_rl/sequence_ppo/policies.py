@@ -141,7 +141,7 @@ class SequencePolicy(DHMMPolicy):
         :param deterministic: take the likeliest action; else draw one
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
-        :raises InputError: for an observation that is not a token stream's
+        :raises InputError: for an observation that is not a token stream's, and a state of other environments
         """
         self.set_training_mode(False)
         window, shape = np.asarray(observation), (self.observation_space.shape or ())
@@ -156,6 +156,8 @@ class SequencePolicy(DHMMPolicy):
             if ((tokens[:, 0, 0] != RESET) & (tokens[:, 0] >= 0).any(dim=-1)).any():
                 warnings.warn(FORGOTTEN, stacklevel=3)
             _, memory = self.language_model.read(tokens[:, :-1])
+        elif len(state.belief) != len(tokens):
+            raise InputError(f"the state is of {len(state.belief)} environments, the observations are of {len(tokens)}")
         else:
             memory = state[:]
         acted = self.act(tokens[:, -1], memory, action_masks, deterministic)

@@ -44,7 +44,8 @@ class SequencePPO(PPO):
     steps once, in parallel, behind a burn-in.
 
     The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, the state remembers the rest). What
-    is not listed here is as in SB3's ``PPO``. Learn on normalised returns (``VecNormalize(env, norm_obs=False)``).
+    is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde``) alone is missing. Learn on normalised returns
+    (``VecNormalize(env, norm_obs=False)``).
 
     :param policy: ``"DHMMPolicy"``, or a subclass of :class:`SequencePolicy`
     :param env: token streams
@@ -101,8 +102,7 @@ class SequencePPO(PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if batch_size < n_steps:
-            raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
+        _check_batch(batch_size, n_steps)
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
@@ -149,6 +149,7 @@ class SequencePPO(PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        _check_batch(self.batch_size, self.n_steps)
         if not isinstance(self.policy, SequencePolicy):
             raise InputError(f"SequencePPO needs a SequencePolicy, not {type(self.policy).__name__}")
         self._begin_streams()
@@ -305,6 +306,9 @@ class SequencePPO(PPO):
         buffer = self.rollout_buffer
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in ("clip_range", "clip_range_vf"):
+            if getattr(self, name) is not None:
+                self.logger.record(f"train/{name}", getattr(self, name)(self._current_progress_remaining))
         if self.policy.action_head == "gaussian":
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         if self.policy.prior is not None:
@@ -427,6 +431,11 @@ class SequencePPO(PPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_belief", "_prior_belief", "_position"]
+
+
+def _check_batch(batch_size: int, n_steps: int) -> None:
+    if batch_size < n_steps:
+        raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
 
 
 def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
