@@ -9,14 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks import tiger
 from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
+from dhmm_rl import DHMMGPT2, Tokenizer, VecTokenStream
+from dhmm_rl.envs import tiger_values
+from dhmm_rl.envs.tiger import LISTEN, OPEN_RIGHT
 
 STEPS = 3_840  # a whole number of rollouts
 
@@ -94,3 +100,48 @@ def test_steps_to_a_threshold_first_and_for_good() -> None:
     assert steps_to_stay(run, 475) == 30
     assert steps_to_stay({**run, "eval_returns": [500, 500, 500, 1]}, 475) == np.inf
     assert first_steps(run, 501) == np.inf
+
+
+def played_at_random(episodes: int, steps: int, seed: int) -> tuple[tiger.Played, torch.Tensor]:
+    """Mostly listening, sometimes opening a door; with the token stream, (E, T, C)."""
+    rng = np.random.default_rng(seed)
+    actions = np.where(rng.random((steps, episodes)) < 0.8, LISTEN, rng.integers(LISTEN, OPEN_RIGHT + 1, (steps, episodes)))
+    env = VecTokenStream(make_vec_env(lambda: gym.make("dhmm_rl/Tiger-v0"), episodes, seed=seed), history=1)
+    seen = [np.asarray(env.reset())[:, 0]]
+    seen += [np.asarray(env.step(action)[0])[:, 0] for action in actions[:-1]]
+    heard = np.stack([env.tokenizer.decode_observation(tokens[:, 1:]) for tokens in seen])
+    nothing = np.empty((steps, episodes, 0), dtype=np.float32)
+    return tiger.Played(np.zeros(episodes), actions, heard, nothing), torch.as_tensor(np.stack(seen, axis=1))
+
+
+def test_the_belief_that_is_learned_from_tigers_follows_the_exact_one() -> None:
+    _, tokens = played_at_random(150, 30, seed=0)
+    tokenizer = Tokenizer(spaces.Discrete(3), spaces.Discrete(3))
+    model = DHMMGPT2.from_tokenizer(tokenizer, layers=0, num_states=8)
+    labels = torch.nn.functional.pad(tokens[:, 1:], (0, 0, 0, 1), value=-1)
+    labels[..., 0] = -1  # actions at random are nothing to learn
+
+    def correlation() -> float:
+        played, unseen = played_at_random(100, 30, seed=1)
+        with torch.no_grad():
+            beliefs = model.encode(unseen)[1].flatten(2).transpose(0, 1)
+        return tiger.correlation(played._replace(beliefs=beliefs.numpy()))
+
+    before = correlation()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(tokens, labels).loss
+        assert loss is not None
+        loss.backward()
+        optimizer.step()
+    assert correlation() > max(0.95, before + 0.1)
+
+
+def test_the_optimal_policy_agrees_with_itself_and_gets_what_it_is_worth() -> None:
+    args = tiger.Args(Path(), episodes=300)
+    played = tiger.play_optimal(args)
+    assert tiger.agreement(played, args) == 1
+    best = tiger_values(args.gamma)[0][40]
+    assert abs(played.returns.mean() - best) < 4 * played.returns.std() / np.sqrt(args.episodes)
+    assert abs(best - 19.37) < 0.01  # as solvers of POMDPs publish it
