@@ -89,6 +89,23 @@ def test_an_agents_bad_model_is_named(tmp_path: Path) -> None:
         load_recipes("CartPole-v1", str(path))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("n_steps = 0", "settings of agent bad do not fit: `n_steps"),
+        ("learning_rate = -1.0", "settings of agent bad do not fit: Invalid learning rate"),
+        ('policy_kwargs = { activation_fn = "Relu" }', "activation_fn is 'Relu'"),
+    ],
+)
+def test_an_agents_bad_settings_are_named(settings: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f'description = "x"\npolicy = "DHMMPolicy"\n[ppo]\n{settings}\n')
+    env, agent = load_recipes("Tiger-v0", str(path))
+    venv = make_envs(env, 2, 0)
+    with pytest.raises(InputError, match=message):
+        make_agent(agent, wrap(venv, agent, make_tokenizer(env, venv), training=True), 0, "cpu", None)
+
+
 def test_the_module_before_a_colon_is_imported() -> None:
     env, _ = load_recipes("popgym:popgym-RepeatFirstEasy-v0", "mlp")
     assert env.id == "popgym:popgym-RepeatFirstEasy-v0"

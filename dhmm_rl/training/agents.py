@@ -38,8 +38,11 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
     """
     settings: dict[str, Any] = {name: _schedule(name, value) for name, value in agent.ppo.items()}
     policy_kwargs = dict(settings.pop("policy_kwargs", {}))
-    if isinstance(policy_kwargs.get("activation_fn"), str):
-        policy_kwargs["activation_fn"] = getattr(torch.nn, policy_kwargs["activation_fn"])
+    activation = policy_kwargs.get("activation_fn")
+    if isinstance(activation, str):
+        if not hasattr(torch.nn, activation):
+            raise InputError(f"activation_fn is {activation!r}; it is the name of a class of torch.nn, such as 'ReLU'")
+        policy_kwargs["activation_fn"] = getattr(torch.nn, activation)
     if agent.reads_tokens:
         policy_kwargs["features_extractor_kwargs"] = agent.model
     sequence = agent.algorithm == "SequencePPO"
@@ -52,7 +55,7 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
         )
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:  # SB3 asserts, too
         raise InputError(f"the settings of agent {agent.name} do not fit: {str(error).splitlines()[0]}") from error
     if pretrained is not None and not sequence:
         assert isinstance(made.policy, DHMMPolicy)
