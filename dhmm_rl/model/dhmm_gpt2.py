@@ -239,6 +239,7 @@ class DHMMGPT2(nn.Module):
         first: int = 0,
         last: int | None = None,
         tables: Tables | None = None,
+        width: int | None = None,
     ) -> Tensor:
         """
         Logits of the next step's slots ``first`` to ``last - 1``, each given the slots of that step before it.
@@ -247,12 +248,13 @@ class DHMMGPT2(nn.Module):
         :param belief: (B, T, N, K)
         :param following: ids of the next step, -1 where unknown, (B, T, C); those from slot ``last - 1`` on may be left out
         :param tables: from :meth:`tables`, where they serve more than this pass
-        :return: (B, T, last - first, n)
+        :param width: how many ids of each slot, where these slots have fewer than n
+        :return: (B, T, last - first, n), or ``width`` in place of n
         """
         last = len(self.slots) if last is None else last
         tables = self.tables() if tables is None else tables
         x, priors = self._read_slots(hidden, belief, following, first, last, tables)
-        return self._slot_logits(x, priors, slice(first, last), self.slot_ids[first:last], tables)
+        return self._slot_logits(x, priors, slice(first, last), self.slot_ids[first:last, :width], tables)
 
     def token_losses(
         self, hidden: Tensor, belief: Tensor, following: Tensor, first: int = 0, tables: Tables | None = None

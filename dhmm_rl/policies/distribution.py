@@ -1,7 +1,7 @@
 """
 The language model read at its action slots, as an SB3 action distribution.
 
-Shapes: B samples, A action slots, C slots, n the ids of the widest slot.
+Shapes: B samples, A action slots, C slots, n the ids of the widest action slot.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,8 @@ class ActionTokens(Distribution):
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.tokenizer = model, tokenizer
-        self.ids = model.slot_ids[: model.action_slots]
+        sizes = [slot.stop - slot.start for slot in model.slots[: model.action_slots]]
+        self.ids = model.slot_ids[: model.action_slots, : max(sizes)]
         self.hidden, self.belief = torch.empty(0), torch.empty(0)
         self.legal: Tensor = self.ids > DONE
         self.tables: Tables | None = None
@@ -130,7 +131,8 @@ class ActionTokens(Distribution):
         return ids, self._gather(ids)
 
     def _slot_log_probs(self, following: Tensor, first: int, last: int) -> Tensor:
-        logits = self.model.decode(self.hidden, self.belief, following[:, None], first, last, self.tables)[:, 0]
+        width = self.ids.shape[1]
+        logits = self.model.decode(self.hidden, self.belief, following[:, None], first, last, self.tables, width)[:, 0]
         return logits.masked_fill(~self.legal[..., first:last, :], -torch.inf).log_softmax(dim=-1)
 
     def _gather(self, ids: Tensor) -> Tensor:
