@@ -297,6 +297,7 @@ def test_without_layers_it_reaches_the_entropy_rate_of_a_known_hmm() -> None:
         optimizer.step()
     held_out = sample(400, 1000, seed=2)
     with torch.no_grad():
+        assert torch.allclose(model(held_out[:2]).logits.exp().sum(dim=-1), torch.ones(2, 1000), atol=1e-5)  # it is the HMM
         measured = model(held_out[:, :-1], held_out[:, 1:]).loss.item()
     exact = process.nats(held_out.numpy())[:, 1:].mean()
     print(f"Mess3: entropy rate {lower:.4f} to {upper:.4f}, held-out loss {measured:.4f}, true filter {exact:.4f}")

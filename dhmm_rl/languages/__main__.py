@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -34,12 +34,12 @@ class Args:
     model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A keyword of the model, such as num_states=0 (GPT-2), layers=0 (an HMM) or embed_size=32; may be repeated. The window
     holds the longest sentence unless it is given."""
-    steps: int = 2000
-    """Gradient steps."""
+    steps: int | None = None
+    """Gradient steps. Default: what suits the language, or 2000."""
     batch_size: int = 64
     """Sentences in a gradient step."""
-    learning_rate: float = 3e-3
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: what suits the language, or 0.003."""
     eval_every: int = 200
     """Gradient steps from one look at held-out sentences to the next; a checkpoint is written each time."""
     beyond: tuple[int, ...] = ()
@@ -94,13 +94,10 @@ def _new(args: Args) -> LanguageRun:
     keys = [key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in ("self", "vocab_size", "slots")]
     model = model_settings(language, beyond) | read_options(args.model, hints, keys)
     DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made
-    settings = TrainingSettings(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        eval_every=args.eval_every,
-        patience=max(args.steps, 1),  # sentences are never seen twice, so nothing is learned by heart
-    )
+    given = {"steps": args.steps, "learning_rate": args.learning_rate}
+    chosen = language.training | {name: value for name, value in given.items() if value is not None}
+    settings = TrainingSettings(batch_size=args.batch_size, eval_every=args.eval_every, **chosen)
+    settings = replace(settings, patience=max(settings.steps, 1))  # no sentence is seen twice: nothing is learned by heart
     settings.check()
     return LanguageRun.create(args.runs, args.name, language, model, settings, beyond, args.instances, args.seed)
 

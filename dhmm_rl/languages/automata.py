@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import IllegalTrace, Language
 
 Word = tuple[int, ...]
+
+SPARE_STATES = 4
+"""Latent states for every state of an automaton."""
+FEWEST_STATES = 16
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,25 @@ class Automaton(Language[Word]):
 
     sizes: tuple[int, int] = (1, 40)
     """The smallest and the largest size in training."""
+    growth: float = 0.8
 
     transduces = True
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """
+        The latent layer alone, with a transition matrix for every input.
+
+        Many more latent states than the automaton has, of which most end unused: some of them are near the right ones from
+        the start. So little dither that the belief outlasts hundreds of tokens.
+        """
+        states = max(SPARE_STATES * len(self.states), FEWEST_STATES)
+        return {"layers": 0, "num_states": states, "matrices": len(self.inputs), "dither": 1e-6, "latent_init": "automaton"}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Fast learning: what is left of a transition's uncertainty adds up over the tokens, and only large logits are sure."""
+        return {"steps": 2500, "learning_rate": 0.1}
 
     @cached_property
     @abstractmethod

@@ -48,7 +48,7 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
 def largest_size(language: Language[Any], progress: float) -> int:
     """The largest size to train on when a share of the training is over; see ``growth``."""
     low, high = language.sizes
-    return high if progress >= language.growth else low + int((high - low + 1) * progress / language.growth)
+    return high if progress >= language.growth else low + int((high - low + 1) * (progress / language.growth) ** 2)
 
 
 class FreshSentences:

@@ -78,7 +78,8 @@ class Language(ABC, Generic[Instance]):
     sizes: tuple[int, int] = (1, 10)
     """The smallest and the largest size in training."""
     growth: float = 0.0
-    """Over this share of the training the largest size grows, from the smallest on; 0 trains on all sizes from the start."""
+    """Over this share of the training the largest size grows, from the smallest on, with the square of the time; 0 trains on
+    all sizes from the start."""
     max_position: int | None = None
     """Give tokens the language's own position ids (coupled, where it has such) below this number, in training from a random
     offset on; a model must then have learned positions of this max_len. When left out, positions are counted."""
@@ -97,6 +98,16 @@ class Language(ABC, Generic[Instance]):
             raise InputError(f"growth is {self.growth}; it is a share of the training between 0 and 1")
         if self.max_position is not None and self.max_position < 1:
             raise InputError(f"max_position is {self.max_position}; it must be at least 1")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Keywords of DHMMGPT2 that suit this language where none are given."""
+        return {}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Fields of TrainingSettings that suit this language where none are given."""
+        return {}
 
     # What a language says
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
-from dhmm_rl.model.hmm import CONTROLS, LatentChain
+from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slots import CHUNK, group_slots, slot_table, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
@@ -48,6 +48,8 @@ class DHMMGPT2(nn.Module):
     :param dither: ε, the uniform part of every transition
     :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute to the belief
     :param mutation: probability per step that the belief jumps to a random state; in training and sampling only
+    :param latent_init: ``sticky`` (states that last: memory of what is far back) or ``automaton`` (random transitions, and a
+        matrix for every control token as far as there are: running states)
     :param slots: the slots of a step; one slot with all ids when ``None``
     :param action_slots: how many of the first slots are the agent's actions
     :param reset_id: the id that opens an episode; no id does when ``None``
@@ -72,6 +74,7 @@ class DHMMGPT2(nn.Module):
         dither: float = 1e-3,
         evidence_floor: float = 20.0,
         mutation: float = 0.0,
+        latent_init: str = "sticky",
         slots: Sequence[Slot] | None = None,
         action_slots: int = 0,
         reset_id: int | None = None,
@@ -85,8 +88,8 @@ class DHMMGPT2(nn.Module):
         self.config: dict[str, Any] = dict(
             vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
             num_states=num_states, max_len=max_len, window=window, positions=positions, matrices=matrices, control=control,
-            chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation, action_slots=action_slots,
-            reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
+            chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init,
+            action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
         )  # fmt: skip
         _check(self.config)
         self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
@@ -111,7 +114,12 @@ class DHMMGPT2(nn.Module):
                 control,
                 dither,
                 evidence_floor,
+                latent_init,
             )
+            if (
+                layers == 0 and chains == 1
+            ):  # a plain HMM: were log-probabilities scaled, faint beliefs would do for sure answers
+                self.chain.residual_scale.requires_grad_(False)
             self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
             nn.init.normal_(self.read_belief.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(embed_size, heads, ff_hidden or 4 * embed_size) for _ in range(layers))
@@ -574,6 +582,10 @@ def _check(config: dict[str, Any]) -> None:
         f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",
     )
     need(config["control"] in CONTROLS, f"control is {config['control']!r}; known are {', '.join(CONTROLS)}")
+    need(
+        config["latent_init"] in LATENT_INITS,
+        f"latent_init is {config['latent_init']!r}; known are {', '.join(LATENT_INITS)}",
+    )
     need(0 <= config["dither"] < 1, f"dither is {config['dither']}; it is a probability below 1")
     need(0 <= config["mutation"] < 1, f"mutation is {config['mutation']}; it is a probability below 1")
     for name in ("vocab_size", "embed_size", "max_len", "matrices", "chains"):

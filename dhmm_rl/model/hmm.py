@@ -15,6 +15,9 @@ from dhmm_rl.model import filter as hmm
 from dhmm_rl.tokens import Slot
 
 CONTROLS = ("actions", "all", "none")
+LATENT_INITS = ("sticky", "automaton")
+OWN_MATRIX = 4.0
+"""Gate logit of the matrix that an id prefers at first, those of the others being 0."""
 
 
 class LatentChain(nn.Module):
@@ -30,6 +33,8 @@ class LatentChain(nn.Module):
     :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
     :param floor: dither ε of the transitions
     :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute
+    :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``: transitions are
+        drawn at random, and every id prefers a matrix of its own, so that a running state can be learned
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class LatentChain(nn.Module):
         control: str,
         floor: float,
         evidence_floor: float,
+        init: str = "sticky",
     ) -> None:
         super().__init__()
         self.action_slots, self.floor, self.evidence_floor = action_slots, floor, evidence_floor
@@ -59,10 +65,16 @@ class LatentChain(nn.Module):
         self.register_buffer("gating", gating, persistent=False)  # whether an id gates the transition, (V + 1,)
 
         self.start_logits = nn.Parameter(torch.zeros(chains, num_states))
-        self.transition_logits = nn.Parameter(_sticky(chains, matrices, num_states, floor))
+        sticky = init == "sticky"
+        self.transition_logits = nn.Parameter(
+            _sticky(chains, matrices, num_states, floor) if sticky else torch.randn(chains, matrices, num_states, num_states)
+        )
         self.emission_logits = nn.Parameter(0.1 * torch.randn(vocab_size, chains, num_states))
-        self.gate_weight = nn.Parameter(torch.randn(vocab_size, chains, matrices)) if matrices > 1 else None
-        self.gate_bias = nn.Parameter(torch.zeros(chains, matrices)) if matrices > 1 else None
+        self.gate_weight = self.gate_bias = None
+        if matrices > 1:
+            gates = torch.randn(vocab_size, chains, matrices) if sticky else _own_matrix(vocab_size, chains, matrices)
+            self.gate_weight = nn.Parameter(gates)
+            self.gate_bias = nn.Parameter(torch.zeros(chains, matrices))
         self.residual_scale = nn.Parameter(torch.full((chains,), 1.0 / chains))
 
     @property
@@ -187,3 +199,9 @@ def _sticky(chains: int, matrices: int, states: int, floor: float) -> Tensor:
     leave = (1 / dwell)[:, None] / max(states - 1, 1)
     probabilities = torch.where(torch.eye(states, dtype=torch.bool), 1 - (1 / dwell)[:, None], leave)
     return probabilities.log() + 0.1 * torch.randn(chains, matrices, states, states)
+
+
+def _own_matrix(ids: int, chains: int, matrices: int) -> Tensor:
+    """Gate logits (ids, N, M) by which every id prefers one matrix, each in turn."""
+    preferred = nn.functional.one_hot(torch.arange(ids) % matrices, matrices).float()
+    return OWN_MATRIX * preferred[:, None].repeat(1, chains, 1)
