@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,7 +21,7 @@ from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
-from dhmm_rl.training.agents import make_agent, resume_agent, rollout_size, with_masks
+from dhmm_rl.training.agents import MASKED, make_agent, resume_agent, rollout_size, with_masks
 from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, wrap
@@ -77,6 +78,8 @@ def main(args: Args) -> None:
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
+    if run.agent.algorithm not in MASKED and is_masking_supported(venv):
+        print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")
     pretrained = get_pretrained(run, device, not args.quiet)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
     own = pretrained if run.args["pretrained"] == "new" else None

@@ -98,7 +98,7 @@ def test_processes_automata_and_streams_are_learned_too(name: str, tmp_path: Pat
     assert ("best_nats" in result["sizes"][0]) == (name == "mess3")
 
 
-@pytest.mark.parametrize("name", ["parity", "s3"])
+@pytest.mark.parametrize("name", ["parity", "counting"])
 def test_running_states_learned_on_40_tokens_are_right_after_512(name: str, tmp_path: Path) -> None:
     main(Args(name, steps=600, beyond=(512,), instances=50, runs=tmp_path, quiet=True))
     result = json.loads((tmp_path / name / "languages/1/result.json").read_text())

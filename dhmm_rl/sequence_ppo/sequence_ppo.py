@@ -44,8 +44,8 @@ class SequencePPO(PPO):
     steps once, in parallel, behind a burn-in.
 
     The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, the state remembers the rest). What
-    is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde``) alone is missing. Learn on normalised returns
-    (``VecNormalize(env, norm_obs=False)``).
+    is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde``, ``sde_sample_freq``) and other rollout buffers are
+    missing. Learn on normalised returns (``VecNormalize(env, norm_obs=False)``).
 
     :param policy: ``"DHMMPolicy"``, or a subclass of :class:`SequencePolicy`
     :param env: token streams

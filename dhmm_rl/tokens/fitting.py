@@ -208,10 +208,15 @@ def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings])
 
 
 def _fit_fields(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings], few: int) -> None:
-    """The values of fields that have at most ``few``; else the scale of those without bounds."""
+    """
+    The values of fields that have at most ``few``; else the scale of those without bounds.
+
+    What never changes in the data gets bins like any other field, unless its bounds say that it cannot: it may change later.
+    """
     for field, chosen, column in zip(leaf.fields, settings_of(leaf, overrides), values.T, strict=True):
         finite = column[np.isfinite(column)]  # what is infinite goes to an end bin
-        if not chosen and len(finite) == len(column) and _few(column, few):
+        changes = field.low == field.high or bool((finite != finite[:1]).any())
+        if not chosen and len(finite) == len(column) and changes and _few(column, few):
             overrides[field.name] = {"values": np.unique(column).tolist()}
             continue
         low, high = chosen.get("low", field.low), chosen.get("high", field.high)

@@ -26,6 +26,8 @@ ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
     "RecurrentPPO": RecurrentPPO,
     "MaskablePPO": MaskablePPO,
 }
+MASKED = ("SequencePPO", "MaskablePPO")
+"""Those that take action masks."""
 
 
 def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> OnPolicyAlgorithm:
