@@ -1,4 +1,12 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and how it is told."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
 
 
 class InputError(ValueError):
@@ -7,3 +15,38 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong and what would be right; commands print it and exit with status 2.
     """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the one that was probably meant, or those that there are."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known[:16])}{', …' if len(known) > 16 else ''}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value that somebody wrote is of the type that a hint declares; a whole number does for a number."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(fits, value, arguments))
+    if origin is types.UnionType:
+        return any(fits(value, argument) for argument in arguments)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+def said(hint: Any) -> str:
+    """A type hint for people."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is types.UnionType:
+        return said(arguments[0])
+    if origin is tuple:
+        return ", ".join(map(said, arguments))
+    return NAMES.get(origin or hint, str(hint))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,11 +19,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
-from benchmarks import tiger
+from benchmarks import ablate, tiger
 from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
 from dhmm_rl import DHMMGPT2, Tokenizer, VecTokenStream
 from dhmm_rl.envs import tiger_values
 from dhmm_rl.envs.tiger import LISTEN, OPEN_RIGHT
+from dhmm_rl.errors import InputError
 
 STEPS = 3_840  # a whole number of rollouts
 
@@ -145,3 +147,25 @@ def test_the_optimal_policy_agrees_with_itself_and_gets_what_it_is_worth() -> No
     best = tiger_values(args.gamma)[0][40]
     assert abs(played.returns.mean() - best) < 4 * played.returns.std() / np.sqrt(args.episodes)
     assert abs(best - 19.37) < 0.01  # as solvers of POMDPs publish it
+
+
+def test_an_ablation_compares_models_of_one_size_on_the_same_sentences_and_repeats_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ablate.Args(("parity",), ("DHMM-GPT2", "LSTM"), seeds=1, steps=5, instances=4, jobs=1, out=tmp_path)
+    ablate.main(args)
+    report = capsys.readouterr().out
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["variant"], row["size"]) for row in rows} == {
+        (name, n) for name in args.variants for n in ("40", "128", "512")
+    }
+    ours, lstm = (int(row["parameters"]) for row in rows[::3])
+    assert 0.95 * ours < lstm <= ours
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert len(kept) == 2
+    ablate.main(args)
+    assert capsys.readouterr().out == report
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    with pytest.raises(InputError, match="did you mean 'parity'"):
+        ablate.main(replace(args, languages=("partiy",)))

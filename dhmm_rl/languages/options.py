@@ -1,14 +1,13 @@
 """Languages by name, with options given as text."""
 
 import ast
-import difflib
 import importlib
 import typing
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, fits, said, suggest
 from dhmm_rl.languages.language import Language
 
 
@@ -23,9 +22,7 @@ def find_language(name: str, known: dict[str, Language[Any]]) -> Language[Any]:
         return known[name]
     module, colon, class_name = name.partition(":")
     if not colon:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}, and module:Class for one of your own"
-        raise InputError(f"unknown language {name!r}; {hint}")
+        raise InputError(f"unknown language {name!r}{suggest(name, [*known, 'module:Class for one of your own'])}")
     try:
         language = getattr(importlib.import_module(module), class_name)()
     except (ImportError, AttributeError, TypeError) as error:
@@ -62,26 +59,7 @@ def read_options(options: Iterable[str], hints: dict[str, Any], known: Iterable[
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        if not _fits(value, hints[key]):
-            raise InputError(f"{key} cannot be {text!r}; it is {_said(hints[key])}")
+        if not fits(value, hints[key]):
+            raise InputError(f"{key} cannot be {text!r}; it is {said(hints[key])}")
         values[key] = value
     return values
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if arguments:  # a union
-        return any(_fits(value, argument) for argument in arguments)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int if hint is int else (int, float) if hint is float else hint)
-
-
-def _said(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)

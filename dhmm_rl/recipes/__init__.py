@@ -5,11 +5,9 @@ Recipes: TOML files that say how an agent is built and how an environment is tre
 recipe of the user's own is a path that ends in ``.toml``.
 """
 
-import difflib
 import importlib
 import inspect
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, fits, said, suggest
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.sequence_ppo.policies import DEFAULT_WINDOW
 
@@ -128,7 +126,7 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     elif _registered(env):
         env_table = {"name": env.replace("/", "-").replace(":", "-"), "id": env, "description": "without a recipe"}
     else:
-        raise InputError(f"unknown environment {env!r}{_suggest(env, [*list_recipes('envs'), *gym.registry])}")
+        raise InputError(f"unknown environment {env!r}{suggest(env, [*list_recipes('envs'), *gym.registry])}")
     env_recipe = EnvRecipe(**_checked(env_table, EnvRecipe, env))
     if not _registered(env_recipe.id):
         raise InputError(f"the recipe {env} names an environment {env_recipe.id!r} that Gymnasium does not know")
@@ -140,12 +138,12 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
 
     agent_path = _find("agents", agent)
     if agent_path is None:
-        raise InputError(f"unknown agent {agent!r}{_suggest(agent, list(list_recipes('agents')))}")
+        raise InputError(f"unknown agent {agent!r}{suggest(agent, list(list_recipes('agents')))}")
     agent_table = _merge({"name": agent_path.stem, **_read(agent_path)}, env_recipe.agents.get(agent_path.stem, {}))
     agent_recipe = AgentRecipe(**_checked(agent_table, AgentRecipe, agent))
     for key in agent_recipe.model:
         if key not in MODEL_KEYS:
-            raise InputError(f"the recipe {agent} has a key model.{key}{_suggest(key, list(MODEL_KEYS))}")
+            raise InputError(f"the recipe {agent} has a key model.{key}{suggest(key, list(MODEL_KEYS))}")
     if agent_recipe.reads_tokens:
         agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
     return env_recipe, agent_recipe
@@ -182,14 +180,14 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
     known = {f.name for f in fields(kind)}
     for key in table:
         if key not in known:
-            raise InputError(f"the recipe {name} has a key {key!r}{_suggest(key, sorted(known))}")
+            raise InputError(f"the recipe {name} has a key {key!r}{suggest(key, sorted(known))}")
     for key, choices in (("algorithm", ALGORITHMS), ("vectorization", VECTORIZATIONS)):
         if table.get(key, choices[0]) not in choices:
             raise InputError(f"the recipe {name} has {key} = {table[key]!r}; known are {', '.join(choices)}")
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
-        if not _fits(value, hints[key]):
-            raise InputError(f"the recipe {name} has {key} = {value!r}; it must be {_said(hints[key])}")
+        if not fits(value, hints[key]):
+            raise InputError(f"the recipe {name} has {key} = {value!r}; it must be {said(hints[key])}")
         if key in POSITIVE and value is not None and value < 1:
             raise InputError(f"the recipe {name} has {key} = {value}; it must be at least 1")
     missing = {"description", "policy"} & known - set(table)
@@ -198,35 +196,8 @@ def _checked(table: Table, kind: type[Any], name: str) -> Table:
     return table
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of TOML is what a field of a recipe is declared as."""
-    kinds = _kinds(hint)
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
-
-
-def _said(hint: Any) -> str:
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
-    return names[_kinds(hint)[0]]
-
-
-def _kinds(hint: Any) -> tuple[type[Any], ...]:
-    """The classes that a hint allows: ``dict`` for ``dict[str, Any]``, ``int`` and ``NoneType`` for ``int | None``."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(typing.get_origin(kind) or kind for kind in kinds)
-
-
 def _merge(table: Table, changes: Table) -> Table:
     merged = dict(table)
     for key, value in changes.items():
         merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, dict) else value
     return merged
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    listed = ", ".join(known[:12])
-    return f"; known are {listed}{', …' if len(known) > 12 else ''}"

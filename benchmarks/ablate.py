@@ -1,0 +1,236 @@
+"""``python -m benchmarks.ablate``: what each part of DHMM-GPT2 does, on token languages."""
+
+import csv
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from stable_baselines3.common.logger import Logger
+from tqdm import tqdm
+
+from benchmarks.lstm import LSTMLanguageModel
+from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.files import atomic_write
+from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.languages import draw, model_settings
+
+
+class Study(NamedTuple):
+    """
+    What is learned, and how long.
+
+    :param language: its name
+    :param options: of the language, other than its own
+    :param sizes: on which models are judged, the largest of the training first
+    :param steps: gradient steps
+    :param states: latent states of the models that have them
+    """
+
+    language: str
+    options: dict[str, Any]
+    sizes: tuple[int, ...]
+    steps: int
+    states: int
+
+
+STUDIES = {
+    study.language: study
+    for study in (
+        Study("parity", {}, (40, 128, 512), 1500, 16),
+        Study("counting", {}, (40, 128, 512), 1500, 20),
+        Study("s3", {}, (40, 128, 512), 1500, 24),
+        Study("a4", {}, (40, 128, 512), 2500, 48),
+        Study("bubble-sort", {"sizes": (1, 5), "growth": 0.5, "max_position": 16}, (5, 6, 8), 1500, 16),
+        Study("addition", {"sizes": (1, 6), "growth": 0.5, "max_position": 24}, (6, 8, 12), 1500, 16),
+        Study("in-context-chains", {}, (128, 256), 1500, 16),
+    )
+}
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "DHMM-GPT2": {},
+    "GPT-2 (K = 0)": {"num_states": 0},
+    "HMM (no transformer)": {"layers": 0},
+    "no dither": {"dither": 0.0},
+    "mutation 0.01": {"mutation": 0.01},
+    "LSTM": None,
+}
+"""What is changed of DHMM-GPT2's keywords. The LSTM has as many parameters as DHMM-GPT2."""
+LEARNING_RATES = {"HMM (no transformer)": 0.1}
+"""Peak learning rates other than 0.003."""
+HELD_OUT = 256
+
+
+@dataclass
+class Args:
+    """
+    Train DHMM-GPT2, and it without one of its parts, on the same sentences for as many steps, and compare.
+
+    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    """
+
+    languages: tuple[str, ...] = tuple(STUDIES)
+    """Languages."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """What is compared."""
+    seeds: int = 3
+    """How many seeds, from 0 on."""
+    steps: int | None = None
+    """Gradient steps. Default: those of each language's study."""
+    instances: int = 200
+    """On how many instances of each size a model is judged."""
+    jobs: int = 2
+    """Runs side by side."""
+    out: Path = Path("runs/ablation")
+    """Folder for the results of the runs, the table of runs (runs.csv), the report (report.md) and the plot."""
+
+
+class Job(NamedTuple):
+    """One run; ``path`` is where its result is kept."""
+
+    study: Study
+    variant: str
+    seed: int
+    instances: int
+    path: Path
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    for name in ("seeds", "jobs", "instances"):
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    for given, known in ((args.languages, STUDIES), (args.variants, VARIANTS)):
+        for name in given:
+            if name not in known:
+                raise InputError(f"{name!r} is not compared{suggest(name, list(known))}")
+    jobs = []
+    for language in args.languages:
+        study = STUDIES[language]
+        study = study if args.steps is None else study._replace(steps=args.steps)
+        for seed in range(args.seeds):
+            for variant in args.variants:
+                path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}.json"
+                jobs.append(Job(study, variant, seed, args.instances, path))
+    results = []
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
+        for result in pool.map(run, jobs):
+            results.append(result)
+            bar.update()
+    write(args.out, results)
+    print((args.out / "report.md").read_text())
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Do one run, or read it when it is complete."""
+    if job.path.exists():
+        found: dict[str, Any] = json.loads(job.path.read_text())
+        return found
+    set_up("cpu", 1, job.seed)
+    study = job.study
+    language = replace(LANGUAGES[study.language], **study.options)
+    model = make_model(language, study, job.variant)
+    settings = TrainingSettings(
+        steps=study.steps,
+        learning_rate=LEARNING_RATES.get(job.variant, 3e-3),
+        eval_every=max(study.steps // 5, 1),
+        patience=study.steps,
+    )
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    low, high = language.sizes
+    held_out = draw(language, np.random.default_rng(job.seed).integers(low, high + 1, HELD_OUT).tolist(), job.seed)
+    began = time.process_time()
+    folder = job.path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    train_language_model(
+        model,
+        FreshSentences(language, settings.steps * settings.batch_size, job.seed),
+        FixedSentences(language, held_out),
+        settings,
+        folder=folder,
+        logger=Logger(None, []),
+        seed=job.seed,
+    )
+    result: dict[str, Any] = {"language": study.language, "variant": job.variant, "seed": job.seed, "steps": study.steps}
+    result |= {"parameters": count(model), "seconds": time.process_time() - began, "sizes": {}}
+    for size in study.sizes:
+        instances = draw(language, [size] * job.instances, job.seed + size)
+        found = score(model, language, instances)._asdict()
+        if isinstance(language, Process):
+            found["above_best"] = found["nats"] - float(language.nats(np.array(instances)).mean())
+        result["sizes"][str(size)] = found
+    with atomic_write(job.path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def make_model(language: Language[Any], study: Study, variant: str) -> Any:
+    """The model of a variant; every one sees the whole of the longest sentence."""
+    keywords = model_settings(language, study.sizes) | {"layers": 1, "num_states": study.states}
+    changed = VARIANTS[variant]
+    if changed is not None:
+        return DHMMGPT2(len(language.tokens), **keywords | changed)
+    return LSTMLanguageModel.of_size(len(language.tokens), count(DHMMGPT2(len(language.tokens), **keywords)))
+
+
+def count(model: torch.nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def write(out: Path, results: list[dict[str, Any]]) -> None:
+    """The table of runs, the report and the plot."""
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["language", "variant", "seed", "steps", "parameters", "seconds", "size", "exact", "tokens", "nats"])
+        for result in results:
+            one = [result[name] for name in ("language", "variant", "seed", "steps", "parameters", "seconds")]
+            writer.writerows([*one, size, *list(found.values())[:3]] for size, found in result["sizes"].items())
+    languages = dict.fromkeys(result["language"] for result in results)
+    variants = list(dict.fromkeys(result["variant"] for result in results))
+    lines = []
+    figure = Figure(figsize=(4 * len(languages), 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, language in enumerate(languages):
+        some = [result for result in results if result["language"] == language]
+        sizes = list(some[0]["sizes"])
+        measure = "above_best" if "above_best" in some[0]["sizes"][sizes[0]] else "tokens"
+        what = "nats above the best predictor" if measure == "above_best" else "right tokens (in brackets: whole traces exact)"
+        lines += [f"### {language}: {what}, mean and worst seed", ""]
+        lines += ["| model | parameters | seconds | " + " | ".join(f"size {size}" for size in sizes) + " |"]
+        lines += ["| --- " * (3 + len(sizes)) + "|"]
+        axes = figure.add_subplot(1, len(languages), place + 1)
+        for variant in variants:
+            runs = [result for result in some if result["variant"] == variant]
+            cells = []
+            values = np.array([[result["sizes"][size][measure] for result in runs] for size in sizes])
+            for size, row in zip(sizes, values, strict=True):
+                if measure == "above_best":
+                    cells.append(f"{row.mean():.4f}, {row.max():.4f}")
+                else:
+                    exact = np.mean([result["sizes"][size]["exact"] for result in runs])
+                    cells.append(f"{row.mean():.2%}, {row.min():.2%} ({exact:.1%})")
+            seconds = np.mean([result["seconds"] for result in runs])
+            lines.append(f"| {variant} | {runs[0]['parameters']:,} | {seconds:.0f} | " + " | ".join(cells) + " |")
+            axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant)
+            axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), alpha=0.15)
+        axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
+        lines.append("")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(out / "ablation.png", dpi=120)
+    with atomic_write(out / "report.md") as temporary:
+        temporary.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "benchmarks.ablate")
