@@ -50,6 +50,7 @@ class DHMMGPT2(nn.Module):
     :param mutation: probability per step that the belief jumps to a random state; in training and sampling only
     :param latent_init: ``sticky`` (states that last: memory of what is far back) or ``automaton`` (random transitions, and a
         matrix for every control token as far as there are: running states)
+    :param latent_rate: how much faster than the rest the latent layer learns under Adam and its like
     :param slots: the slots of a step; one slot with all ids when ``None``
     :param action_slots: how many of the first slots are the agent's actions
     :param reset_id: the id that opens an episode; no id does when ``None``
@@ -75,6 +76,7 @@ class DHMMGPT2(nn.Module):
         evidence_floor: float = 20.0,
         mutation: float = 0.0,
         latent_init: str = "sticky",
+        latent_rate: float = 1.0,
         slots: Sequence[Slot] | None = None,
         action_slots: int = 0,
         reset_id: int | None = None,
@@ -89,7 +91,7 @@ class DHMMGPT2(nn.Module):
             vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
             num_states=num_states, max_len=max_len, window=window, positions=positions, matrices=matrices, control=control,
             chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init,
-            action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
+            latent_rate=latent_rate, action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
         )  # fmt: skip
         _check(self.config)
         self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
@@ -115,6 +117,7 @@ class DHMMGPT2(nn.Module):
                 dither,
                 evidence_floor,
                 latent_init,
+                latent_rate,
             )
             if (
                 layers == 0 and chains == 1
@@ -588,7 +591,7 @@ def _check(config: dict[str, Any]) -> None:
     )
     need(0 <= config["dither"] < 1, f"dither is {config['dither']}; it is a probability below 1")
     need(0 <= config["mutation"] < 1, f"mutation is {config['mutation']}; it is a probability below 1")
-    for name in ("vocab_size", "embed_size", "max_len", "matrices", "chains"):
+    for name in ("vocab_size", "embed_size", "max_len", "matrices", "chains", "latent_rate"):
         need(config[name] > 0, f"{name} is {config[name]}; it must be positive")
     for name in ("layers", "num_states", "evidence_floor"):
         need(config[name] >= 0, f"{name} is {config[name]}; it must not be negative")

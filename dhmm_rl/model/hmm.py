@@ -35,6 +35,8 @@ class LatentChain(nn.Module):
     :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute
     :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``: transitions are
         drawn at random, and every id prefers a matrix of its own, so that a running state can be learned
+    :param rate: how much faster than other parameters the logits move under optimisers such as Adam: they are so many times the
+        parameters. Probabilities near 0 and 1 are far away in logits
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class LatentChain(nn.Module):
         floor: float,
         evidence_floor: float,
         init: str = "sticky",
+        rate: float = 1.0,
     ) -> None:
         super().__init__()
-        self.action_slots, self.floor, self.evidence_floor = action_slots, floor, evidence_floor
+        self.action_slots, self.floor, self.evidence_floor, self.rate = action_slots, floor, evidence_floor, rate
         self.shape = (chains, num_states)
         self.matrices = matrices
         self.slot_ids: Tensor
@@ -66,30 +69,31 @@ class LatentChain(nn.Module):
 
         self.start_logits = nn.Parameter(torch.zeros(chains, num_states))
         sticky = init == "sticky"
-        self.transition_logits = nn.Parameter(
+        transitions = (
             _sticky(chains, matrices, num_states, floor) if sticky else torch.randn(chains, matrices, num_states, num_states)
         )
-        self.emission_logits = nn.Parameter(0.1 * torch.randn(vocab_size, chains, num_states))
+        self.transition_logits = nn.Parameter(transitions / rate)
+        self.emission_logits = nn.Parameter(0.1 * torch.randn(vocab_size, chains, num_states) / rate)
         self.gate_weight = self.gate_bias = None
         if matrices > 1:
             gates = torch.randn(vocab_size, chains, matrices) if sticky else _own_matrix(vocab_size, chains, matrices)
-            self.gate_weight = nn.Parameter(gates)
+            self.gate_weight = nn.Parameter(gates / rate)
             self.gate_bias = nn.Parameter(torch.zeros(chains, matrices))
         self.residual_scale = nn.Parameter(torch.full((chains,), 1.0 / chains))
 
     @property
     def start(self) -> Tensor:
         """Belief before an episode's first step, (N, K)."""
-        return self.start_logits.float().softmax(dim=-1)
+        return (self.rate * self.start_logits.float()).softmax(dim=-1)
 
     @property
     def transitions(self) -> Tensor:
         """Dithered transition matrices, (N, M, K, K)."""
-        return hmm.dither(self.transition_logits.float().softmax(dim=-1), self.floor)
+        return hmm.dither((self.rate * self.transition_logits.float()).softmax(dim=-1), self.floor)
 
     def tables(self) -> "ChainTables":
         """The parameters as passes use them, computed once for a whole pass or for all the steps of a rollout."""
-        logits = self.emission_logits.float()[self.slot_ids.clamp_min(0)]
+        logits = self.rate * self.emission_logits.float()[self.slot_ids.clamp_min(0)]
         logits = logits.masked_fill((self.slot_ids < 0)[..., None, None], -torch.inf)
         by_slot = logits.log_softmax(dim=1)  # (C, n, N, K)
         evident = self.slot_ids >= 0
@@ -98,9 +102,8 @@ class LatentChain(nn.Module):
         evidence = by_slot.new_zeros(rows, *self.shape).index_put((self.slot_ids[evident],), by_slot[evident])
         gates = None
         if self.gate_weight is not None:
-            gates = torch.where(
-                self.gating[:, None, None], nn.functional.pad(self.gate_weight.float(), (0, 0, 0, 0, 0, 1)), 0.0
-            )
+            weights = nn.functional.pad(self.rate * self.gate_weight.float(), (0, 0, 0, 0, 0, 1))
+            gates = torch.where(self.gating[:, None, None], weights, 0.0)
         return ChainTables(self.transitions, by_slot.permute(0, 2, 3, 1), evidence, gates)
 
     def weigh(self, gate_logits: Tensor | None) -> Tensor | None:
@@ -108,7 +111,7 @@ class LatentChain(nn.Module):
         if gate_logits is None:
             return None
         assert self.gate_bias is not None
-        return (gate_logits + self.gate_bias.float()).softmax(dim=-1)
+        return (gate_logits + self.rate * self.gate_bias.float()).softmax(dim=-1)
 
     def forward(
         self,
