@@ -65,8 +65,6 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "LSTM": None,
 }
 """What is changed of DHMM-GPT2's keywords. The LSTM has as many parameters as DHMM-GPT2."""
-LEARNING_RATES = {"HMM (no transformer)": 0.1}
-"""Peak learning rates other than 0.003."""
 HELD_OUT = 256
 
 
@@ -140,12 +138,7 @@ def run(job: Job) -> dict[str, Any]:
     study = job.study
     language = replace(LANGUAGES[study.language], **study.options)
     model = make_model(language, study, job.variant)
-    settings = TrainingSettings(
-        steps=study.steps,
-        learning_rate=LEARNING_RATES.get(job.variant, 3e-3),
-        eval_every=max(study.steps // 5, 1),
-        patience=study.steps,
-    )
+    settings = TrainingSettings(steps=study.steps, eval_every=max(study.steps // 5, 1), patience=study.steps)
     job.path.parent.mkdir(parents=True, exist_ok=True)
     low, high = language.sizes
     held_out = draw(language, np.random.default_rng(job.seed).integers(low, high + 1, HELD_OUT).tolist(), job.seed)

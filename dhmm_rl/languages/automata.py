@@ -46,15 +46,17 @@ class Automaton(Language[Word]):
         The latent layer alone, with a transition matrix for every input.
 
         Many more latent states than the automaton has, of which most end unused: some of them are near the right ones from
-        the start. So little dither that the belief outlasts hundreds of tokens.
+        the start. So little dither that the belief outlasts hundreds of tokens. Fast learning: what is left of a transition's
+        uncertainty adds up over the tokens, and only large logits are sure.
         """
         states = max(SPARE_STATES * len(self.states), FEWEST_STATES)
-        return {"layers": 0, "num_states": states, "matrices": len(self.inputs), "dither": 1e-6, "latent_init": "automaton"}
+        latent = {"num_states": states, "matrices": len(self.inputs), "dither": 1e-6}
+        return latent | {"layers": 0, "latent_init": "automaton", "latent_rate": 30.0}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Fast learning: what is left of a transition's uncertainty adds up over the tokens, and only large logits are sure."""
-        return {"steps": 2500, "learning_rate": 0.1}
+        """A little longer than other languages."""
+        return {"steps": 2500}
 
     @cached_property
     @abstractmethod

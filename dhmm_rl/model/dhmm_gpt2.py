@@ -119,9 +119,8 @@ class DHMMGPT2(nn.Module):
                 latent_init,
                 latent_rate,
             )
-            if (
-                layers == 0 and chains == 1
-            ):  # a plain HMM: were log-probabilities scaled, faint beliefs would do for sure answers
+            if layers == 0 and chains == 1:
+                # A plain HMM: were its log-probabilities scaled, faint beliefs would do for sure answers.
                 self.chain.residual_scale.requires_grad_(False)
             self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
             nn.init.normal_(self.read_belief.weight, std=0.1)
