@@ -17,7 +17,7 @@ from dhmm_rl.envs import tiger_beliefs, tiger_values
 from dhmm_rl.envs.tiger import LISTEN
 from dhmm_rl.errors import InputError
 from dhmm_rl.training.agents import load_agent
-from dhmm_rl.training.callbacks import BEST
+from dhmm_rl.training.callbacks import last_checkpoint
 from dhmm_rl.training.runs import Run
 
 STEPS = 100
@@ -30,7 +30,8 @@ class Args:
     Compare an agent's discounted return on the tiger problem with the optimal one, and its belief with the exact one.
 
     Agent and optimal policy play the same tigers and hear the same noises as long as they act alike, so their difference is
-    known far better than either return.
+    known far better than either return. The agent is that of the run's last checkpoint: which one is best can hardly be told
+    by returns, whose noise is larger than what separates good agents here.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -67,7 +68,10 @@ def main(args: Args) -> None:
         raise InputError(f"episodes is {args.episodes}; it must be at least 2")
     device = set_up("cpu", args.threads, args.seed)
     run = Run.open(args.run)
-    agent = load_agent(run.agent, run.folder / BEST, None, device)
+    checkpoint = last_checkpoint(run.folder)
+    if checkpoint is None:
+        raise InputError(f"{args.run} has no checkpoint yet")
+    agent = load_agent(run.agent, checkpoint / "model.zip", None, device)
     if not isinstance(agent, SequencePPO) or run.env.id != "dhmm_rl/Tiger-v0":
         raise InputError(f"{args.run} is no run of SequencePPO on Tiger-v0")
     best = float(tiger_values(args.gamma, horizon=HORIZON)[0][HORIZON])
