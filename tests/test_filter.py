@@ -144,6 +144,24 @@ def test_the_fused_loop_is_predict_and_correct_step_after_step(matrices: int) ->
         torch.testing.assert_close(fused[:, t], belief, atol=1e-6, rtol=1e-5)
 
 
+def test_taking_a_steps_one_matrix_is_weighing_all_with_one_hot_gates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    belief, start = random_rows(5, 2, 4, generator=generator), random_rows(2, 4, generator=generator)
+    evidence = -9 * torch.rand(5, 30, 2, 4, generator=generator)
+    transitions = random_rows(2, 7, 4, 4, generator=generator).requires_grad_()
+    which = torch.randint(7, (5, 30), generator=generator)
+    gates = torch.nn.functional.one_hot(which, 7).float()[:, :, None].expand(-1, -1, 2, -1)
+    episode_start = torch.rand(5, 30, generator=generator) < 0.1
+    weights = torch.rand(5, 30, 2, 4, generator=generator)
+    found = []
+    for some in ((gates, None), (torch.ones(5, 30, 2, 1), which)):
+        beliefs = hmm.run_filter(
+            belief, some[0], evidence, transitions, start=start, episode_start=episode_start, which=some[1]
+        )
+        found.append((beliefs, *torch.autograd.grad((beliefs * weights).sum(), transitions)))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("matrices", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 2**17])
 def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:

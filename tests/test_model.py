@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
-from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
-from dhmm_rl.tokens import Slot, Tokenizer
+from dhmm_rl.model import DHMMGPT2, generate, hmm, load_checkpoint, save_checkpoint
+from dhmm_rl.tokens import NOTHING, Slot, Tokenizer
 
 
 def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list[int]]) -> tuple[Tensor, Tensor]:
@@ -184,6 +184,20 @@ def test_steps_of_many_slots_read_one_by_one_are_those_read_in_parallel() -> Non
             assert out.token_loss is not None
             torch.testing.assert_close(stepped.token_loss[:, 0], out.token_loss[:, t], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(stepped.logits[:, 0], out.logits[:, t], atol=1e-5, rtol=1e-5)
+
+
+def test_taking_each_tokens_matrix_is_weighing_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DHMMGPT2(9, num_states=5, matrices=4, control="all", layers=0, latent_init="automaton", chains=2)
+    ids = torch.randint(9, (6, 20))
+    ids[2, 15:] = NOTHING
+    found = []
+    for numbers in (2**20, 0):
+        monkeypatch.setattr(hmm, "GROUPED", numbers)
+        out = model(ids, labels=ids.roll(-1, dims=1))
+        found.append(
+            (out.belief, out.logits, *torch.autograd.grad(out.loss, [p for p in model.parameters() if p.requires_grad]))
+        )
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
 
 
 def test_without_states_and_with_learned_positions_it_is_hugging_faces_gpt2() -> None:

@@ -36,8 +36,8 @@ class Args:
     holds the longest sentence unless it is given."""
     steps: int | None = None
     """Gradient steps. Default: what suits the language, or 2000."""
-    batch_size: int = 64
-    """Sentences in a gradient step."""
+    batch_size: int | None = None
+    """Sentences in a gradient step. Default: what suits the language, or 64."""
     learning_rate: float | None = None
     """Peak learning rate. Default: what suits the language, or 0.003."""
     eval_every: int = 200
@@ -94,9 +94,9 @@ def _new(args: Args) -> LanguageRun:
     keys = [key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in ("self", "vocab_size", "slots")]
     model = model_settings(language, beyond) | read_options(args.model, hints, keys)
     DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made
-    given = {"steps": args.steps, "learning_rate": args.learning_rate}
+    given = {"steps": args.steps, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
     chosen = language.training | {name: value for name, value in given.items() if value is not None}
-    settings = TrainingSettings(batch_size=args.batch_size, eval_every=args.eval_every, **chosen)
+    settings = TrainingSettings(eval_every=args.eval_every, **chosen)
     settings = replace(settings, patience=max(settings.steps, 1))  # no sentence is seen twice: nothing is learned by heart
     settings.check()
     return LanguageRun.create(args.runs, args.name, language, model, settings, beyond, args.instances, args.seed)

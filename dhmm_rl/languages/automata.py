@@ -34,8 +34,9 @@ class Automaton(Language[Word]):
     Size: how many tokens come in, each uniform among those that may.
     """
 
-    sizes: tuple[int, int] = (1, 40)
-    """The smallest and the largest size in training."""
+    sizes: tuple[int, int] = (4, 40)
+    """The smallest and the largest size in training. Long sequences alone hardly teach, since the state is wrong after their
+    first tokens; and who has become certain of single tokens' states finds it hard to learn those of two."""
     growth: float = 0.8
 
     transduces = True
@@ -43,20 +44,20 @@ class Automaton(Language[Word]):
     @property
     def model(self) -> dict[str, Any]:
         """
-        The latent layer alone, with a transition matrix for every input.
+        The latent layer alone, with a transition matrix for every input, and one for where the next input is not known.
 
-        Many more latent states than the automaton has, of which most end unused: some of them are near the right ones from
-        the start. So little dither that the belief outlasts hundreds of tokens. Fast learning: what is left of a transition's
-        uncertainty adds up over the tokens, and only large logits are sure.
+        More latent states than the automaton has, some for every token: which one a state tells then need not be agreed upon
+        first. What comes in is no evidence. So little dither that the belief outlasts hundreds of tokens. Fast learning: what
+        is left of a transition's uncertainty adds up over the tokens, and only large logits are sure.
         """
         states = max(SPARE_STATES * len(self.states), FEWEST_STATES)
-        latent = {"num_states": states, "matrices": len(self.inputs), "dither": 1e-6}
+        latent = {"num_states": states, "matrices": len(self.inputs) + 1, "dither": 1e-6, "evidence_floor": 0.0}
         return latent | {"layers": 0, "latent_init": "automaton", "latent_rate": 30.0}
 
     @property
     def training(self) -> dict[str, Any]:
-        """A little longer than other languages."""
-        return {"steps": 2500}
+        """So much that every row of the table is met often."""
+        return {"steps": 1500, "batch_size": 256 if len(self.inputs) * len(self.states) > 1000 else 64}
 
     @cached_property
     @abstractmethod

@@ -48,8 +48,8 @@ class DHMMGPT2(nn.Module):
     :param dither: ε, the uniform part of every transition
     :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute to the belief
     :param mutation: probability per step that the belief jumps to a random state; in training and sampling only
-    :param latent_init: ``sticky`` (states that last: memory of what is far back) or ``automaton`` (random transitions, and a
-        matrix for every control token as far as there are: running states)
+    :param latent_init: ``sticky`` (states that last: memory of what is far back) or ``automaton`` (random transitions, a
+        matrix for every control token as far as there are, and one for none: running states)
     :param latent_rate: how much faster than the rest the latent layer learns under Adam and its like
     :param slots: the slots of a step; one slot with all ids when ``None``
     :param action_slots: how many of the first slots are the agent's actions
@@ -218,7 +218,7 @@ class DHMMGPT2(nn.Module):
         valid, starts = self._starts(tokens)
         x, log_likelihood, gates = self._look_up(tokens, tables)
         initial = self._initial_belief(batch) if belief is None else belief
-        beliefs = self._filter(log_likelihood, gates, initial, valid, starts, tables, mutation)
+        beliefs = self._filter(tokens, log_likelihood, gates, initial, valid, starts, tables, mutation)
         if not self.blocks:
             return self.read_belief(beliefs[:, -last:].flatten(2)), beliefs[:, -last:]
         if self.chain is not None:
@@ -306,10 +306,8 @@ class DHMMGPT2(nn.Module):
         self, hidden: Tensor, belief: Tensor, following: Tensor, first: int, last: int, tables: Tables
     ) -> tuple[Tensor | None, Tensor | None]:
         """What slots ``first`` to ``last - 1`` are predicted from, (B, T, last - first, D) and (B, T, last - first, N, K)."""
-        if last == 1 and (self.chain is None or self.action_slots > 0):  # the policy's own case: nothing before matters
+        if last == 1:  # nothing stands before it
             embedded = seen = gates = None
-        elif last == 1:
-            embedded, seen, gates = self._split(tables.lookup.new_zeros(*hidden.shape[:2], 1, tables.lookup.shape[1]))
         else:
             known = following[..., :last]
             found = F.embedding(torch.where(known < 0, self.vocab_size, known), tables.lookup, self.vocab_size)
@@ -380,7 +378,7 @@ class DHMMGPT2(nn.Module):
         tokens, tables = self._slotted(input_ids), self.tables()
         valid, starts = self._starts(tokens)
         _, log_likelihood, gates = self._look_up(tokens, tables)
-        return self._filter(log_likelihood, gates, belief, valid, starts, tables, mutation=0.0)
+        return self._filter(tokens, log_likelihood, gates, belief, valid, starts, tables, mutation=0.0)
 
     def step(self, tokens: Tensor, state: ModelState, labels: Tensor | None = None) -> tuple[ModelOutput, ModelState]:
         """
@@ -408,7 +406,7 @@ class DHMMGPT2(nn.Module):
         slotted = self._slotted(tokens[:, None])
         x, log_likelihood, gates = self._look_up(slotted, state.tables)
         valid, starts = self._starts(slotted)
-        belief = self._filter(log_likelihood, gates, state.belief, valid, starts, state.tables, mutation)
+        belief = self._filter(slotted, log_likelihood, gates, state.belief, valid, starts, state.tables, mutation)
         position = state.position
         if starts is not None:
             position = torch.where(starts[:, 0], torch.where(valid[:, 0], 0, -1), position)
@@ -494,6 +492,7 @@ class DHMMGPT2(nn.Module):
 
     def _filter(
         self,
+        tokens: Tensor,
         log_likelihood: Tensor,
         gates: Tensor | None,
         initial: Tensor,
@@ -506,7 +505,8 @@ class DHMMGPT2(nn.Module):
             return log_likelihood
         assert tables.chain is not None
         with torch.autocast(log_likelihood.device.type, enabled=False):
-            belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation)
+            ids = tokens[..., 0] if len(self.slots) == 1 else None
+            belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation, ids)
             return torch.where(valid[..., None, None], belief, self.chain.start)  # nothing says nothing
 
     def position_after(self, input_ids: Tensor, first: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -42,6 +42,11 @@ def predict(moved: Tensor, gate: Tensor | None) -> Tensor:
     return moved[..., 0, :] if gate is None else torch.einsum("...nm,...nml->...nl", gate, moved)
 
 
+def mix(gate: Tensor, transitions: Tensor) -> Tensor:
+    """``Σ_m g_m A_m``, (..., N, K, K), of gates (..., N, M) and transitions (N, M, K, K)."""
+    return torch.einsum("...nm,nmkl->...nkl", gate, transitions)
+
+
 def limit(log_likelihood: Tensor, floor: float) -> Tensor:
     """Evidence: a log-likelihood (..., K) minus its maximum over the states, floored at ``-floor``."""
     return (log_likelihood - log_likelihood.amax(dim=-1, keepdim=True)).clamp_min(-floor)
@@ -63,7 +68,7 @@ def draw_mutations(
     """
     jumps = torch.rand(*lead, 1, generator=generator, device=device) < rate
     targets = torch.randint(states, tuple(lead), generator=generator, device=device)
-    return jumps, torch.nn.functional.one_hot(targets, states).float()
+    return jumps, nn.functional.one_hot(targets, states).float()
 
 
 def run_filter(
@@ -75,6 +80,7 @@ def run_filter(
     start: Tensor | None = None,
     episode_start: Tensor | None = None,
     mutation: float = 0.0,
+    which: Tensor | None = None,
 ) -> Tensor:
     """
     Filter sequences: predict and correct, step after step.
@@ -83,9 +89,11 @@ def run_filter(
     need fewer launches; it has not been built, since it could not be measured.
 
     :param initial: belief before the first step, (B, N, K)
-    :param gates: (B, T, N, M)
+    :param gates: (B, T, N, M); of ones, with M = 1, when ``which`` is given
     :param evidence: floored log-likelihoods, (B, T, N, K)
     :param transitions: dithered, (N, M, K, K)
+    :param which: the one transition matrix of each step, (B, T), below M: where every step has a single one of many, it costs
+        M times less to take it than to weigh all
     :param start: belief before an episode's first step, (N, K); needed with ``episode_start``
     :param episode_start: steps at which the belief begins anew from ``start``, (B, T)
     :param mutation: probability of a jump per step and chain
@@ -102,11 +110,12 @@ def run_filter(
         initial.transpose(0, 1),
         gates.permute(1, 2, 0, 3).contiguous(),
         evidence.exp().permute(1, 2, 0, 3).contiguous(),
-        transitions.transpose(1, 2).reshape(chains, states, -1),
+        transitions.transpose(1, 2).reshape(chains, states, -1) if which is None else transitions.contiguous(),
         anew,
         restarts,
         jumps,
         targets,
+        None if which is None else which.T.contiguous(),
     )
     return beliefs.permute(2, 0, 1, 3)
 
@@ -135,19 +144,22 @@ class _Recurrence(torch.autograd.Function):
         restarts: Tensor | None,
         jumps: Tensor | None,
         targets: Tensor | None,
+        which: Tensor | None,
     ) -> Tensor:
         """
-        From (N, B, K), (T, N, B, M), (T, N, B, K), (N, K, M · K), (N, 1, K), (T, 1, B, 1), (T, N, B, 1) and (T, N, B, K) to
-        (T, N, B, K).
+        From (N, B, K), (T, N, B, M), (T, N, B, K), (N, K, M · K) or, with ``which``, (N, M, K, K), (N, 1, K), (T, 1, B, 1),
+        (T, N, B, 1), (T, N, B, K) and (T, B) to (T, N, B, K).
         """
         _, chains, batch, states = likelihood.shape
         belief, beliefs, norms, products = initial, [], [], []
+        groups = None if which is None else _Groups(which, stacked.shape[1])
         for chunk in _chunks(gates, likelihood):
             weights = _weights(gates, likelihood, chunk).unbind(0)
             for t, weight in zip(chunk, weights, strict=True):
                 if restarts is not None:
                     belief = torch.where(restarts[t], anew, belief)
-                moved = torch.bmm(belief, stacked).view(chains, batch, -1, states)
+                moved = torch.bmm(belief, stacked) if groups is None else groups.times(belief, stacked, t)
+                moved = moved.view(chains, batch, -1, states)
                 post = moved * weight
                 post = post.sum(dim=2) if gates.shape[-1] > 1 else post[:, :, 0]
                 norm = post.sum(dim=-1, keepdim=True)
@@ -159,7 +171,7 @@ class _Recurrence(torch.autograd.Function):
                 products.append(moved)
         filtered = torch.stack(beliefs)
         ctx.save_for_backward(initial, gates, likelihood, stacked, anew, restarts, jumps, filtered, torch.stack(norms))
-        ctx.products = products
+        ctx.products, ctx.groups = products, groups
         return filtered
 
     @staticmethod
@@ -174,7 +186,7 @@ class _Recurrence(torch.autograd.Function):
         stays = None if jumps is None else (~jumps).to(initial.dtype)
         grad_gates, grad_likelihood = torch.empty_like(gates), torch.empty_like(likelihood)
         grad_stacked, grad_anew = torch.zeros_like(stacked), torch.zeros_like(anew)
-        back = stacked.transpose(1, 2)
+        back, groups = stacked.transpose(-2, -1), ctx.groups
         carried = torch.zeros_like(initial)  # the gradient at the belief that the step after starts from
         for chunk in reversed(_chunks(gates, likelihood)):
             span = slice(chunk.start, chunk.stop)
@@ -187,7 +199,8 @@ class _Recurrence(torch.autograd.Function):
                 if stays is not None:
                     h = h * stays[chunk[i]]
                 h = h - (h * belief_of[i]).sum(dim=-1, keepdim=True)
-                carried = torch.bmm((h[:, :, None] * scaled[i]).view(chains, batch, -1), back)
+                at_moved = (h[:, :, None] * scaled[i]).view(chains, batch, -1)
+                carried = torch.bmm(at_moved, back) if groups is None else groups.times(at_moved, back, chunk[i])
                 inner.append(h)
                 before.append(carried)
                 if restarts is not None:
@@ -199,8 +212,47 @@ class _Recurrence(torch.autograd.Function):
             grad_gates[span] = (at_weights * likelihood[span, :, :, None]).sum(dim=-1)
             grad_likelihood[span] = (at_weights * gates[span, ..., None]).sum(dim=-2)
             at_moved = (at_post[:, :, :, None] * weights).transpose(0, 1).reshape(chains, len(chunk) * batch, -1)
-            grad_stacked += torch.bmm(started[span].permute(1, 3, 0, 2).flatten(2), at_moved)
-        return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None
+            if groups is None:
+                grad_stacked += torch.bmm(started[span].permute(1, 3, 0, 2).flatten(2), at_moved)
+            else:
+                groups.add_products(grad_stacked, started[span].transpose(0, 1).reshape(at_moved.shape), at_moved, span)
+        return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None, None
+
+
+class _Groups:
+    """
+    Products of every sequence's row with a matrix of its own: rows that have the same one are multiplied together.
+
+    :param which: the matrix of every step and sequence, (T, B)
+    :param matrices: M
+    """
+
+    def __init__(self, which: Tensor, matrices: int) -> None:
+        self.which, self.matrices = which, matrices
+        batch = which.shape[1]
+        counts = torch.zeros(len(which), matrices, dtype=torch.long, device=which.device)
+        counts.scatter_add_(1, which, torch.ones_like(which))
+        self.size = int(counts.max())
+        order = which.argsort(dim=1)
+        sorted_ = which.gather(1, order)
+        rank = torch.arange(batch, device=which.device) - (counts.cumsum(1) - counts).gather(1, sorted_)
+        self.place = torch.empty_like(order).scatter_(1, order, sorted_ * self.size + rank)  # of each sequence, (T, B)
+        self.rows = torch.full((len(which), matrices * self.size), batch, device=which.device)  # which sequence is where
+        self.rows.scatter_(1, self.place, torch.arange(batch, device=which.device).expand_as(which))
+
+    def times(self, rows: Tensor, transitions: Tensor, t: int) -> Tensor:
+        """Rows (N, B, K) times their matrices (N, M, K, K) in step t, (N, B, K)."""
+        chains, _, states = rows.shape
+        padded = nn.functional.pad(rows, (0, 0, 0, 1))[:, self.rows[t]].view(-1, self.size, states)
+        return torch.bmm(padded, transitions.reshape(-1, states, states)).view(chains, -1, states)[:, self.place[t]]
+
+    def add_products(self, total: Tensor, rows: Tensor, others: Tensor, span: slice) -> None:
+        """Add to each matrix of (N, M, K, K) the outer products of rows and others, (N, steps · B, K), that have it."""
+        which = self.which[span].flatten()
+        order, counts = which.argsort(), torch.bincount(which, minlength=self.matrices).tolist()
+        parts = zip(*(torch.split(some[:, order], counts, dim=1) for some in (rows, others)), strict=True)
+        for m, (row, other) in enumerate(parts):
+            total[:, m].baddbmm_(row.transpose(1, 2), other)
 
 
 def _chunks(gates: Tensor, likelihood: Tensor) -> list[range]:

@@ -16,8 +16,10 @@ from dhmm_rl.tokens import Slot
 
 CONTROLS = ("actions", "all", "none")
 LATENT_INITS = ("sticky", "automaton")
-OWN_MATRIX = 4.0
-"""Gate logit of the matrix that an id prefers at first, those of the others being 0."""
+PREFERENCE = 5.0
+"""Of what is preferred at first in an automaton, the logit above those of the rest."""
+GROUPED = 4096
+"""From so many numbers M · K of all matrices' predictions on, a step takes the one matrix of its token instead of all."""
 
 
 class LatentChain(nn.Module):
@@ -33,8 +35,9 @@ class LatentChain(nn.Module):
     :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
     :param floor: dither ε of the transitions
     :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute
-    :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``: transitions are
-        drawn at random, and every id prefers a matrix of its own, so that a running state can be learned
+    :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``, so that a running
+        state can be learned: transitions are drawn at random, every id prefers a matrix of its own and every state an id;
+        before a step's tokens are known its last matrix is preferred, in which states stay
     :param rate: how much faster than other parameters the logits move under optimisers such as Adam: they are so many times the
         parameters. Probabilities near 0 and 1 are far away in logits
     """
@@ -69,16 +72,21 @@ class LatentChain(nn.Module):
 
         self.start_logits = nn.Parameter(torch.zeros(chains, num_states))
         sticky = init == "sticky"
-        transitions = (
-            _sticky(chains, matrices, num_states, floor) if sticky else torch.randn(chains, matrices, num_states, num_states)
-        )
+        transitions = _sticky(chains, matrices, num_states, floor) if sticky else _random(chains, matrices, num_states)
         self.transition_logits = nn.Parameter(transitions / rate)
-        self.emission_logits = nn.Parameter(0.1 * torch.randn(vocab_size, chains, num_states) / rate)
+        emissions = 0.1 * torch.randn(vocab_size, chains, num_states)
+        if not sticky:
+            emissions += PREFERENCE * _in_turn(num_states, vocab_size).T[:, None]
+        self.emission_logits = nn.Parameter(emissions / rate)
         self.gate_weight = self.gate_bias = None
         if matrices > 1:
-            gates = torch.randn(vocab_size, chains, matrices) if sticky else _own_matrix(vocab_size, chains, matrices)
+            gates, bias = torch.randn(vocab_size, chains, matrices), torch.zeros(chains, matrices)
+            if not sticky:
+                own = nn.functional.pad(_in_turn(vocab_size, matrices - 1), (0, 1))
+                gates = 2 * PREFERENCE * own[:, None].repeat(1, chains, 1)
+                bias[:, -1] = PREFERENCE
             self.gate_weight = nn.Parameter(gates / rate)
-            self.gate_bias = nn.Parameter(torch.zeros(chains, matrices))
+            self.gate_bias = nn.Parameter(bias / rate)
         self.residual_scale = nn.Parameter(torch.full((chains,), 1.0 / chains))
 
     @property
@@ -121,6 +129,7 @@ class LatentChain(nn.Module):
         episode_start: Tensor | None,
         tables: "ChainTables",
         mutation: float = 0.0,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """
         Beliefs after each step.
@@ -129,17 +138,25 @@ class LatentChain(nn.Module):
         :param gate_logits: of the steps' control tokens, (B, T, N, M); ``None`` when there is one matrix
         :param initial: belief before the first step, (B, N, K)
         :param episode_start: where the belief begins anew, (B, T)
+        :param ids: the steps' tokens where there is one slot, -1 for nothing, (B, T)
         :return: (B, T, N, K)
         """
-        gates = self.weigh(gate_logits)
+        gates, transitions, which = self.weigh(gate_logits), tables.transitions, None
+        if ids is not None and gates is not None and self.matrices * self.shape[1] >= GROUPED:
+            assert tables.gates is not None
+            known, which = torch.unique(ids, return_inverse=True)
+            of_each = self.weigh(tables.gates[known])
+            assert of_each is not None
+            transitions, gates = hmm.mix(of_each, transitions).transpose(0, 1), None
         return hmm.run_filter(
             initial,
             log_likelihood.new_ones(*log_likelihood.shape[:3], 1) if gates is None else gates,
             hmm.limit(log_likelihood, self.evidence_floor),
-            tables.transitions,
+            transitions,
             start=self.start,
             episode_start=episode_start,
             mutation=mutation,
+            which=which,
         )
 
     def slot_priors(
@@ -151,19 +168,28 @@ class LatentChain(nn.Module):
         For each slot, the filter conditioned on the slots of the same step before it.
 
         :param belief: (B, T, N, K)
-        :param seen: log-likelihood of the slots before each, (B, T, last - first, N, K); not needed for actions
-        :param gate_logits: sums of their gate logits, (B, T, last - first, N, M); ``None`` when there is one matrix
+        :param seen: log-likelihood of the slots before each, (B, T, last - first, N, K); ``None`` when there are none. Not
+            needed for actions
+        :param gate_logits: sums of their gate logits, (B, T, last - first, N, M); ``None`` when there are none or one matrix
         :return: (B, T, last - first, N, K)
         """
         prior = belief[:, :, None]
-        if last > self.action_slots:
+        if last > self.action_slots and seen is None:
+            prior = torch.einsum("btnk,nkl->btnl", belief, self._expected(tables.transitions))[:, :, None]
+        elif last > self.action_slots:
+            assert seen is not None
             moved = hmm.predict(hmm.move(belief, tables.transitions)[:, :, None], self.weigh(gate_logits))
             if first < self.action_slots:
                 action = torch.arange(first, last, device=belief.device) < self.action_slots
                 moved = torch.where(action[:, None, None], prior, moved)
-            assert seen is not None
             prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
         return prior.expand(-1, -1, last - first, -1, -1)
+
+    def _expected(self, transitions: Tensor) -> Tensor:
+        """The transition while nothing is known of the step that gates it, (N, K, K)."""
+        if self.gate_bias is None:
+            return transitions[:, 0]
+        return hmm.mix((self.rate * self.gate_bias.float()).softmax(dim=-1), transitions)
 
     def slot_logits(self, priors: Tensor, log_emissions: Tensor) -> Tensor:
         """
@@ -204,7 +230,14 @@ def _sticky(chains: int, matrices: int, states: int, floor: float) -> Tensor:
     return probabilities.log() + 0.1 * torch.randn(chains, matrices, states, states)
 
 
-def _own_matrix(ids: int, chains: int, matrices: int) -> Tensor:
-    """Gate logits (ids, N, M) by which every id prefers one matrix, each in turn."""
-    preferred = nn.functional.one_hot(torch.arange(ids) % matrices, matrices).float()
-    return OWN_MATRIX * preferred[:, None].repeat(1, chains, 1)
+def _random(chains: int, matrices: int, states: int) -> Tensor:
+    """Transition logits (N, M, K, K) drawn at random, but for the last of several matrices, in which states stay."""
+    logits = torch.randn(chains, matrices, states, states)
+    if matrices > 1:
+        logits[:, -1] += 2 * PREFERENCE * torch.eye(states)
+    return logits
+
+
+def _in_turn(rows: int, columns: int) -> Tensor:
+    """Row i has its 1 in column i modulo their number, (rows, columns)."""
+    return nn.functional.one_hot(torch.arange(rows) % columns, columns).float()
