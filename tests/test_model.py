@@ -190,6 +190,8 @@ def test_taking_each_tokens_matrix_is_weighing_all(monkeypatch: pytest.MonkeyPat
     model = DHMMGPT2(9, num_states=5, matrices=4, control="all", layers=0, latent_init="automaton", chains=2)
     ids = torch.randint(9, (6, 20))
     ids[2, 15:] = NOTHING
+    assert model.chain is not None
+    parameters = list(model.chain.parameters())
     found = []
     for numbers in (2**20, 0):
         monkeypatch.setattr(hmm, "GROUPED", numbers)
