@@ -14,10 +14,12 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from dhmm_rl import VecTokenStream
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training.pretraining import sample, split
 from dhmm_rl.training.sources import Part, Source, gather, imitate_top, read_source
@@ -129,6 +131,13 @@ def test_a_teacher_sees_by_the_statistics_beside_it(model: str, statistics: str,
     (tmp_path / f"{statistics}.pkl").write_bytes(pickle.dumps("something else"))
     with pytest.raises(InputError, match=r"vecnormalize.*cannot be read"):
         load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1")
+
+
+def test_an_agent_on_token_streams_is_no_teacher(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2)
+    SequencePPO("DHMMPolicy", VecTokenStream(env, history=1), n_steps=8, batch_size=8).save(tmp_path / "agent.zip")
+    with pytest.raises(InputError, match="sees token streams; a teacher sees plain observations"):
+        load_teacher(tmp_path / "agent.zip", env)
 
 
 def test_a_teacher_trained_on_flat_observations_gets_them_flat(tmp_path: Path) -> None:

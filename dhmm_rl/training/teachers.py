@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeI
 from dhmm_rl.data.rollouts import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
+from dhmm_rl.policies import DHMMPolicy
 
 
 class Teacher:
@@ -111,6 +112,8 @@ def load_policy(path: str | Path) -> BasePolicy:
             warnings.simplefilter("ignore", UserWarning)  # schedules saved under another Python; acting needs none
             data, weights, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
+        if issubclass(data["policy_class"], DHMMPolicy):
+            raise InputError("it is an agent of dhmm-rl's, which sees token streams; a teacher sees plain observations")
         known = inspect.signature(data["policy_class"]).parameters
         keywords: dict[str, Any] = {"lr_schedule": lambda progress: 0.0, "use_sde": data.get("use_sde", False)}
         keywords = {name: value for name, value in keywords.items() if name in known} | data["policy_kwargs"]
