@@ -94,7 +94,7 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
     """
     sizes = [max(language.sizes[1], *beyond)] * 20
     longest = make_batch(language, draw(language, sizes, 0)).input_ids.shape[1]
-    positions = "rotary" if language.max_position is None else "both"
+    positions = "rotary" if language.max_position is None else "learned"
     return {"window": longest, "max_len": language.max_position or longest, "positions": positions} | language.model
 
 
