@@ -190,13 +190,20 @@ def test_a_batch_holds_the_sentences(language: Language[Any], seed: int) -> None
         n = len(ids)
         assert plain.input_ids[row].tolist() == ids + [-1] * (plain.input_ids.shape[1] - n)
         assert plain.labels[row].tolist() == labels + [-1] * (plain.input_ids.shape[1] - n)
-        assert plain.position_ids[row, :n].tolist() == positions
+        middle = language.offset(language.prompt(instance))
+        assert plain.position_ids[row, :n].tolist() == [position + middle for position in positions]
         assert (shifted.input_ids[row] == plain.input_ids[row]).all()
-        offsets = shifted.position_ids[row, :n] - plain.position_ids[row, :n]
+        offsets = shifted.position_ids[row, :n].numpy() - positions
         assert (offsets == offsets[0]).all()
         assert 0 <= offsets[0] <= (0 if language.max_position is None else language.max_position - 1)
         if language.max_position is not None:
             assert shifted.position_ids[row, :n].max() < language.max_position
+
+
+@pytest.mark.parametrize("language", [Addition(max_position=48), BubbleSort(max_position=48)], ids=repr)
+def test_coupled_positions_lie_in_the_middle_when_an_instance_is_solved(language: Language[Any]) -> None:
+    positions = make_batch(language, [drawn(language, 10, 0)]).position_ids
+    assert abs(int(positions.min()) - (47 - int(positions.max()))) <= 1
 
 
 def test_offsets_reach_every_position_and_too_long_ones_are_refused() -> None:

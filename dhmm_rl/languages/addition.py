@@ -41,6 +41,8 @@ class Addition(Language[Sum]):
     """How the sum is written: ``plain``, the highest digit first; ``reversed``, the lowest first (arXiv 2307.03381); or
     ``carry``, the lowest first and after every digit the carry out of its column."""
 
+    max_position: int | None = 48
+
     end = "END"
     tokens = (*DIGITS, "+", "=", "END", *CARRIES)
 
@@ -109,3 +111,7 @@ class Addition(Language[Sum]):
             answer = [s for s in range(1, n + 2) for _ in CARRIES]
         beyond = len(tokens) - 2 * n - 2 - len(answer)
         return [*number, plus, *number, equals, *answer, *[0] * max(beyond, 0)][: len(tokens)]
+
+    def offset(self, prompt: Sequence[str]) -> int:
+        """To the middle: no position id is beyond the prompt's."""
+        return self.middle(prompt)

@@ -95,10 +95,12 @@ def write_traces(
     width = max(map(len, prompts))
     ids = torch.tensor([[NOTHING] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
 
+    offsets = [language.offset(language.prompt(instance)) for instance in instances]
+
     def positions(stream: Tensor) -> Tensor:
         found = torch.zeros_like(stream)
-        for row, ids in zip(found, stream.tolist(), strict=True):
-            places = torch.tensor(language.positions(language.decode(ids)), device=stream.device)
+        for row, ids, offset in zip(found, stream.tolist(), offsets, strict=True):
+            places = torch.tensor(language.positions(language.decode(ids)), device=stream.device) + offset
             first = next(i for i, id_ in enumerate(ids) if id_ >= 0)
             row[first : first + len(places)] = places.clamp_max(model.max_len - 1)  # a trace that is wrong may run beyond
         return found

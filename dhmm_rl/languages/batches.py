@@ -22,7 +22,8 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
     Sentences side by side, padded with -1 behind.
 
     :param instances: B of them
-    :param rng: draws an offset of each sentence's position ids, if the language has a ``max_position``; none when ``None``
+    :param rng: draws an offset of each sentence's position ids, if the language has a ``max_position``; the language's own when
+        ``None``
     :return: ids, labels (-1 where nothing is to be learned: on the prompt and the padding) and position ids, each (B, T), and
         weights of 1
     :raises InputError: for a sentence whose position ids do not fit under ``max_position``
@@ -42,6 +43,8 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
             )
         if rng is not None:
             positions += rng.integers(spare + 1)[:, None]
+        else:
+            positions += np.array([[language.offset(language.prompt(instance))] for instance in instances])
     return Batch(*map(torch.from_numpy, (ids, labels, np.ones(ids.shape, dtype=np.float32), positions)))
 
 

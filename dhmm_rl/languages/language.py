@@ -153,6 +153,18 @@ class Language(ABC, Generic[Instance]):
         """Position ids of tokens read so far, from 0; in a prompt they may depend on all of it, later on earlier ones only."""
         return list(range(len(tokens)))
 
+    def offset(self, prompt: Sequence[str]) -> int:
+        """What is added to the position ids when an instance is solved; in training it is random."""
+        return 0
+
+    def middle(self, prompt: Sequence[str]) -> int:
+        """
+        An offset for position ids that go no further than the prompt's: those around the middle of what there is.
+
+        Training meets them in every column; the first and the last ids stand at an end of their sentences whenever it does.
+        """
+        return 0 if self.max_position is None else max(self.max_position - 1 - max(self.positions(prompt)), 0) // 2
+
     def lines(self, trace: Sequence[str]) -> list[str]:
         """A trace as people read it."""
         return [" ".join(trace)]

@@ -173,6 +173,10 @@ class Sorting(Language[Array]):
                 before = found[-1] = 0
         return found
 
+    def offset(self, prompt: Sequence[str]) -> int:
+        """To the middle: no position id is beyond the prompt's."""
+        return self.middle(prompt)
+
 
 @dataclass(frozen=True)
 class BubbleSort(Sorting):
