@@ -57,7 +57,8 @@ class Automaton(Language[Word]):
     @property
     def training(self) -> dict[str, Any]:
         """So much that every row of the table is met often."""
-        return {"steps": 1500, "batch_size": 256 if len(self.inputs) * len(self.states) > 1000 else 64}
+        large = len(self.inputs) * len(self.states) > 1000
+        return {"steps": 1000, "batch_size": 256} if large else {"steps": 1500, "batch_size": 64}
 
     @cached_property
     @abstractmethod
