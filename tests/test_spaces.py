@@ -176,6 +176,7 @@ def test_fields_have_names_that_say_where_they_lie() -> None:
         (spaces.Sequence(spaces.Discrete(2)), r"observation is a Sequence.*FlattenFields\(env, size=8\)"),
         (spaces.Dict(a=spaces.Graph(spaces.Discrete(2), None)), r"observation\.a is a Graph.*FlattenFields"),
         (spaces.Box(0, 1, (70, 70)), r"4900 fields.*uint8, from 0 to 255"),
+        (spaces.Discrete(10**9), "has 1000000000 categories, more than the 65536 that can be tokens"),
     ],
 )
 def test_what_cannot_be_tokenised_is_refused_with_what_would_help(space: Space, message: str) -> None:

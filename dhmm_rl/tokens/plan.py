@@ -21,6 +21,8 @@ MOST_CATEGORIES = 256
 """An integer with more values than this is binned."""
 MOST_SLOTS = 4096
 """A step with more slots than this is refused."""
+MOST_IDS = 2**16
+"""A category of more values than this is refused."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,13 @@ def _plan(field: Field, chosen: Settings, bins: int) -> FieldPlan:
         values = tuple(sorted({float(value) for value in chosen["values"]}))
         return FieldPlan(field.name, len(values), values)
     if field.kind == "categorical":
-        return FieldPlan(field.name, int(field.high - field.low) + 1, low=field.low, high=field.high)
+        categories = int(field.high - field.low) + 1
+        if categories > MOST_IDS:
+            raise InputError(
+                f"{field.name} has {categories} categories, more than the {MOST_IDS} that can be tokens; "
+                "gymnasium.wrappers.TransformObservation or TransformAction could write them as several digits (MultiDiscrete)"
+            )
+        return FieldPlan(field.name, categories, low=field.low, high=field.high)
     within = replace(field, low=chosen.get("low", field.low), high=chosen.get("high", field.high))
     if within.low == within.high:
         return FieldPlan(field.name, 1, (within.low,))
