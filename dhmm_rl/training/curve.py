@@ -45,7 +45,7 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
 
 def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     """
-    Draw a language model's held-out loss against gradient steps and, where they were logged, the shares of what is right.
+    Draw a language model's held-out loss against gradient steps and, where they were logged, the shares that are right.
 
     :param rows: of its log, as :func:`~dhmm_rl.training.logs.read_log` gives them
     """
@@ -56,7 +56,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
         loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
         loss.plot(steps, [float(row["pretrain/held_out_loss"]) for row in rows], marker=".")
         scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0
-        loss.set(ylabel="held-out loss, nats per token", yscale=scale, title=title)
+        loss.set(ylabel="nats per token", yscale=scale, title=f"{title}: held-out sentences")
         for axes in below:
             for key, label in shares.items():
                 axes.plot(steps, [float(row[key]) for row in rows], marker=".", label=label)
