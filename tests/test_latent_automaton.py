@@ -28,7 +28,6 @@ from dhmm_rl.model import DHMMGPT2
 SURE = 30.0
 """A logit."""
 
-
 Floats = NDArray[np.float64]
 
 
@@ -99,8 +98,7 @@ def test_automata_are_read_back_whatever_their_states_are_called(language: Autom
     assert is_the_automaton(found, language)
     assert found is not None
     assert [len(members) for members in found.members] == [copies] * len(language.states)
-    flat = [state for members in found.members for state in members]
-    assert len(set(flat)) == len(flat)
+    assert len(set(itertools.chain(*found.members))) == copies * len(language.states)
 
 
 @pytest.mark.parametrize("process", [EvenProcess(p=0.6), Mess3()], ids=["even-process", "mess3"])
