@@ -15,11 +15,14 @@ import torch
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import LANGUAGES, Addition
 from dhmm_rl.languages.__main__ import Args, main
+from dhmm_rl.languages.latent_automaton import read_automaton
 from dhmm_rl.languages.options import find_language, with_options
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.training import language_model
 from dhmm_rl.training.language_model import learning_rate
 from dhmm_rl.training.languages import LanguageRun
+from dhmm_rl.training.logs import read_log
+from tests.test_latent_automaton import is_the_automaton
 
 SMALL = Args(
     "bubble-sort",
@@ -44,6 +47,8 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert [entry["size"] for entry in result["sizes"]] == [2, 4]
     assert "held_out/exact" in (folder / "progress_languages.csv").read_text()
     assert list(folder.glob("events.out.tfevents*"))
+    assert f"curve:            {folder}/curve.png\n" in out
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     run = LanguageRun.open(folder)
     assert run.language == with_options(LANGUAGES["bubble-sort"], SMALL.set)
     assert load_checkpoint(run.checkpoint).model.config["max_len"] == 16
@@ -86,6 +91,7 @@ def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monke
     assert whole.info["sizes"] == resumed.info["sizes"]
     for mine, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(mine, other)
+    assert [row["pretrain/steps"] for row in read_log(parts, "languages")] == ["20", "40", "60"]
 
 
 @pytest.mark.parametrize("name", ["mess3", "parity", "stream"])
@@ -99,11 +105,18 @@ def test_processes_automata_and_streams_are_learned_too(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["parity", "counting"])
-def test_running_states_learned_on_40_tokens_are_right_after_512(name: str, tmp_path: Path) -> None:
+def test_running_states_learned_on_40_tokens_are_right_after_512(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(Args(name, steps=800, beyond=(512,), instances=50, runs=tmp_path, quiet=True))
     result = json.loads((tmp_path / name / "languages/1/result.json").read_text())
     assert [entry["exact"] for entry in result["sizes"][:2]] == [1, 1]
     assert result["sizes"][2]["tokens"] >= 0.99  # at chance, 0.5 or 0.2; by counting steps alone, too
+    run = LanguageRun.open(tmp_path / name / "languages/1")
+    model = load_checkpoint(run.checkpoint).model
+    assert is_the_automaton(read_automaton(model, run.language, run.held_out()), run.language)
+    assert capsys.readouterr().out.endswith(f"automaton:        {run.folder}/automaton.png\n")
+    assert (run.folder / "automaton.png").is_file()
 
 
 def test_a_language_of_ones_own_is_trained_by_its_name(

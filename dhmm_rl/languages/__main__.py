@@ -13,7 +13,15 @@ from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
 from dhmm_rl.training.language_model import TrainingSettings
-from dhmm_rl.training.languages import LanguageRun, draw, finished_runs, model_settings, show, train_on_language
+from dhmm_rl.training.languages import (
+    LanguageRun,
+    draw,
+    finished_runs,
+    model_settings,
+    show,
+    train_on_language,
+    write_pictures,
+)
 
 
 @dataclass
@@ -22,8 +30,9 @@ class Args:
     Train DHMM-GPT2 on the traces of an algorithm, an automaton or a process, drawn anew for every step, and execute what it
     writes.
 
-    At the end: the share of instances whose whole trace is exact, inside and beyond the sizes of the training, and a few traces
-    with the executor's verdict. A run that was interrupted goes on with --resume.
+    At the end: the share of instances whose whole trace is exact, inside and beyond the sizes of the training, a few traces
+    with the executor's verdict, and pictures: the losses, and the automaton that the latent layer has become, if it is small.
+    A run that was interrupted goes on with --resume.
     """
 
     name: tyro.conf.Positional[str] = "bubble-sort"
@@ -78,11 +87,13 @@ def main(args: Args) -> None:
         if run.checkpoint.exists():
             raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
     print(train_on_language(run, device=device, progress=not args.quiet))
-    largest = run.language.sizes[1]
-    print("\n" + show(load_checkpoint(run.checkpoint, device).model, run.language, draw(run.language, [largest] * 2, 0)))
+    model, largest = load_checkpoint(run.checkpoint, device).model, run.language.sizes[1]
+    print("\n" + show(model, run.language, draw(run.language, [largest] * 2, 0)))
     print(f"\nmodel:            {run.checkpoint}")
     print(f'ask it:           python -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')
     print(f"watch the losses: tensorboard --logdir {run.folder}")
+    for picture in write_pictures(run, model):
+        print(f"{picture.stem + ':':<18}{picture}")
 
 
 def _new(args: Args) -> LanguageRun:

@@ -4,12 +4,13 @@ What a model answers in a language.
 Shapes: B instances, T tokens of the longest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dhmm_rl.data import Batch
 from dhmm_rl.languages.batches import make_batch
 from dhmm_rl.languages.language import Language
 from dhmm_rl.model import DHMMGPT2, generate
@@ -40,17 +41,13 @@ def score(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], ba
     Where it is in a whole trace, the trace is exactly what the model writes when it always takes the likeliest token, and the
     other way round; so one parallel pass counts exact matches.
 
-    :param batch_size: instances read at once; when ``None``, as many as the longest leaves room for
+    :param batch_size: as :func:`batches_for` takes it
     """
     model.eval()
-    if batch_size is None:
-        batch_size = max(1, TOKENS // max(len(language.sentence(instance).ids) for instance in instances))
     exact: list[Tensor] = []
     right = wanted = 0
     nats = 0.0
-    for first in range(0, len(instances), batch_size):
-        batch = make_batch(language, instances[first : first + batch_size])
-        batch = type(batch)(*(part.to(model.slot_ids.device) for part in batch))
+    for batch in batches_for(model, language, instances, batch_size):
         out = model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
         learned = batch.labels >= 0
         hit = (out.logits.argmax(dim=-1) == batch.labels) | ~learned
@@ -58,6 +55,21 @@ def score(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], ba
         right, wanted = right + int((hit & learned).sum()), wanted + int(learned.sum())
         nats += float(out.token_loss.double().sum())
     return Score(float(torch.cat(exact).double().mean()), right / wanted, nats / wanted)
+
+
+def batches_for(
+    model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], batch_size: int | None = None
+) -> Iterator[Batch]:
+    """
+    Instances with their traces on a model's device.
+
+    :param batch_size: instances in a batch; when ``None``, as many as the longest leaves room for
+    """
+    if batch_size is None:
+        batch_size = max(1, TOKENS // max(len(language.sentence(instance).ids) for instance in instances))
+    for first in range(0, len(instances), batch_size):
+        batch = make_batch(language, instances[first : first + batch_size])
+        yield Batch(*(part.to(model.slot_ids.device) for part in batch))
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """The learning curve of one run, as a picture."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,27 +20,56 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
     :param result: with ``eval_steps``, ``pretraining_steps``
     :param returns: of every episode of every evaluation
     """
+    with _picture(run.folder / "curve.png") as figure:
+        axes = figure.add_subplot()
+        steps = result["eval_steps"]
+        if steps:
+            lower, upper = np.percentile(returns, [25, 75], axis=1)
+            axes.fill_between(steps, lower, upper, alpha=0.25, linewidth=0, label="middle half of the episodes")
+            axes.plot(steps, np.mean(returns, axis=1), marker=".", label="mean of an evaluation")
+        axes.plot(
+            result["pretraining_steps"] + result["ppo_steps"],
+            result["final_return"],
+            marker="*",
+            markersize=12,
+            linestyle="none",
+            label="final agent, 100 episodes",
+        )
+        if run.env.solved_at is not None:
+            axes.axhline(run.env.solved_at, color="grey", linestyle=":", label=f"solved at {run.env.solved_at:g}")
+        if result["pretraining_steps"]:
+            axes.axvspan(0, result["pretraining_steps"], color="grey", alpha=0.2, linewidth=0, label="pretraining rollouts")
+        axes.set(xlabel="environment steps", ylabel="return", title=f"{run.agent.name} on {run.env.name}, seed {run.seed}")
+        axes.legend()
+
+
+def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
+    """
+    Draw a language model's held-out loss against gradient steps and, where they were logged, the shares that are right.
+
+    :param rows: of its log, as :func:`~dhmm_rl.training.logs.read_log` gives them
+    """
+    steps = [int(row["pretrain/steps"]) for row in rows]
+    shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}
+    shares = {key: label for key, label in shares.items() if key in rows[0]}
+    with _picture(path) as figure:
+        loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
+        loss.plot(steps, [float(row["pretrain/held_out_loss"]) for row in rows], marker=".")
+        scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0
+        loss.set(ylabel="nats per token", yscale=scale, title=f"{title}: held-out sentences")
+        for axes in below:
+            for key, label in shares.items():
+                axes.plot(steps, [float(row[key]) for row in rows], marker=".", label=label)
+            axes.set(ylabel="share that is right", ylim=(-0.05, 1.05))
+            axes.legend()
+        figure.axes[-1].set_xlabel("gradient steps")
+
+
+@contextmanager
+def _picture(path: Path) -> Iterator[Figure]:
+    """A figure that is written when the block ends."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    steps = result["eval_steps"]
-    if steps:
-        lower, upper = np.percentile(returns, [25, 75], axis=1)
-        axes.fill_between(steps, lower, upper, alpha=0.25, linewidth=0, label="middle half of the episodes")
-        axes.plot(steps, np.mean(returns, axis=1), marker=".", label="mean of an evaluation")
-    axes.plot(
-        result["pretraining_steps"] + result["ppo_steps"],
-        result["final_return"],
-        marker="*",
-        markersize=12,
-        linestyle="none",
-        label="final agent, 100 episodes",
-    )
-    if run.env.solved_at is not None:
-        axes.axhline(run.env.solved_at, color="grey", linestyle=":", label=f"solved at {run.env.solved_at:g}")
-    if result["pretraining_steps"]:
-        axes.axvspan(0, result["pretraining_steps"], color="grey", alpha=0.2, linewidth=0, label="pretraining rollouts")
-    axes.set(xlabel="environment steps", ylabel="return", title=f"{run.agent.name} on {run.env.name}, seed {run.seed}")
-    axes.legend()
-    with atomic_write(run.folder / "curve.png") as temporary:
+    yield figure
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

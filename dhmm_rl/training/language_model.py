@@ -144,6 +144,7 @@ def train_language_model(
                 raise InputError(f"training diverged: the held-out loss is {held_out_loss}; a lower learning rate would help")
             state.keep(held_out_loss, bits)
             bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
+            logger.record("pretrain/steps", state.step, exclude="tensorboard")
             logger.record("pretrain/held_out_loss", held_out_loss)
             logger.record("pretrain/learning_rate", learning_rate(state.step - 1, settings))
             for slot, value in zip(model.slots, bits, strict=True):

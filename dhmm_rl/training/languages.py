@@ -22,10 +22,13 @@ from dhmm_rl.languages import (
     score,
     write_traces,
 )
+from dhmm_rl.languages.latent_automaton import read_automaton
 from dhmm_rl.languages.options import find_language
+from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.training.curve import plot_losses
 from dhmm_rl.training.language_model import TrainingSettings, train_language_model
-from dhmm_rl.training.logs import make_logger
+from dhmm_rl.training.logs import make_logger, read_log
 from dhmm_rl.training.runs import LANGUAGE_MODEL, next_folder, read_description, write_description
 
 COMMAND = "languages"
@@ -85,6 +88,11 @@ class LanguageRun:
         """The trained model, if the run has one."""
         return self.folder / LANGUAGE_MODEL
 
+    def held_out(self) -> list[Any]:
+        """Instances on which training is judged."""
+        low, high = self.language.sizes
+        return draw(self.language, np.random.default_rng(self.seed).integers(low, high + 1, HELD_OUT).tolist(), self.seed)
+
 
 def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, Any]:
     """
@@ -116,8 +124,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
     language, settings = run.language, run.settings
     torch.manual_seed(run.seed)
     model = DHMMGPT2(len(language.tokens), **run.model).to(device)
-    low, high = language.sizes
-    held_out = draw(language, np.random.default_rng(run.seed).integers(low, high + 1, HELD_OUT).tolist(), run.seed)
+    held_out = run.held_out()
 
     def figures() -> dict[str, float]:
         found = score(model, language, held_out)
@@ -141,7 +148,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
 
     lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
     results = []
-    for size in dict.fromkeys([low, high, *run.beyond]):
+    for size in dict.fromkeys([*language.sizes, *run.beyond]):
         instances = draw(language, [size] * run.instances, run.seed + size)
         found = score(model, language, instances)
         result = {"size": size, **found._asdict()}
@@ -150,7 +157,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
             result["best_nats"] = float(language.nats(np.array(instances)).mean())
             line += f"{result['best_nats']:>10.4f}"
         results.append(result)
-        lines.append(line + ("" if size <= high else "   beyond the training's sizes"))
+        lines.append(line + ("" if size <= language.sizes[1] else "   beyond the training's sizes"))
     info = {
         "language": run.name,
         "held_out_loss": trained.loss,
@@ -162,6 +169,22 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         temporary.write_text(json.dumps(info, indent=2) + "\n")
     save_checkpoint(run.checkpoint, model, None, info)
     return "\n".join(lines)
+
+
+def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
+    """
+    Draw ``curve.png``, how the training went, and ``automaton.png``, what the latent chain has become, if that is small.
+
+    :param model: the run's
+    :return: what was drawn
+    """
+    curve, picture = run.folder / "curve.png", run.folder / "automaton.png"
+    plot_losses(read_log(run.folder, COMMAND), curve, f"{run.name}, seed {run.seed}")
+    automaton = read_automaton(model, run.language, run.held_out())
+    if automaton is None or len(automaton.arrows()) > MOST_ARROWS:
+        return [curve]
+    save_automaton(automaton, run.language, picture)
+    return [curve, picture]
 
 
 def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> str:
