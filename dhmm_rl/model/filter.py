@@ -187,6 +187,7 @@ class _Recurrence(torch.autograd.Function):
         grad_gates, grad_likelihood = torch.empty_like(gates), torch.empty_like(likelihood)
         grad_stacked, grad_anew = torch.zeros_like(stacked), torch.zeros_like(anew)
         back, groups = stacked.transpose(-2, -1), ctx.groups
+        grouped: list[Tensor] = []
         carried = torch.zeros_like(initial)  # the gradient at the belief that the step after starts from
         for chunk in reversed(_chunks(gates, likelihood)):
             span = slice(chunk.start, chunk.stop)
@@ -215,7 +216,9 @@ class _Recurrence(torch.autograd.Function):
             if groups is None:
                 grad_stacked += torch.bmm(started[span].permute(1, 3, 0, 2).flatten(2), at_moved)
             else:
-                groups.add_products(grad_stacked, started[span].transpose(0, 1).reshape(at_moved.shape), at_moved, span)
+                grouped.append(at_moved)
+        if groups is not None:  # once for all steps: every matrix's gradient is as large as the matrix
+            grad_stacked = groups.outer(started.transpose(0, 1).flatten(1, 2), torch.cat(grouped[::-1], dim=1))
         return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None, None
 
 
@@ -246,13 +249,12 @@ class _Groups:
         padded = nn.functional.pad(rows, (0, 0, 0, 1))[:, self.rows[t]].view(-1, self.size, states)
         return torch.bmm(padded, transitions.reshape(-1, states, states)).view(chains, -1, states)[:, self.place[t]]
 
-    def add_products(self, total: Tensor, rows: Tensor, others: Tensor, span: slice) -> None:
-        """Add to each matrix of (N, M, K, K) the outer products of rows and others, (N, steps · B, K), that have it."""
-        which = self.which[span].flatten()
+    def outer(self, rows: Tensor, others: Tensor) -> Tensor:
+        """For each matrix, the sum of the outer products of rows and others, (N, T · B, K), that have it, (N, M, K, K)."""
+        which = self.which.flatten()
         order, counts = which.argsort(), torch.bincount(which, minlength=self.matrices).tolist()
         parts = zip(*(torch.split(some[:, order], counts, dim=1) for some in (rows, others)), strict=True)
-        for m, (row, other) in enumerate(parts):
-            total[:, m].baddbmm_(row.transpose(1, 2), other)
+        return torch.stack([torch.bmm(row.transpose(1, 2), other) for row, other in parts], dim=1)
 
 
 def _chunks(gates: Tensor, likelihood: Tensor) -> list[range]:

@@ -138,16 +138,20 @@ class LatentChain(nn.Module):
         :param gate_logits: of the steps' control tokens, (B, T, N, M); ``None`` when there is one matrix
         :param initial: belief before the first step, (B, N, K)
         :param episode_start: where the belief begins anew, (B, T)
-        :param ids: the steps' tokens where there is one slot, -1 for nothing, (B, T)
+        :param ids: the steps' tokens where there is one slot, -1 for nothing, (B, T); then the belief after nothing may be any
         :return: (B, T, N, K)
         """
-        gates, transitions, which = self.weigh(gate_logits), tables.transitions, None
-        if ids is not None and gates is not None and self.matrices * self.shape[1] >= GROUPED:
-            assert tables.gates is not None
+        gates, transitions, which = None, tables.transitions, None
+        if ids is not None and tables.gates is not None and self.matrices * self.shape[1] >= GROUPED:
             known, which = torch.unique(ids, return_inverse=True)
             of_each = self.weigh(tables.gates[known])
             assert of_each is not None
-            transitions, gates = hmm.mix(of_each, transitions).transpose(0, 1), None
+            transitions = hmm.mix(of_each, transitions).transpose(0, 1)
+            # The belief after nothing is never read; were all of it one group, every step would be as dear as the longest.
+            turns = torch.arange(len(ids), device=ids.device)[:, None] % len(known)
+            which = torch.where(ids < 0, turns, which)
+        else:
+            gates = self.weigh(gate_logits)
         return hmm.run_filter(
             initial,
             log_likelihood.new_ones(*log_likelihood.shape[:3], 1) if gates is None else gates,
@@ -174,22 +178,24 @@ class LatentChain(nn.Module):
         :return: (B, T, last - first, N, K)
         """
         prior = belief[:, :, None]
-        if last > self.action_slots and seen is None:
-            prior = torch.einsum("btnk,nkl->btnl", belief, self._expected(tables.transitions))[:, :, None]
-        elif last > self.action_slots:
-            assert seen is not None
-            moved = hmm.predict(hmm.move(belief, tables.transitions)[:, :, None], self.weigh(gate_logits))
-            if first < self.action_slots:
-                action = torch.arange(first, last, device=belief.device) < self.action_slots
-                moved = torch.where(action[:, None, None], prior, moved)
-            prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
+        if last > self.action_slots:
+            if seen is None:
+                prior = torch.einsum("btnk,nkl->btnl", belief, self._expected(tables.transitions))[:, :, None]
+            else:
+                moved = hmm.predict(hmm.move(belief, tables.transitions)[:, :, None], self.weigh(gate_logits))
+                if first < self.action_slots:
+                    action = torch.arange(first, last, device=belief.device) < self.action_slots
+                    moved = torch.where(action[:, None, None], prior, moved)
+                prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
         return prior.expand(-1, -1, last - first, -1, -1)
 
     def _expected(self, transitions: Tensor) -> Tensor:
         """The transition while nothing is known of the step that gates it, (N, K, K)."""
         if self.gate_bias is None:
             return transitions[:, 0]
-        return hmm.mix((self.rate * self.gate_bias.float()).softmax(dim=-1), transitions)
+        gate = self.weigh(torch.zeros_like(self.gate_bias))
+        assert gate is not None
+        return hmm.mix(gate, transitions)
 
     def slot_logits(self, priors: Tensor, log_emissions: Tensor) -> Tensor:
         """
