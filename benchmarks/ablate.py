@@ -23,7 +23,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.training.language_model import TrainingSettings, train_language_model
-from dhmm_rl.training.languages import draw, model_settings
+from dhmm_rl.training.languages import draw, draw_held_out, model_settings
 
 
 class Study(NamedTuple):
@@ -65,7 +65,6 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "LSTM": None,
 }
 """What is changed of DHMM-GPT2's keywords. The LSTM has as many parameters as DHMM-GPT2."""
-HELD_OUT = 256
 
 
 @dataclass
@@ -140,15 +139,13 @@ def run(job: Job) -> dict[str, Any]:
     model = make_model(language, study, job.variant)
     settings = TrainingSettings(steps=study.steps, eval_every=max(study.steps // 5, 1), patience=study.steps)
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    low, high = language.sizes
-    held_out = draw(language, np.random.default_rng(job.seed).integers(low, high + 1, HELD_OUT).tolist(), job.seed)
     began = time.process_time()
     folder = job.path.with_suffix("")
     folder.mkdir(exist_ok=True)
     train_language_model(
         model,
         FreshSentences(language, settings.steps * settings.batch_size, job.seed),
-        FixedSentences(language, held_out),
+        FixedSentences(language, draw_held_out(language, job.seed)),
         settings,
         folder=folder,
         logger=Logger(None, []),

@@ -43,6 +43,7 @@ class Addition(Language[Sum]):
 
     max_position: int | None = 48
 
+    coupled = True
     end = "END"
     tokens = (*DIGITS, "+", "=", "END", *CARRIES)
 
@@ -111,7 +112,3 @@ class Addition(Language[Sum]):
             answer = [s for s in range(1, n + 2) for _ in CARRIES]
         beyond = len(tokens) - 2 * n - 2 - len(answer)
         return [*number, plus, *number, equals, *answer, *[0] * max(beyond, 0)][: len(tokens)]
-
-    def offset(self, prompt: Sequence[str]) -> int:
-        """To the middle: no position id is beyond the prompt's."""
-        return self.middle(prompt)

@@ -58,7 +58,7 @@ class Automaton(Language[Word]):
     def training(self) -> dict[str, Any]:
         """So much that every row of the table is met often."""
         large = len(self.inputs) * len(self.states) > 1000
-        return {"steps": 1000, "batch_size": 256} if large else {"steps": 1500, "batch_size": 64}
+        return {"steps": 1000, "batch_size": 256} if large else {"steps": 1500}
 
     @cached_property
     @abstractmethod

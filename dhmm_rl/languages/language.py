@@ -88,6 +88,8 @@ class Language(ABC, Generic[Instance]):
     """Whether ``trace[t]`` answers ``prompt[: t + 1]`` rather than continuing the prompt."""
     deterministic: ClassVar[bool] = True
     """Whether an instance has one trace, which a model can learn without error."""
+    coupled: ClassVar[bool] = False
+    """Whether tokens share position ids, so that those of a trace go no further than the prompt's."""
     end: ClassVar[str | None] = None
     """The token that ends a trace; ``None`` where the instance says how long it is."""
 
@@ -154,16 +156,15 @@ class Language(ABC, Generic[Instance]):
         return list(range(len(tokens)))
 
     def offset(self, prompt: Sequence[str]) -> int:
-        """What is added to the position ids when an instance is solved; in training it is random."""
-        return 0
-
-    def middle(self, prompt: Sequence[str]) -> int:
         """
-        An offset for position ids that go no further than the prompt's: those around the middle of what there is.
+        What is added to the position ids when an instance is solved; in training it is random.
 
-        Training meets them in every column; the first and the last ids stand at an end of their sentences whenever it does.
+        Coupled ids are moved to the middle of what there is: training meets those in every column, while the first and the
+        last ids stand at an end of their sentences whenever it does.
         """
-        return 0 if self.max_position is None else max(self.max_position - 1 - max(self.positions(prompt)), 0) // 2
+        if self.max_position is None or not self.coupled:
+            return 0
+        return max(self.max_position - 1 - max(self.positions(prompt)), 0) // 2
 
     def lines(self, trace: Sequence[str]) -> list[str]:
         """A trace as people read it."""

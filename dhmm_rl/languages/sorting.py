@@ -43,6 +43,7 @@ class Sorting(Language[Array]):
     values: int = 32
     """Numbers are below this."""
 
+    coupled = True
     end = "END"
 
     def __post_init__(self) -> None:
@@ -172,10 +173,6 @@ class Sorting(Language[Array]):
             elif token in OPERATIONS:
                 before = found[-1] = 0
         return found
-
-    def offset(self, prompt: Sequence[str]) -> int:
-        """To the middle: no position id is beyond the prompt's."""
-        return self.middle(prompt)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,7 @@ class LanguageRun:
 
     def held_out(self) -> list[Any]:
         """Instances on which training is judged."""
-        low, high = self.language.sizes
-        return draw(self.language, np.random.default_rng(self.seed).integers(low, high + 1, HELD_OUT).tolist(), self.seed)
+        return draw_held_out(self.language, self.seed)
 
 
 def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, Any]:
@@ -110,6 +109,12 @@ def draw(language: Language[Any], sizes: Sequence[int], seed: int) -> list[Any]:
     """Instances that a training with this seed or another does not draw, except by chance."""
     rng = np.random.default_rng([seed, 0, 1])
     return [language.instance(size, rng) for size in sizes]
+
+
+def draw_held_out(language: Language[Any], seed: int) -> list[Any]:
+    """Instances of the training's sizes on which a training with this seed is judged."""
+    low, high = language.sizes
+    return draw(language, np.random.default_rng(seed).integers(low, high + 1, HELD_OUT).tolist(), seed)
 
 
 def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool = False) -> str:
