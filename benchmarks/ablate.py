@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from benchmarks.lstm import LSTMLanguageModel
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
 from dhmm_rl.model import DHMMGPT2
@@ -189,35 +188,35 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
     languages = dict.fromkeys(result["language"] for result in results)
     variants = list(dict.fromkeys(result["variant"] for result in results))
     lines = []
-    figure = Figure(figsize=(4 * len(languages), 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, language in enumerate(languages):
-        some = [result for result in results if result["language"] == language]
-        sizes = list(some[0]["sizes"])
-        measure = "above_best" if "above_best" in some[0]["sizes"][sizes[0]] else "tokens"
-        what = "nats above the best predictor" if measure == "above_best" else "right tokens (in brackets: whole traces exact)"
-        lines += [f"### {language}: {what}, mean and worst seed", ""]
-        lines += ["| model | parameters | seconds | " + " | ".join(f"size {size}" for size in sizes) + " |"]
-        lines += ["| --- " * (3 + len(sizes)) + "|"]
-        axes = figure.add_subplot(1, len(languages), place + 1)
-        for variant in variants:
-            runs = [result for result in some if result["variant"] == variant]
-            cells = []
-            values = np.array([[result["sizes"][size][measure] for result in runs] for size in sizes])
-            for size, row in zip(sizes, values, strict=True):
-                if measure == "above_best":
-                    cells.append(f"{row.mean():.4f}, {row.max():.4f}")
-                else:
-                    exact = np.mean([result["sizes"][size]["exact"] for result in runs])
-                    cells.append(f"{row.mean():.2%}, {row.min():.2%} ({exact:.1%})")
-            seconds = np.mean([result["seconds"] for result in runs])
-            lines.append(f"| {variant} | {runs[0]['parameters']:,} | {seconds:.0f} | " + " | ".join(cells) + " |")
-            axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant)
-            axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), alpha=0.15)
-        axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
-        lines.append("")
-    figure.axes[0].legend(fontsize="small")
-    figure.savefig(out / "ablation.png", dpi=120)
+    with drawn(out / "ablation.png", (4 * len(languages), 3.5)) as figure:
+        for place, language in enumerate(languages):
+            some = [result for result in results if result["language"] == language]
+            sizes = list(some[0]["sizes"])
+            measure = "above_best" if "above_best" in some[0]["sizes"][sizes[0]] else "tokens"
+            what = (
+                "nats above the best predictor" if measure == "above_best" else "right tokens (in brackets: whole traces exact)"
+            )
+            lines += [f"### {language}: {what}, mean and worst seed", ""]
+            lines += ["| model | parameters | seconds | " + " | ".join(f"size {size}" for size in sizes) + " |"]
+            lines += ["| --- " * (3 + len(sizes)) + "|"]
+            axes = figure.add_subplot(1, len(languages), place + 1)
+            for variant in variants:
+                runs = [result for result in some if result["variant"] == variant]
+                cells = []
+                values = np.array([[result["sizes"][size][measure] for result in runs] for size in sizes])
+                for size, row in zip(sizes, values, strict=True):
+                    if measure == "above_best":
+                        cells.append(f"{row.mean():.4f}, {row.max():.4f}")
+                    else:
+                        exact = np.mean([result["sizes"][size]["exact"] for result in runs])
+                        cells.append(f"{row.mean():.2%}, {row.min():.2%} ({exact:.1%})")
+                seconds = np.mean([result["seconds"] for result in runs])
+                lines.append(f"| {variant} | {runs[0]['parameters']:,} | {seconds:.0f} | " + " | ".join(cells) + " |")
+                axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant)
+                axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), alpha=0.15)
+            axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
+            lines.append("")
+        figure.axes[0].legend(fontsize="small")
     with atomic_write(out / "report.md") as temporary:
         temporary.write_text("\n".join(lines))
 

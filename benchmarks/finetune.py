@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -17,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError
+from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.recipes import load_recipes
@@ -120,17 +119,16 @@ class Look(BaseCallback):
 
 def plot(args: Args, returns: dict[str, NDArray[np.float64]]) -> None:
     """Mean over seeds and the range of the seeds, against updates."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for way, values in returns.items():
-        updates = np.arange(values.shape[1])
-        axes.plot(updates, values.mean(axis=0), label=f"{way} ({len(values)} seeds)")
-        axes.fill_between(updates, values.min(axis=0), values.max(axis=0), alpha=0.2, linewidth=0)
-    axes.set(xlabel="updates of the policy", ylabel="return", title=f"{args.env}: PPO from a policy pretrained on a teacher")
-    axes.legend()
-    with atomic_write(args.out / "returns.png") as temporary:
-        figure.savefig(temporary, dpi=120)
+    with drawn(args.out / "returns.png", (8, 4.5)) as figure:
+        axes = figure.add_subplot()
+        for way, values in returns.items():
+            updates = np.arange(values.shape[1])
+            axes.plot(updates, values.mean(axis=0), label=f"{way} ({len(values)} seeds)")
+            axes.fill_between(updates, values.min(axis=0), values.max(axis=0), alpha=0.2, linewidth=0)
+        axes.set(
+            xlabel="updates of the policy", ylabel="return", title=f"{args.env}: PPO from a policy pretrained on a teacher"
+        )
+        axes.legend()
 
 
 if __name__ == "__main__":

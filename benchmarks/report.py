@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.recipes import load_recipes
 
@@ -108,26 +107,23 @@ def table(env: str, results: Results) -> str:
 
 def plot(path: Path, env: str, results: Results) -> None:
     """Interquartile mean of the return and its interval, against environment steps."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for agent in dict.fromkeys(result["agent"] for result in results):
-        runs = [result for result in results if result["agent"] == agent]
-        evaluations = min(len(run["eval_steps"]) for run in runs)
-        if evaluations == 0:
-            continue
-        returns = np.array([run["eval_returns"][:evaluations] for run in runs])
-        estimates = np.array([interquartile_mean(column) for column in returns.T])
-        steps = np.mean([run["eval_steps"][:evaluations] for run in runs], axis=0)
-        axes.plot(steps, estimates[:, 0], label=f"{agent} ({len(runs)} seeds)")
-        axes.fill_between(steps, estimates[:, 1], estimates[:, 2], alpha=0.2, linewidth=0)
-    axes.set(
-        xlabel="environment steps, pretraining included", ylabel="return", title=f"{env}: interquartile mean, 95 % interval"
-    )
-    if axes.lines:
-        axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    with drawn(path, (8, 4.5)) as figure:
+        axes = figure.add_subplot()
+        for agent in dict.fromkeys(result["agent"] for result in results):
+            runs = [result for result in results if result["agent"] == agent]
+            evaluations = min(len(run["eval_steps"]) for run in runs)
+            if evaluations == 0:
+                continue
+            returns = np.array([run["eval_returns"][:evaluations] for run in runs])
+            estimates = np.array([interquartile_mean(column) for column in returns.T])
+            steps = np.mean([run["eval_steps"][:evaluations] for run in runs], axis=0)
+            axes.plot(steps, estimates[:, 0], label=f"{agent} ({len(runs)} seeds)")
+            axes.fill_between(steps, estimates[:, 1], estimates[:, 2], alpha=0.2, linewidth=0)
+        axes.set(
+            xlabel="environment steps, pretraining included", ylabel="return", title=f"{env}: interquartile mean, 95 % interval"
+        )
+        if axes.lines:
+            axes.legend()
 
 
 def _number(value: float) -> str:

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 from numpy.typing import NDArray
 
-from dhmm_rl.files import atomic_write
+from dhmm_rl.figures import drawn
 from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.latent_automaton import LatentAutomaton
 
@@ -40,56 +38,53 @@ def save_automaton(automaton: LatentAutomaton, language: Language[Any], path: Pa
     outward = np.stack([-np.cos(angles), np.sin(angles)], axis=1)
     places = ring * outward
     low, high = places.min(axis=0) - MARGIN, places.max(axis=0) + MARGIN
-    figure = Figure(figsize=high - low)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    axes.axis("off")
-    circles = [Circle((x, y), RADIUS, facecolor="#eef2fa", edgecolor="black", zorder=2) for x, y in places]
-    for circle, members, predicted in zip(circles, automaton.members, automaton.predicted, strict=True):
-        axes.add_patch(circle)
-        x, y = circle.center
-        token = language.tokens[int(predicted.argmax())]
-        axes.text(x, y + 0.04, token, ha="center", va="center", fontsize=11, parse_math=False)
-        axes.text(x, y - 0.18, _listed(list(map(str, members)), " "), ha="center", va="center", fontsize=6, color="dimgrey")
+    with drawn(path, high - low, layout=None, bbox_inches="tight") as figure:
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axes.axis("off")
+        circles = [Circle((x, y), RADIUS, facecolor="#eef2fa", edgecolor="black", zorder=2) for x, y in places]
+        for circle, members, predicted in zip(circles, automaton.members, automaton.predicted, strict=True):
+            axes.add_patch(circle)
+            x, y = circle.center
+            token = language.tokens[int(predicted.argmax())]
+            axes.text(x, y + 0.04, token, ha="center", va="center", fontsize=11, parse_math=False)
+            axes.text(x, y - 0.18, _listed(list(map(str, members)), " "), ha="center", va="center", fontsize=6, color="dimgrey")
 
-    for (source, target), ids in automaton.arrows().items():
-        begin, end, bend, along, around = places[source], places[target], -0.2, 0.42, np.zeros(2)
-        edges: dict[str, Any] = {"patchA": circles[source], "patchB": circles[target]}
-        if source == target:  # from the circle's edge out and back
-            around, edges = outward[source], {}
-            turn = RADIUS * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
-            begin, end, bend, along = begin + turn @ around, end + turn.T @ around, -2.5, 0.5
-        axes.add_patch(
-            FancyArrowPatch(
-                tuple(begin),
-                tuple(end),
-                connectionstyle=f"arc3,rad={bend}",
-                **edges,
-                shrinkA=0,
-                shrinkB=0,
-                arrowstyle="-|>",
-                mutation_scale=12,
-                color="black",
+        for (source, target), ids in automaton.arrows().items():
+            begin, end, bend, along, around = places[source], places[target], -0.2, 0.42, np.zeros(2)
+            edges: dict[str, Any] = {"patchA": circles[source], "patchB": circles[target]}
+            if source == target:  # from the circle's edge out and back
+                around, edges = outward[source], {}
+                turn = RADIUS * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+                begin, end, bend, along = begin + turn @ around, end + turn.T @ around, -2.5, 0.5
+            axes.add_patch(
+                FancyArrowPatch(
+                    tuple(begin),
+                    tuple(end),
+                    connectionstyle=f"arc3,rad={bend}",
+                    **edges,
+                    shrinkA=0,
+                    shrinkB=0,
+                    arrowstyle="-|>",
+                    mutation_scale=12,
+                    color="black",
+                )
             )
-        )
-        names = [language.tokens[id_] for id_ in ids]
-        if not language.deterministic:
-            shares = (automaton.predicted[source, ids] * automaton.moves[source, ids, target]).tolist()
-            names = [f"{name} {share:.2f}" for name, share in zip(names, shares, strict=True)]
-        x, y = _on_curve(begin, end, bend, along) + 0.05 * around
-        axes.text(
-            x,
-            y,
-            _listed(names, ", " if language.deterministic else "\n"),
-            ha=("right", "center", "left")[1 + round(around[0])],
-            va=("top", "center", "bottom")[1 + round(around[1])],
-            fontsize=9,
-            parse_math=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            zorder=3,
-        )
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight")
+            names = [language.tokens[id_] for id_ in ids]
+            if not language.deterministic:
+                shares = (automaton.predicted[source, ids] * automaton.moves[source, ids, target]).tolist()
+                names = [f"{name} {share:.2f}" for name, share in zip(names, shares, strict=True)]
+            x, y = _on_curve(begin, end, bend, along) + 0.05 * around
+            axes.text(
+                x,
+                y,
+                _listed(names, ", " if language.deterministic else "\n"),
+                ha=("right", "center", "left")[1 + round(around[0])],
+                va=("top", "center", "bottom")[1 + round(around[1])],
+                fontsize=9,
+                parse_math=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                zorder=3,
+            )
 
 
 def _on_curve(begin: Point, end: Point, bend: float, along: float) -> Point:

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.figures import drawn
 from dhmm_rl.tokens.codec import Part
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.images import Codebook, Patches
@@ -36,20 +34,17 @@ def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Pat
     if not parts:
         raise InputError("the observations hold no image with a codebook: there is nothing to draw")
     values = flatten(tokenizer.observation_space, observations)[:SHOWN]
-    figure = Figure(figsize=(4.5, 2.2 * len(values) * len(parts)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(values) * len(parts), 2, squeeze=False)
-    for row, (part, value) in enumerate((part, value) for part in parts for value in values):
-        codebook, original = part.quantiser, value[part.columns]
-        assert isinstance(codebook, Codebook)
-        decoded = codebook.decode(codebook.encode(original))
-        error = np.sqrt(np.mean((decoded.astype(float) - original) ** 2))
-        for side, image, title in ((0, original, "original"), (1, decoded, f"from tokens, off by {error:.1f} of 255")):
-            axes[row, side].imshow(_as_pixels(image, codebook.patches), cmap="gray", vmin=0, vmax=255)
-            axes[row, side].set_title(title, fontsize=8)
-            axes[row, side].axis("off")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    with drawn(path, (4.5, 2.2 * len(values) * len(parts))) as figure:
+        axes = figure.subplots(len(values) * len(parts), 2, squeeze=False)
+        for row, (part, value) in enumerate((part, value) for part in parts for value in values):
+            codebook, original = part.quantiser, value[part.columns]
+            assert isinstance(codebook, Codebook)
+            decoded = codebook.decode(codebook.encode(original))
+            error = np.sqrt(np.mean((decoded.astype(float) - original) ** 2))
+            for side, image, title in ((0, original, "original"), (1, decoded, f"from tokens, off by {error:.1f} of 255")):
+                axes[row, side].imshow(_as_pixels(image, codebook.patches), cmap="gray", vmin=0, vmax=255)
+                axes[row, side].set_title(title, fontsize=8)
+                axes[row, side].axis("off")
 
 
 def _as_pixels(values: NDArray[Any], patches: Patches) -> NDArray[np.uint8]:

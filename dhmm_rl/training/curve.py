@@ -1,16 +1,16 @@
 """The learning curve of one run, as a picture."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dhmm_rl.files import atomic_write
+from dhmm_rl.figures import drawn
 from dhmm_rl.training.runs import Run
+
+SIZE = (7, 4)
+"""Of a curve, in inches."""
 
 
 def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> None:
@@ -20,7 +20,7 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
     :param result: with ``eval_steps``, ``pretraining_steps``
     :param returns: of every episode of every evaluation
     """
-    with _picture(run.folder / "curve.png") as figure:
+    with drawn(run.folder / "curve.png", SIZE) as figure:
         axes = figure.add_subplot()
         steps = result["eval_steps"]
         if steps:
@@ -52,7 +52,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     steps = [int(row["pretrain/steps"]) for row in rows]
     shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}
     shares = {key: label for key, label in shares.items() if key in rows[0]}
-    with _picture(path) as figure:
+    with drawn(path, SIZE) as figure:
         loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
         loss.plot(steps, [float(row["pretrain/held_out_loss"]) for row in rows], marker=".")
         scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0
@@ -63,13 +63,3 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
             axes.set(ylabel="share that is right", ylim=(-0.05, 1.05))
             axes.legend()
         figure.axes[-1].set_xlabel("gradient steps")
-
-
-@contextmanager
-def _picture(path: Path) -> Iterator[Figure]:
-    """A figure that is written when the block ends."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
