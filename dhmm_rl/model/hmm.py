@@ -121,6 +121,7 @@ class LatentChain(nn.Module):
         episode_start: Tensor | None,
         tables: "ChainTables",
         mutation: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """
         Beliefs after each step.
@@ -140,6 +141,7 @@ class LatentChain(nn.Module):
             start=self.start,
             episode_start=episode_start,
             mutation=mutation,
+            generator=generator,
         )
 
     def slot_priors(
