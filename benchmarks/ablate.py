@@ -251,6 +251,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
             axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), alpha=0.15)
         axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
         lines.append("")
+    lines += ["Whether mutation explores other traces than temperature does: `python -m benchmarks.explore`.", ""]
     figure.axes[0].legend(fontsize="small")
     figure.savefig(out / "ablation.png", dpi=120)
     with atomic_write(out / "report.md") as temporary:
