@@ -42,6 +42,8 @@ VARIANTS = ("DHMM-GPT2", "mutation 0.01")
 KS = (1, 4, 16, 64)
 BATCH = 1024
 """How many traces are written side by side."""
+Rows = Sequence[dict[str, Any]]
+"""Of the table of runs: each of one run and one way."""
 
 
 class Way(NamedTuple):
@@ -57,9 +59,9 @@ class Way(NamedTuple):
 
 
 WAYS = (
-    *(Way(0.0, mutation) for mutation in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)),
-    *(Way(temperature, 0.0) for temperature in (0.3, 0.6, 1.0, 1.5)),
-    *(Way(temperature, mutation) for temperature in (0.6, 1.0) for mutation in (0.01, 0.1)),
+    *(Way(0.0, mutation) for mutation in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)),
+    *(Way(temperature, 0.0) for temperature in (0.3, 0.6, 1.0, 1.5, 2.0)),
+    *(Way(temperature, mutation) for temperature in (0.6, 1.0, 1.5) for mutation in (0.01, 0.1)),
 )
 COLOURS = {(False, False): "Greys", (True, False): "Reds", (False, True): "Blues", (True, True): "Greens"}
 """Of the plot's lines, by whether a temperature and whether mutation draws."""
@@ -180,9 +182,6 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
     plot(out / "exploration.png", rows, ks)
 
 
-Rows = Sequence[dict[str, Any]]
-
-
 def group(rows: Rows, *names: str) -> dict[Any, Rows]:
     """The rows that have the same values under these names, by these values."""
     found: dict[Any, list[dict[str, Any]]] = {}
@@ -220,7 +219,7 @@ def table(rows: Rows, ks: Sequence[int]) -> str:
                 unmutated = max((column[i] for (_, mutation), column in columns.items() if mutation == 0), key=mean)
                 above = 100 * (found - unmutated)
                 mark = "**" if mean(found) == max(mean(column[i]) for column in columns.values()) else ""
-                cells.append(f"{mark}{mean(found):.1%}{mark} ({above.min():+.0f} to {above.max():+.0f})")
+                cells.append(f"{mark}{mean(found):.1%}{mark} ({round(above.min()):+d} to {round(above.max()):+d})")
             cells.append(f"{mean([row['legal'] for row in runs]):.1%}")
             cells.append(f"{mean([row['different'] for row in runs]):.1f}")
             lines.append("| " + " | ".join(cells) + " |")
