@@ -4,8 +4,10 @@ import csv
 import json
 import multiprocessing
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,54 +104,86 @@ class Job(NamedTuple):
 
 def main(args: Args) -> None:
     """Run the command."""
+    write(args.out, run_all(run, plan(args, STUDIES, VARIANTS), args.jobs))
+    print((args.out / "report.md").read_text())
+
+
+def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) -> list[Job]:
+    """
+    The runs that are asked for.
+
+    :raises InputError: for a number below 1 and for a name that is not known
+    """
     for name in ("seeds", "jobs", "instances"):
         if getattr(args, name) < 1:
             raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
-    for given, known in ((args.languages, STUDIES), (args.variants, VARIANTS)):
+    for given, known in ((args.languages, studies), (args.variants, variants)):
         for name in given:
             if name not in known:
                 raise InputError(f"{name!r} is not compared{suggest(name, list(known))}")
     jobs = []
     for language in args.languages:
-        study = STUDIES[language]
+        study = studies[language]
         study = study if args.steps is None else study._replace(steps=args.steps)
         for seed in range(args.seeds):
             for variant in args.variants:
-                path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}.json"
+                path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}-{args.instances}.json"
                 jobs.append(Job(study, variant, seed, args.instances, path))
-    results = []
+    return jobs
+
+
+def run_all(do: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
+    """The results of jobs in their order, so many processes side by side; jobs that are complete are not done again."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, spawn) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
-        for result in pool.map(run, jobs):
+    with ProcessPoolExecutor(processes, spawn) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
+        results = []
+        for result in pool.map(partial(complete, do), jobs):
             results.append(result)
             bar.update()
-    write(args.out, results)
-    print((args.out / "report.md").read_text())
+    return results
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Do one run, or read it when it is complete."""
+def complete(do: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+    """Do one job, or read its result when it is complete."""
     if job.path.exists():
         found: dict[str, Any] = json.loads(job.path.read_text())
         return found
     set_up("cpu", 1, job.seed)
-    study = job.study
+    result = do(job)
+    with atomic_write(job.path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language[Any], Any]:
+    """
+    A variant's model, trained on a study's language.
+
+    :param folder: where the training's state is kept
+    :return: the language and the model
+    """
     language = replace(LANGUAGES[study.language], **study.options)
-    model = make_model(language, study, job.variant)
+    torch.manual_seed(seed)
+    model = make_model(language, study, variant)
     settings = TrainingSettings(steps=study.steps, eval_every=max(study.steps // 5, 1), patience=study.steps)
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    began = time.process_time()
-    folder = job.path.with_suffix("")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     train_language_model(
         model,
-        FreshSentences(language, settings.steps * settings.batch_size, job.seed),
-        FixedSentences(language, draw_held_out(language, job.seed)),
+        FreshSentences(language, settings.steps * settings.batch_size, seed),
+        FixedSentences(language, draw_held_out(language, seed)),
         settings,
         folder=folder,
         logger=Logger(None, []),
-        seed=job.seed,
+        seed=seed,
     )
+    return language, model
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train a model and judge it."""
+    study = job.study
+    began = time.process_time()
+    language, model = train(study, job.variant, job.seed, job.path.with_suffix(""))
     result: dict[str, Any] = {"language": study.language, "variant": job.variant, "seed": job.seed, "steps": study.steps}
     result |= {"parameters": count(model), "seconds": time.process_time() - began, "sizes": {}}
     for size in study.sizes:
@@ -158,8 +192,6 @@ def run(job: Job) -> dict[str, Any]:
         if isinstance(language, Process):
             found["above_best"] = found["nats"] - float(language.nats(np.array(instances)).mean())
         result["sizes"][str(size)] = found
-    with atomic_write(job.path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -217,6 +249,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
             axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
             lines.append("")
         figure.axes[0].legend(fontsize="small")
+    lines += ["Whether mutation explores other traces than temperature does: `python -m benchmarks.explore`.", ""]
     with atomic_write(out / "report.md") as temporary:
         temporary.write_text("\n".join(lines))
 

@@ -112,6 +112,18 @@ def test_traces_are_drawn_by_seed() -> None:
     assert all(len(trace) <= 9 for trace in drawn[0])
 
 
+@pytest.mark.parametrize("language", [BubbleSort(), Parity()], ids=["continuing", "transducing"])
+def test_traces_of_likeliest_tokens_differ_where_the_model_mutates(language: Language[Any]) -> None:
+    model = model_of(language)
+    some = instances(language, [6] * 8)
+
+    def written(rate: float | None, seed: int = 0) -> list[list[str]]:
+        return write_traces(model, language, some, steps=20, mutation=rate, generator=torch.Generator().manual_seed(seed))
+
+    assert written(None) == written(0.0)
+    assert written(0.0) != written(0.5) == written(0.5) != written(0.5, seed=1)
+
+
 def test_a_model_learns_to_sort_two_numbers() -> None:
     language = BubbleSort(sizes=(2, 2), values=4, form="compact")
     model = model_of(language)

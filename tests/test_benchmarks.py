@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,12 +20,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
-from benchmarks import ablate, tiger
+from benchmarks import ablate, explore, tiger
 from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
 from dhmm_rl import DHMMGPT2, Tokenizer, VecTokenStream
 from dhmm_rl.envs import tiger_values
 from dhmm_rl.envs.tiger import LISTEN, OPEN_RIGHT
 from dhmm_rl.errors import InputError
+from dhmm_rl.languages import Addition
 
 STEPS = 3_840  # a whole number of rollouts
 
@@ -169,3 +171,48 @@ def test_an_ablation_compares_models_of_one_size_on_the_same_sentences_and_repea
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     with pytest.raises(InputError, match="did you mean 'parity'"):
         ablate.main(replace(args, languages=("partiy",)))
+
+
+@pytest.mark.parametrize("draws", [1, 2, 6])
+def test_solved_at_k_is_the_share_of_the_subsets_that_hold_a_right_trace(draws: int) -> None:
+    for solved in range(draws + 1):
+        right = [True] * solved + [False] * (draws - solved)
+        for k in range(1, draws + 1):
+            subsets = list(combinations(right, k))
+            assert explore.solved_at(k, draws, solved) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_an_exploration_draws_traces_in_every_way_and_repeats_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = explore.Args(("addition",), ("mutation 0.01",), seeds=1, steps=5, instances=3, draws=4, jobs=1, out=tmp_path)
+    explore.main(args)
+    report = capsys.readouterr().out
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(float(row["temperature"]), float(row["mutation"])) for row in rows] == list(explore.WAYS)
+    assert report.count("| addition | mutation 0.01 |") == len(rows)
+    for row in rows:
+        assert 0 <= float(row["solved@1"]) <= float(row["solved@4"]) <= float(row["legal"]) * 4
+        assert 1 <= float(row["different"]) <= (1 if row is rows[0] else 4)
+    assert "k = 16" not in report  # of 4 traces
+    assert (tmp_path / "exploration.png").stat().st_size > 10_000
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert len(kept) == 1
+    explore.main(args)
+    assert capsys.readouterr().out == report
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    with pytest.raises(InputError, match="draws is 0"):
+        explore.main(replace(args, draws=0))
+    with pytest.raises(InputError, match="'LSTM' is not compared"):
+        explore.main(replace(args, variants=("LSTM",)))
+
+
+def test_a_tally_counts_what_executor_and_answer_say_of_each_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = Addition()
+    instances = [language.parse("1+1"), language.parse("2+2")]
+    texts = ["2 0 END", "3 0 END", "2 0 END", "2 END", *["4 0 END"] * 4]
+    monkeypatch.setattr(explore, "BATCH", 3)
+    monkeypatch.setattr(explore, "write_traces", lambda *given, **_: [texts.pop(0).split() for _ in given[2]])
+    found = explore.tally(DHMMGPT2(15), language, instances, explore.Way(1.0, 0.0), 4, torch.Generator())
+    assert found == explore.Tally(solved=[2, 4], legal=[3, 4], different=[3, 1])

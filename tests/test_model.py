@@ -363,6 +363,25 @@ def test_generation_keeps_to_legal_ids_and_to_its_seed() -> None:
         generate(model, prompt, 1, temperature=0)
 
 
+def test_generation_mutates_at_the_rate_that_is_asked_for_and_by_its_seed() -> None:
+    model = DHMMGPT2(10, num_states=4, mutation=0.5)
+    prompt = torch.randint(10, (8, 2))
+
+    def continued(greedy: bool, mutation: float | None, seed: int = 0) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        ids: list[list[int]] = generate(model, prompt, 30, greedy=greedy, mutation=mutation, generator=generator).tolist()
+        return ids
+
+    greedy = continued(True, None)
+    assert greedy == continued(True, 0.0)
+    assert greedy != continued(True, 0.3) == continued(True, 0.3) != continued(True, 0.3, seed=1)
+    drawn = continued(False, None)
+    assert drawn == continued(False, 0.5) != continued(False, 0.0)
+    for rate in (-0.1, 1.0):
+        with pytest.raises(InputError, match="mutation"):
+            continued(True, rate)
+
+
 def test_generation_of_steps_fills_every_slot_with_its_own_ids(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole)
     ids, _ = streams(cartpole, 4, 3, {})

@@ -14,7 +14,7 @@ from dhmm_rl.data import Batch
 from dhmm_rl.languages.batches import make_batch
 from dhmm_rl.languages.language import Language
 from dhmm_rl.model import DHMMGPT2, generate
-from dhmm_rl.model.generate import choose
+from dhmm_rl.model.generate import choose, mutation_rate
 from dhmm_rl.tokens import NOTHING
 
 TOKENS = 2**14
@@ -81,13 +81,18 @@ def write_traces(
     steps: int | None = None,
     greedy: bool = True,
     temperature: float = 1.0,
+    mutation: float | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[str]]:
     """
     Let a model write a trace for each instance.
 
     :param steps: the most tokens of a trace; as many as the longest of the language's own traces when ``None``
-    :param greedy: always take the likeliest token; drawn when ``False``, by a model that mutates with its mutations
+    :param greedy: always take the likeliest token; drawn when ``False``
+    :param temperature: of drawn tokens
+    :param mutation: probability per step that the belief jumps to a random state; the model's own when ``None``, or 0 if
+        ``greedy``
+    :param generator: seeds the choices and the jumps
     :return: B traces; one that comes to no end in so many steps is cut there
     """
     model.eval()
@@ -97,7 +102,8 @@ def write_traces(
         hidden, belief = model.encode(
             batch.input_ids.to(device),
             position_ids=batch.position_ids.to(device),
-            mutation=0.0 if greedy else model.mutation,
+            mutation=mutation_rate(model, greedy, mutation),
+            generator=generator,
         )
         logits = model.decode(hidden, belief, torch.full_like(batch.input_ids, NOTHING, device=device)[..., None])[:, :, 0]
         ids = choose(logits.flatten(0, 1), greedy=greedy, temperature=temperature, generator=generator).view(logits.shape[:2])
@@ -123,6 +129,7 @@ def write_traces(
         max(len(language.trace(instance)) for instance in instances) if steps is None else steps,
         greedy=greedy,
         temperature=temperature,
+        mutation=mutation,
         generator=generator,
         end_id=None if language.end is None else language.ids[language.end],
         position_ids=None if language.max_position is None else positions,

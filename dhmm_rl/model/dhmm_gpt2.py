@@ -196,6 +196,7 @@ class DHMMGPT2(nn.Module):
         position: Tensor | None = None,
         position_ids: Tensor | None = None,
         mutation: float = 0.0,
+        generator: torch.Generator | None = None,
         last: int | None = None,
         tables: Tables | None = None,
         state: ModelState | None = None,
@@ -206,6 +207,8 @@ class DHMMGPT2(nn.Module):
         :param input_ids: (B, T) or (B, T, C)
         :param belief: before the first of these steps, (B, N, K); the model's own start when ``None``
         :param position: of the first of these steps in its episode, (B,); 0 when ``None``. For learned positions
+        :param mutation: probability per step that the belief jumps to a random state
+        :param generator: draws the jumps; torch's own when ``None``
         :param last: return only so many of the last steps; all when ``None``
         :param tables: from :meth:`tables`, where they serve more than this pass
         :param state: a fresh state that is to remember these steps; see :meth:`read`
@@ -218,7 +221,7 @@ class DHMMGPT2(nn.Module):
         valid, starts = self._starts(tokens)
         x, log_likelihood, gates = self._look_up(tokens, tables)
         initial = self._initial_belief(batch) if belief is None else belief
-        beliefs = self._filter(tokens, log_likelihood, gates, initial, valid, starts, tables, mutation)
+        beliefs = self._filter(tokens, log_likelihood, gates, initial, valid, starts, tables, mutation, generator)
         if not self.blocks:
             return self.read_belief(beliefs[:, -last:].flatten(2)), beliefs[:, -last:]
         if self.chain is not None:
@@ -396,17 +399,24 @@ class DHMMGPT2(nn.Module):
 
     @torch.no_grad()
     def encode_step(
-        self, tokens: Tensor, state: ModelState, mutation: float = 0.0, position_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState,
+        mutation: float = 0.0,
+        position_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, ModelState]:
         """
         Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state.
 
+        :param mutation: probability that the belief jumps to a random state
         :param position_ids: (B,), for learned positions; counted from the episode's start when ``None``
+        :param generator: draws the jumps; torch's own when ``None``
         """
         slotted = self._slotted(tokens[:, None])
         x, log_likelihood, gates = self._look_up(slotted, state.tables)
         valid, starts = self._starts(slotted)
-        belief = self._filter(slotted, log_likelihood, gates, state.belief, valid, starts, state.tables, mutation)
+        belief = self._filter(slotted, log_likelihood, gates, state.belief, valid, starts, state.tables, mutation, generator)
         position = state.position
         if starts is not None:
             position = torch.where(starts[:, 0], torch.where(valid[:, 0], 0, -1), position)
@@ -500,13 +510,14 @@ class DHMMGPT2(nn.Module):
         starts: Tensor | None,
         tables: Tables,
         mutation: float,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         if self.chain is None:
             return log_likelihood
         assert tables.chain is not None
         with torch.autocast(log_likelihood.device.type, enabled=False):
             ids = tokens[..., 0] if len(self.slots) == 1 else None
-            belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation, ids)
+            belief: Tensor = self.chain(log_likelihood, gates, initial, starts, tables.chain, mutation, ids, generator)
             return torch.where(valid[..., None, None], belief, self.chain.start)  # nothing says nothing
 
     def position_after(self, input_ids: Tensor, first: Tensor | None) -> Tensor:

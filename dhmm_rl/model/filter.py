@@ -81,6 +81,7 @@ def run_filter(
     episode_start: Tensor | None = None,
     mutation: float = 0.0,
     which: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """
     Filter sequences: predict and correct, step after step.
@@ -97,6 +98,7 @@ def run_filter(
     :param start: belief before an episode's first step, (N, K); needed with ``episode_start``
     :param episode_start: steps at which the belief begins anew from ``start``, (B, T)
     :param mutation: probability of a jump per step and chain
+    :param generator: draws the jumps; torch's own when ``None``
     :return: filtered beliefs, (B, T, N, K)
     """
     _, steps, chains, states = evidence.shape
@@ -104,7 +106,7 @@ def run_filter(
     if start is not None and episode_start is not None and bool(episode_start.any()):
         restarts = episode_start.T[:, None, :, None]
     if mutation > 0:
-        jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, device=evidence.device)
+        jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, generator, evidence.device)
     anew = transitions.new_zeros(chains, 1, states) if start is None else start[:, None]
     beliefs: Tensor = _Recurrence.apply(  # type: ignore[no-untyped-call]
         initial.transpose(0, 1),

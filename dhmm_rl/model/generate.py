@@ -44,6 +44,15 @@ def choose(
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
+def mutation_rate(model: DHMMGPT2, greedy: bool, mutation: float | None) -> float:
+    """The rate that is asked for; when ``None`` the model's own, and 0 where the likeliest is taken."""
+    if mutation is None:
+        return 0.0 if greedy else model.mutation
+    if not 0 <= mutation < 1:
+        raise InputError(f"mutation is {mutation}; it is a probability below 1")
+    return mutation
+
+
 @torch.no_grad()
 def sample_slots(
     model: DHMMGPT2,
@@ -96,6 +105,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     greedy: bool = False,
+    mutation: float | None = None,
     generator: torch.Generator | None = None,
     end_id: int | None = None,
     position_ids: Callable[[Tensor], Tensor] | None = None,
@@ -103,8 +113,7 @@ def generate(
     """
     Continue streams on the cached state, so a continuation may be of any length.
 
-    A model with ``mutation`` mutates while it samples; a greedy continuation does not. A stream of an environment ends with
-    ``DONE``: after it there is nothing, -1.
+    A stream of an environment ends with ``DONE``: after it there is nothing, -1.
 
     :param prompt: at least one step, (B, T), or (B, T, C) with several slots
     :param steps: how many steps to add
@@ -112,7 +121,9 @@ def generate(
     :param temperature: above 1 flattens the distribution, below 1 sharpens it
     :param top_k: choose only among so many of the likeliest ids
     :param greedy: always take the likeliest id
-    :param generator: seeds the choices
+    :param mutation: probability per step, from the prompt's last on, that the belief jumps to a random state; the model's own
+        when ``None``, or 0 if ``greedy``
+    :param generator: seeds the choices and the jumps
     :param end_id: with one slot, the id that ends a sequence; after it there is nothing, -1
     :param position_ids: what gives the position ids (B, t) of the ids (B, t) so far, for learned positions; counted when
         ``None``
@@ -123,6 +134,7 @@ def generate(
         raise InputError("the prompt is empty; generation needs at least one step to continue")
     if steps < 0:
         raise InputError(f"steps is {steps}; it must not be negative")
+    rate = mutation_rate(model, greedy, mutation)
     legal = None
     if legal_ids is not None:
         if not all(0 <= id_ < model.vocab_size for id_ in legal_ids):
@@ -142,7 +154,7 @@ def generate(
         _, _, state = model.encode_step(prompt[:, t], state, position_ids=None if given is None else given[:, t])
     for t in range(read - 1, read + steps - 1):
         at = None if position_ids is None else position_ids(stream[:, : t + 1])[:, -1]
-        hidden, belief, state = model.encode_step(stream[:, t], state, 0.0 if greedy else model.mutation, at)
+        hidden, belief, state = model.encode_step(stream[:, t], state, rate, at, generator)
         tokens = sample_slots(
             model,
             hidden,

@@ -130,6 +130,7 @@ class LatentChain(nn.Module):
         tables: "ChainTables",
         mutation: float = 0.0,
         ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """
         Beliefs after each step.
@@ -139,6 +140,7 @@ class LatentChain(nn.Module):
         :param initial: belief before the first step, (B, N, K)
         :param episode_start: where the belief begins anew, (B, T)
         :param ids: the steps' tokens where there is one slot, -1 for nothing, (B, T); then the belief after nothing may be any
+        :param mutation: probability per step that the belief jumps to a random state
         :return: (B, T, N, K)
         """
         gates, transitions, which = None, tables.transitions, None
@@ -161,6 +163,7 @@ class LatentChain(nn.Module):
             episode_start=episode_start,
             mutation=mutation,
             which=which,
+            generator=generator,
         )
 
     def slot_priors(

@@ -1,0 +1,251 @@
+"""
+``python -m benchmarks.explore``: whether mutation finds traces that are right where the likeliest is not, against temperature.
+
+Shapes: I instances, n traces drawn for each.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import comb
+from pathlib import Path
+from statistics import fmean as mean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from benchmarks import ablate
+from benchmarks.ablate import Job, Study, plan, run_all, train
+from dhmm_rl.cli import run_command
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.languages import Language, write_traces
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.training.languages import draw
+
+STUDIES = {
+    study.language: study
+    for study in (
+        Study("bubble-sort", {"sizes": (2, 4), "values": 10, "form": "compact"}, (4,), 300, 16),
+        Study("addition", {"sizes": (1, 3), "format": "carry", "max_position": 12}, (4,), 600, 16),
+    )
+}
+"""Judged where the likeliest trace is often wrong: sorting after a short training, addition beyond the training's sizes."""
+VARIANTS = ("DHMM-GPT2", "mutation 0.01")
+KS = (1, 4, 16, 64)
+BATCH = 1024
+"""How many traces are written side by side."""
+Rows = Sequence[dict[str, Any]]
+"""Of the table of runs: each of one run and one way."""
+
+
+class Way(NamedTuple):
+    """
+    A way of drawing traces.
+
+    :param temperature: of the tokens; 0 takes the likeliest
+    :param mutation: probability per step that the belief jumps to a random state
+    """
+
+    temperature: float
+    mutation: float
+
+
+WAYS = (
+    *(Way(0.0, mutation) for mutation in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)),
+    *(Way(temperature, 0.0) for temperature in (0.3, 0.6, 1.0, 1.5, 2.0)),
+    *(Way(temperature, mutation) for temperature in (0.6, 1.0, 1.5) for mutation in (0.01, 0.1)),
+)
+COLOURS = {(False, False): "Greys", (True, False): "Reds", (False, True): "Blues", (True, True): "Greens"}
+"""Of the plot's lines, by whether a temperature and whether mutation draws."""
+
+
+@dataclass
+class Args(ablate.Args):
+    """
+    Train models, draw traces of every instance in several ways, and count the instances that some of k traces solve.
+
+    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    """
+
+    languages: tuple[str, ...] = tuple(STUDIES)
+    """Languages."""
+    variants: tuple[str, ...] = VARIANTS
+    """Models: trained without and with mutation."""
+    instances: int = 50
+    """On how many instances a model is judged."""
+    draws: int = 64
+    """How many traces are drawn for each instance in each way."""
+    out: Path = Path("runs/exploration")
+    """Folder for the results of the runs, the table of runs (runs.csv), the report (report.md) and the plot."""
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    if args.draws < 1:
+        raise InputError(f"draws is {args.draws}; it must be at least 1")
+    jobs = [job._replace(path=job.path.with_stem(f"{job.path.stem}-{args.draws}")) for job in plan(args, STUDIES, VARIANTS)]
+    write(args.out, run_all(partial(explore, draws=args.draws), jobs, args.jobs))
+    print((args.out / "report.md").read_text())
+
+
+def explore(job: Job, draws: int) -> dict[str, Any]:
+    """Train a model and count what its traces come to, drawn in every way."""
+    study = job.study
+    language, model = train(study, job.variant, job.seed, job.path.with_suffix(""))
+    instances = draw(language, [study.sizes[0]] * job.instances, job.seed + study.sizes[0])
+    generator = torch.Generator().manual_seed(job.seed)
+    result: dict[str, Any] = {"language": study.language, "variant": job.variant, "seed": job.seed, "steps": study.steps}
+    ways = [{**way._asdict(), **tally(model, language, instances, way, draws, generator)._asdict()} for way in WAYS]
+    return result | {"size": study.sizes[0], "draws": draws, "ways": ways}
+
+
+class Tally(NamedTuple):
+    """
+    Of the n traces of each instance, I each:
+
+    :param solved: how many are legal and come to the right result
+    :param legal: how many the executor performs to their end
+    :param different: how many there are that are not the same
+    """
+
+    solved: list[int]
+    legal: list[int]
+    different: list[int]
+
+
+def tally(
+    model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], way: Way, draws: int, generator: torch.Generator
+) -> Tally:
+    """Draw traces of every instance and execute them."""
+    steps = max(len(language.trace(instance)) for instance in instances)
+    repeated = [instance for instance in instances for _ in range(draws)]
+    traces: list[list[str]] = []
+    for first in range(0, len(repeated), BATCH):
+        traces += write_traces(
+            model,
+            language,
+            repeated[first : first + BATCH],
+            steps=steps,
+            greedy=way.temperature == 0,
+            temperature=way.temperature,
+            mutation=way.mutation,
+            generator=generator,
+        )
+    found = Tally([], [], [])
+    for i, instance in enumerate(instances):
+        counts = Counter(map(tuple, traces[i * draws : (i + 1) * draws]))
+        verdicts = [(language.check(instance, trace), times) for trace, times in counts.items()]
+        found.solved.append(sum(times for verdict, times in verdicts if verdict.solved))
+        found.legal.append(sum(times for verdict, times in verdicts if verdict.illegal is None))
+        found.different.append(len(counts))
+    return found
+
+
+def solved_at(k: int, draws: int, solved: int) -> float:
+    """
+    The probability that k traces, drawn from some without replacement, hold one of those that are right: the unbiased
+    estimator of pass@k, ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374, section 2.1).
+
+    :param draws: n
+    :param solved: c, how many of them are right
+    """
+    return 1 - comb(draws - solved, k) / comb(draws, k)
+
+
+def write(out: Path, results: list[dict[str, Any]]) -> None:
+    """The table of runs, the report and the plot."""
+    draws = results[0]["draws"]
+    ks = [k for k in KS if k <= draws]
+    names = ["language", "variant", "seed", "steps", "size", "draws"]
+    rows = [
+        {name: result[name] for name in names}
+        | {name: way[name] for name in Way._fields}
+        | {f"solved@{k}": mean(solved_at(k, draws, solved) for solved in way["solved"]) for k in ks}
+        | {"legal": mean(way["legal"]) / draws, "different": mean(way["different"])}
+        for result in results
+        for way in result["ways"]
+    ]
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_write(out / "report.md") as temporary:
+        temporary.write_text(table(rows, ks))
+    plot(out / "exploration.png", rows, ks)
+
+
+def group(rows: Rows, *names: str) -> dict[Any, Rows]:
+    """The rows that have the same values under these names, by these values."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return dict(found)
+
+
+def shares(rows: Rows, ks: Sequence[int]) -> NDArray[np.float64]:
+    """Shares of the instances that the best of k traces solves, (rows x ks)."""
+    return np.array([[row[f"solved@{k}"] for k in ks] for row in rows])
+
+
+def table(rows: Rows, ks: Sequence[int]) -> str:
+    """A row for each model and way of drawing."""
+    head = ["language", "model", *Way._fields, *(f"k = {k}" for k in ks), "legal", "different"]
+    seeds = {row["seed"] for row in rows}
+    lines = [
+        "### Share of the instances that the best of k traces solves",
+        "",
+        f"Of {rows[0]['draws']} traces for each instance; mean over {len(seeds)} seeds. Bold: a model's best.",
+        "In brackets: percentage points above the best way without mutation at this k, in the worst and the best seed.",
+        "Temperature 0 takes the likeliest token. Legal: share of the traces that the executor performs to the end.",
+        "Different: how many of an instance's traces are.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "| --- " * len(head) + "|",
+    ]
+    for model, of_model in group(rows, "language", "variant").items():
+        ways = group(of_model, *Way._fields)
+        columns = {way: shares(runs, ks).T for way, runs in ways.items()}  # (ks x seeds)
+        for way, runs in ways.items():
+            cells = [*model, *(f"{value:g}" for value in way)]
+            for i, found in enumerate(columns[way]):
+                unmutated = max((column[i] for (_, mutation), column in columns.items() if mutation == 0), key=mean)
+                above = 100 * (found - unmutated)
+                mark = "**" if mean(found) == max(mean(column[i]) for column in columns.values()) else ""
+                cells.append(f"{mark}{mean(found):.1%}{mark} ({round(above.min()):+d} to {round(above.max()):+d})")
+            cells.append(f"{mean([row['legal'] for row in runs]):.1%}")
+            cells.append(f"{mean([row['different'] for row in runs]):.1f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, rows: Rows, ks: Sequence[int]) -> None:
+    """The same shares against k, a panel for each model; what is drawn by more of something is darker."""
+    models = group(rows, "language", "variant")
+    figure = Figure(figsize=(3 * len(models) + 2.5, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, ((language, variant), of_model) in enumerate(models.items()):
+        axes = figure.add_subplot(1, len(models), place + 1)
+        ways = group(of_model, *Way._fields)
+        for explored, colours in COLOURS.items():
+            alike = [way for way in ways if (way[0] > 0, way[1] > 0) == explored]
+            for way, strength in zip(alike, np.linspace(1, 0.4, len(alike))[::-1], strict=True):
+                label = f"temperature {way[0]:g}, mutation {way[1]:g}"
+                axes.plot(ks, shares(ways[way], ks).mean(axis=0), ".-", color=colormaps[colours](strength), label=label)
+        axes.set(title=f"{language}: {variant}", xlabel="traces k", xscale="log", xticks=ks, xticklabels=ks, ylim=(0, 1))
+        axes.minorticks_off()
+    figure.axes[0].set_ylabel("instances solved by the best of k")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "benchmarks.explore")
