@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dhmm_rl.languages import (
     LANGUAGES,
@@ -13,8 +14,12 @@ from dhmm_rl.languages import (
     BubbleSort,
     FreshSentences,
     Language,
+    MarkovChain,
+    Mess3,
     Parity,
+    linear_r2,
     make_batch,
+    read_out_belief,
     score,
     write_traces,
 )
@@ -144,3 +149,40 @@ def test_every_language_can_be_learned_from_and_written(name: str) -> None:
     some = instances(language, [3, 2])
     for instance, trace in zip(some, write_traces(model, language, some), strict=True):
         assert language.check(instance, trace).text
+
+
+def test_a_linear_read_out_explains_what_is_linear_and_nothing_of_noise() -> None:
+    rng = np.random.default_rng(0)
+    process = Mess3()
+    beliefs = process.beliefs(np.array([process.instance(64, rng) for _ in range(200)]))
+    noise = rng.normal(size=beliefs.shape)
+    assert linear_r2(beliefs, beliefs) == pytest.approx(1)
+    assert linear_r2(beliefs @ rng.normal(size=(3, 8)) + 5, beliefs) == pytest.approx(1)
+    assert abs(linear_r2(noise, beliefs)) < 0.01
+    assert linear_r2(beliefs + 0.1 * noise, beliefs) == pytest.approx(
+        1 / (1 + 0.01 / beliefs.var(axis=(0, 1)).mean()), abs=0.02
+    )
+    assert np.isnan(linear_r2(noise, np.ones_like(noise)))
+
+
+@torch.no_grad()
+def test_the_belief_of_a_model_that_is_the_process_is_the_true_one() -> None:
+    process = Mess3()
+    rng = np.random.default_rng(1)
+    words = np.array([process.instance(64, rng) for _ in range(100)])
+    model = DHMMGPT2(4, layers=0, num_states=3, matrices=1, dither=0.0)
+    assert model.chain is not None
+    assert read_out_belief(model, process, words).belief < 0.5
+
+    def logs(p: float, rest: float) -> Tensor:
+        return (rest + (p - rest) * torch.eye(3)).log()
+
+    model.chain.transition_logits.copy_(logs(1 - 2 * process.x, process.x))
+    model.chain.emission_logits.fill_(-20)  # of START
+    model.chain.emission_logits[1:, 0] = logs(process.a, (1 - process.a) / 2)
+    found = read_out_belief(model, process, words)
+    assert found.belief == pytest.approx(1, abs=1e-6)
+    assert 0.5 < found.last_symbol < 0.9
+    chain = MarkovChain(states=3)
+    words = np.array([chain.instance(64, rng) for _ in range(100)])
+    assert read_out_belief(model, chain, words).last_symbol == pytest.approx(1)

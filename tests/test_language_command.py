@@ -119,6 +119,25 @@ def test_running_states_learned_on_40_tokens_are_right_after_512(
     assert (run.folder / "automaton.png").is_file()
 
 
+def test_mess3_is_learned_with_its_beliefs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(Args("mess3", steps=300, runs=tmp_path, quiet=True))
+    result = json.loads((tmp_path / "mess3/languages/1/result.json").read_text())
+    assert result["sizes"][0]["nats"] - result["sizes"][0]["best_nats"] < 0.003
+    r2 = result["true_belief_r2"]
+    assert r2["belief"] >= 0.99
+    assert r2["last_symbol"] < 0.85  # what a learner without memory would reach
+    assert f"R² of a linear read-out of the true belief: {r2['belief']:.4f}" in capsys.readouterr().out
+
+
+def test_chains_drawn_anew_are_learned_in_context(tmp_path: Path) -> None:
+    small = ("embed_size=32", "heads=2")
+    main(Args("in-context-chains", set=("sizes=64,64",), model=small, steps=200, batch_size=32, runs=tmp_path, quiet=True))
+    result = json.loads((tmp_path / "in-context-chains/languages/1/result.json").read_text())
+    assert "true_belief_r2" not in result
+    # without the latent layer it stays at 0.10, since one block of attention cannot know what stood before a symbol
+    assert result["sizes"][0]["nats"] - result["sizes"][0]["best_nats"] < 0.02
+
+
 def test_a_language_of_ones_own_is_trained_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

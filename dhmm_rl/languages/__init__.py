@@ -3,7 +3,7 @@
 from typing import Any
 
 from dhmm_rl.languages.addition import Addition, Sum
-from dhmm_rl.languages.answers import Score, score, write_traces
+from dhmm_rl.languages.answers import ReadOut, Score, linear_r2, read_out_belief, score, write_traces
 from dhmm_rl.languages.automata import Automaton, Counting, Dyck, Parity, WordProblem
 from dhmm_rl.languages.batches import FixedSentences, FreshSentences, make_batch
 from dhmm_rl.languages.language import IllegalTrace, Language, Sentence, TraceReader, Verdict
@@ -48,6 +48,7 @@ __all__ = [
     "Mess3",
     "Parity",
     "Process",
+    "ReadOut",
     "Score",
     "Sentence",
     "Sorting",
@@ -56,7 +57,9 @@ __all__ = [
     "TraceReader",
     "Verdict",
     "WordProblem",
+    "linear_r2",
     "make_batch",
+    "read_out_belief",
     "score",
     "write_traces",
 ]

@@ -1,18 +1,21 @@
 """
 What a model answers in a language.
 
-Shapes: B instances, T tokens of the longest.
+Shapes: B instances, T tokens of the longest, K states of a hidden process.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dhmm_rl.data import Batch
 from dhmm_rl.languages.batches import make_batch
 from dhmm_rl.languages.language import Language
+from dhmm_rl.languages.processes import HiddenProcess
 from dhmm_rl.model import DHMMGPT2, generate
 from dhmm_rl.model.generate import choose, mutation_rate
 from dhmm_rl.tokens import NOTHING
@@ -70,6 +73,59 @@ def batches_for(
     for first in range(0, len(instances), batch_size):
         batch = make_batch(language, instances[first : first + batch_size])
         yield Batch(*(part.to(model.slot_ids.device) for part in batch))
+
+
+class ReadOut(NamedTuple):
+    """
+    How well a process's true belief can be read linearly, as R² (see :func:`linear_r2`).
+
+    :param belief: from the model's belief
+    :param last_symbol: from the last symbol alone: what a model without memory reaches
+    """
+
+    belief: float
+    last_symbol: float
+
+
+def read_out_belief(model: DHMMGPT2, process: HiddenProcess, words: NDArray[np.int64]) -> ReadOut:
+    """
+    Read the true belief after every symbol from the model's.
+
+    Models whose predictions of every future are the process's own have beliefs from which the true one is linear, if states of
+    the process predict differently, however many states they have themselves.
+
+    :param model: with latent states, trained on the process
+    :param words: numbers of symbols, (B, T); the read-out is fitted on the first half of them and judged on the others
+    """
+    symbols = np.array(process.encode(process.symbols))[words]
+    start = np.full((len(words), 1), process.ids["START"])
+    ids = torch.from_numpy(np.concatenate([start, symbols], axis=1)).to(model.slot_ids.device)
+    initial = model.initial_state(1).belief.expand(len(words), -1, -1)
+    belief = model.believe(ids, initial)[:, 1:].flatten(2).cpu().numpy()
+    true = process.beliefs(words)
+    return ReadOut(linear_r2(belief, true), linear_r2(np.eye(len(process.symbols))[words], true))
+
+
+def linear_r2(inputs: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]]) -> float:
+    """
+    The share of the targets' variance that their least-squares read-out from the inputs, with an intercept, explains: R².
+
+    Fitted on the first half of the sequences and judged on the others; squares are summed over all K targets.
+
+    :param inputs: (B, T, n)
+    :param targets: (B, T, K)
+    :return: at most 1; NaN where the targets never change
+    """
+
+    def rows(array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        return array.reshape(-1, array.shape[-1])
+
+    half = len(inputs) // 2
+    inputs = np.concatenate([inputs, np.ones_like(inputs[..., :1])], axis=-1)
+    weights = np.linalg.lstsq(rows(inputs[:half]), rows(targets[:half]), rcond=None)[0]
+    true = rows(targets[half:])
+    total = ((true - true.mean(axis=0)) ** 2).sum()
+    return float(1 - ((true - rows(inputs[half:]) @ weights) ** 2).sum() / total) if total > 0 else float("nan")
 
 
 @torch.no_grad()

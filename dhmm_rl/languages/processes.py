@@ -20,6 +20,9 @@ from dhmm_rl.languages.language import IllegalTrace, Language
 Floats = NDArray[np.float64]
 Word = tuple[int, ...]
 
+TOKEN_STATES = 4
+"""Latent states for every token of chains drawn anew."""
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -100,6 +103,22 @@ class HiddenProcess(Process):
 
     It begins in its stationary distribution.
     """
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """
+        The latent layer alone, with one transition matrix: an HMM.
+
+        Its states show their own symbols, so it needs one for every symbol with a state moved to; with no more than it needs,
+        learning can end in a worse optimum. Fast learning, since only large logits make a symbol sure.
+        """
+        needed = int(self.matrices.any(axis=1).sum())
+        return {"layers": 0, "matrices": 1, "num_states": needed + len(self.stationary), "latent_rate": 30.0}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Shorter than other languages."""
+        return {"steps": 600}
 
     @cached_property
     @abstractmethod
@@ -272,6 +291,23 @@ class InContextChains(Process):
     """How many symbols."""
     concentration: float = 1.0
     """α of the Dirichlet distribution."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """
+        One block of attention, and a latent layer that tells it what stood before each symbol.
+
+        Whoever predicts by what followed the same symbol earlier must know, at every place, the symbol before it. A
+        transformer needs a block of its own for that (induction heads; Edelman et al. 2024, arXiv 2402.11004); random
+        transitions, one matrix a token and one for none, hold it from the start.
+        """
+        latent = {"num_states": TOKEN_STATES * len(self.tokens), "matrices": len(self.tokens) + 1}
+        return latent | {"layers": 1, "latent_init": "automaton", "latent_rate": 30.0}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Shorter than other languages."""
+        return {"steps": 400}
 
     def __post_init__(self) -> None:
         super().__post_init__()

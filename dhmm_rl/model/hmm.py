@@ -141,6 +141,7 @@ class LatentChain(nn.Module):
         :param episode_start: where the belief begins anew, (B, T)
         :param ids: the steps' tokens where there is one slot, -1 for nothing, (B, T); then the belief after nothing may be any
         :param mutation: probability per step that the belief jumps to a random state
+        :param generator: draws the jumps; torch's own when ``None``
         :return: (B, T, N, K)
         """
         gates, transitions, which = None, tables.transitions, None

@@ -16,9 +16,11 @@ from dhmm_rl.languages import (
     LANGUAGES,
     FixedSentences,
     FreshSentences,
+    HiddenProcess,
     Language,
     Process,
     make_batch,
+    read_out_belief,
     score,
     write_traces,
 )
@@ -123,7 +125,8 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
 
     Resumes where it was interrupted.
 
-    :return: a table: share of exact traces and of right tokens, and nats per token, inside and beyond the training's sizes
+    :return: a table: share of exact traces and of right tokens, and nats per token, inside and beyond the training's sizes; for
+        a hidden process also how well its belief can be read from the model's
     """
     began = time.perf_counter()
     language, settings = run.language, run.settings
@@ -169,7 +172,13 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         "gradient_steps": trained.steps,
         "best_step": trained.best_step,
     }
-    info |= {"sizes": results, "seconds": time.perf_counter() - began}
+    info |= {"sizes": results}
+    if isinstance(language, HiddenProcess) and model.chain is not None:
+        words = np.array(draw(language, [language.sizes[1]] * 2 * run.instances, run.seed + language.sizes[1]))
+        r2 = read_out_belief(model, language, words)
+        info["true_belief_r2"] = r2._asdict()
+        lines.append(f"R² of a linear read-out of the true belief: {r2.belief:.4f}; from the last symbol: {r2.last_symbol:.4f}")
+    info["seconds"] = time.perf_counter() - began
     with atomic_write(run.folder / "result.json") as temporary:
         temporary.write_text(json.dumps(info, indent=2) + "\n")
     save_checkpoint(run.checkpoint, model, None, info)
