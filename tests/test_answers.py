@@ -24,18 +24,21 @@ from dhmm_rl.languages import (
     write_traces,
 )
 from dhmm_rl.model import DHMMGPT2, generate
+from dhmm_rl.training.languages import model_settings
 
 SMALL: dict[str, Language[Any]] = {
     "addition": Addition(),
-    "addition, coupled": Addition(max_position=40),
-    "bubble sort, coupled": BubbleSort(max_position=40),
+    "addition, learned positions": Addition(coupling="learned", max_position=40),
+    "addition, counted positions": Addition(coupling="none"),
+    "bubble sort": BubbleSort(),
+    "bubble sort, full": BubbleSort(form="full", coupling="learned", max_position=40),
     "parity": Parity(),
 }
 
 
 def model_of(language: Language[Any], **settings: Any) -> DHMMGPT2:
-    positions = "learned" if language.max_position is not None else "rotary"
-    small: dict[str, Any] = dict(embed_size=32, heads=2, num_states=4, window=200, max_len=200, positions=positions)
+    fitting = {key: value for key, value in model_settings(language, [8]).items() if key not in language.model}
+    small: dict[str, Any] = dict(embed_size=32, heads=2, num_states=4) | fitting
     return DHMMGPT2(len(language.tokens), **(small | settings))
 
 
@@ -80,10 +83,10 @@ def test_one_pass_says_what_would_be_written(language: Language[Any], num_states
     assert got.tokens >= got.exact
 
 
-def test_position_ids_are_those_of_the_language() -> None:
+@pytest.mark.parametrize("language", SMALL.values(), ids=SMALL)
+def test_position_ids_are_those_of_the_language(language: Language[Any]) -> None:
     """Step by step with given position ids equals one pass with them."""
-    language = BubbleSort(max_position=40)
-    model = model_of(language, positions="both").eval()
+    model = model_of(language).eval()
     batch = make_batch(language, instances(language, [5]))
     out = model(batch.input_ids, position_ids=batch.position_ids)
     state = model.initial_state(1)

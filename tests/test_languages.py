@@ -46,7 +46,11 @@ VARIANTS: dict[str, Language[Any]] = {
     "counting modulo 2": Counting(n=2),
 }
 ALL = LANGUAGES | VARIANTS
-COUPLED = {f"{name}, coupled": replace(language, max_position=64) for name, language in ALL.items()}
+COUPLED = {
+    f"{name}, {coupling}": replace(language, coupling=coupling)
+    for name, language in ALL.items()
+    for coupling in (("learned", "none") if language.reach else ("learned",))
+}
 EXACT = {name: language for name, language in ALL.items() if language.deterministic}
 SORTING: list[Sorting] = [language for language in ALL.values() if isinstance(language, Sorting)]
 
@@ -97,9 +101,9 @@ def test_the_trace_is_learned_and_nothing_else(language: Language[Any], size: in
         whole = language.encode(prompt + trace)
         assert ids == whole[:-1]
         assert [label if label >= 0 else following for label, following in zip(labels, whole[1:], strict=True)] == whole[1:]
-    assert min(positions) == 0 or language.max_position is not None
+    assert positions.min() >= 0
     for read in range(len(prompt), len(ids)):  # a position is known when its token is
-        assert language.positions(language.decode(ids[:read])) == positions[:read]
+        assert (language.position_ids(language.decode(ids[:read])) == positions[:read]).all()
 
 
 @pytest.mark.parametrize("language", EXACT.values(), ids=EXACT)
@@ -142,6 +146,7 @@ def test_options_out_of_range_are_refused() -> None:
         (lambda: Addition(growth=1.5), "growth is 1.5"),
         (lambda: BubbleSort(values=1), "values is 1"),
         (lambda: BubbleSort(max_position=0), "max_position is 0"),
+        (lambda: Addition(coupling="absolute"), "coupling is 'absolute'"),  # type: ignore[arg-type]
         (lambda: Mess3(x=0.6), "x = 0.6"),
         (lambda: EvenProcess(p=1.0), "p is 1.0"),
         (lambda: MarkovChain(states=1), "states is 1"),
@@ -191,23 +196,25 @@ def test_a_batch_holds_the_sentences(language: Language[Any], seed: int) -> None
         assert plain.input_ids[row].tolist() == ids + [-1] * (plain.input_ids.shape[1] - n)
         assert plain.labels[row].tolist() == labels + [-1] * (plain.input_ids.shape[1] - n)
         middle = language.offset(language.prompt(instance))
-        assert plain.position_ids[row, :n].tolist() == [position + middle for position in positions]
+        given = positions if language.reach and language.coupling == "relative" else positions[:, 0]
+        assert (plain.position_ids[row, :n].numpy() == given + middle).all()
         assert (shifted.input_ids[row] == plain.input_ids[row]).all()
-        offsets = shifted.position_ids[row, :n].numpy() - positions
-        assert (offsets == offsets[0]).all()
-        assert 0 <= offsets[0] <= (0 if language.max_position is None else language.max_position - 1)
-        if language.max_position is not None:
+        offsets = shifted.position_ids[row, :n].numpy() - given
+        assert (offsets == offsets.flat[0]).all()
+        assert 0 <= offsets.flat[0] <= (language.max_position - 1 if language.coupling == "learned" else 0)
+        if language.coupling == "learned":
             assert shifted.position_ids[row, :n].max() < language.max_position
 
 
-@pytest.mark.parametrize("language", [Addition(max_position=48), BubbleSort(max_position=48)], ids=repr)
+@pytest.mark.parametrize("language", [Addition(), BubbleSort(), BubbleSort(form="full")], ids=repr)
 def test_coupled_positions_lie_in_the_middle_when_an_instance_is_solved(language: Language[Any]) -> None:
+    language = replace(language, coupling="learned", max_position=48)
     positions = make_batch(language, [drawn(language, 10, 0)]).position_ids
     assert abs(int(positions.min()) - (47 - int(positions.max()))) <= 1
 
 
 def test_offsets_reach_every_position_and_too_long_ones_are_refused() -> None:
-    language = Addition(max_position=12)
+    language = Addition(coupling="learned", max_position=12)
     batch = make_batch(language, [drawn(language, 3, seed) for seed in range(200)], np.random.default_rng(0))
     assert set(batch.position_ids.flatten().tolist()) == set(range(12))
     with pytest.raises(InputError, match="up to 21 are needed; max_position is 12"):
@@ -269,10 +276,10 @@ def test_sums_of_any_length_are_pythons(a: int, b: int) -> None:
 
 @given(size=st.integers(1, 30), seed=seeds, form=st.sampled_from(["plain", "reversed", "carry"]))
 def test_digits_of_one_column_share_their_position(size: int, seed: int, form: Any) -> None:
-    language = Addition(format=form, max_position=64)
+    language = Addition(format=form)
     instance = drawn(language, size, seed)
     tokens = language.prompt(instance) + language.trace(instance)
-    places = language.positions(tokens)
+    places = list(language.positions(tokens))
     a, b = places[:size], places[size + 1 : 2 * size + 1]
     digits = [place for place, token in zip(places[2 * size + 2 :], tokens[2 * size + 2 :], strict=True) if token.isdigit()]
     carries = [place for place, token in zip(places, tokens, strict=True) if token.startswith("c")]
@@ -296,7 +303,7 @@ def test_a_carry_that_does_not_arise_is_illegal() -> None:
 
 
 def test_a_trace_reads_like_what_it_does() -> None:
-    assert " ".join(BubbleSort().trace((3, 2, 1))) == (
+    assert " ".join(BubbleSort(form="full").trace((3, 2, 1))) == (
         "COMPARE 3 2 SWAP 2 3 1 COMPARE 3 1 SWAP 2 1 3 PASS COMPARE 2 1 SWAP 1 2 3 END"
     )
     assert (
@@ -371,7 +378,7 @@ def test_end_is_legal_exactly_when_the_comparisons_leave_no_other_order(
     ],
 )
 def test_the_first_illegal_token_is_named(trace: str, place: int, said: str) -> None:
-    verdict = BubbleSort().check((1, 2), trace.split())
+    verdict = BubbleSort(form="full").check((1, 2), trace.split())
     assert not verdict.solved
     assert verdict.illegal is not None
     assert verdict.illegal.place == place
@@ -380,11 +387,11 @@ def test_the_first_illegal_token_is_named(trace: str, place: int, said: str) -> 
 
 def test_another_way_of_sorting_is_executed_too() -> None:
     trace = ["COMPARE", "1", "2", "SWAP", "2", "1", "PASS", "COMPARE", "2", "1", "SWAP", "1", "2", "END"]
-    assert BubbleSort().check((1, 2), trace).solved
+    assert BubbleSort(form="full").check((1, 2), trace).solved
 
 
 def test_numbers_have_the_position_of_their_place() -> None:
-    language = BubbleSort(max_position=16)
+    language = BubbleSort(form="full")
     tokens = [*language.prompt((3, 1, 2)), *language.trace((3, 1, 2))]
     places = dict(enumerate(language.positions(tokens)))
     assert [places[i] for i in range(4)] == [4, 1, 2, 3]
@@ -392,7 +399,7 @@ def test_numbers_have_the_position_of_their_place() -> None:
     assert [places[i] for i in range(4, 18)] == [0, 1, 2, 0, 1, 2, 3, 1, 2, 3, 0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("language", [replace(language, max_position=64) for language in SORTING], ids=repr)
+@pytest.mark.parametrize("language", [language for language in SORTING if not language.reach], ids=repr)
 @given(size=sizes, seed=seeds)
 def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int) -> None:
     """A number is found at its place in the array; a pass ends, or begins, where its mark says."""
@@ -416,6 +423,29 @@ def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int)
                 assert places[opened] == right
         elif token == "PASS":
             opened = i
+
+
+@given(size=st.integers(1, 20), seed=seeds)
+def test_what_a_comparison_needs_stands_in_reach_at_the_same_places(size: int, seed: int) -> None:
+    """The larger number of the comparison before, the smaller one above and one further; a row ends below the one above."""
+    language = BubbleSort()
+    instance = drawn(language, size, seed)
+    tokens = [*language.prompt(instance), *language.trace(instance)]
+    at: dict[tuple[int, int], str] = {}
+    for place, token in zip(language.positions(tokens), tokens, strict=True):
+        assert at.setdefault(place, token) == token
+    assert len(at) == len(tokens)
+
+    def numbers(row: int, column: int) -> list[int]:
+        return [int(at[row, column + i]) for i in (1, 2) if (row, column + i) in at]
+
+    for (row, column), token in at.items():
+        if token == "COMPARE":
+            before = max(numbers(row, column - 4)) if column > 0 else min(numbers(row - 1, 0))
+            assert numbers(row, column) == [before, min(numbers(row - 1, column + 4))]
+            ends = at.get((row - 1, column + 8)) in ("START", "PASS")
+            assert (at[row, column + 4] in ("PASS", "END")) == ends
+    assert language.reach == (1, 8)
 
 
 # Processes

@@ -3,6 +3,7 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,53 @@ def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int)
             torch.testing.assert_close(stepped.belief[:, 0], together.belief[:, t], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.logits[:, 9:], alone.logits, atol=1e-5, rtol=1e-5)
     assert (generate(model, padded, 5, greedy=True)[:, 9:] == generate(model, ids, 5, greedy=True)).all()
+
+
+def with_reach(**settings: Any) -> tuple[DHMMGPT2, Tensor, Tensor]:
+    """A model of position ids on two axes, with tokens and their ids."""
+    model = DHMMGPT2(20, heads=2, reach=(1, 3), num_states=0, max_len=40, **settings).eval()
+    return model, torch.randint(20, (3, 25)), torch.randint(0, 6, (3, 25, 2))
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_position_ids_within_reach_step_by_step_equal_one_pass(window: int | None) -> None:
+    model, ids, places = with_reach(layers=2, window=window)
+    out, state = model(ids, position_ids=places), model.initial_state(3)
+    for t in range(ids.shape[1]):
+        hidden, _, state = model.encode_step(ids[:, t], state, position_ids=places[:, t])
+        torch.testing.assert_close(hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
+        state = state[:]
+
+
+def test_only_differences_of_position_ids_count_and_only_within_reach() -> None:
+    model, ids, places = with_reach(layers=1)
+    last = model(ids, position_ids=places).hidden[:, -1]
+    moved = model(ids, position_ids=places + torch.tensor([1000, -17])).hidden[:, -1]
+    torch.testing.assert_close(last, moved, atol=1e-4, rtol=1e-4)
+    near = ((places - places[:, -1:]).abs() <= torch.tensor([1, 3])).all(dim=-1)
+    assert near.any()
+    assert not near.all()
+    changed = model(torch.where(near, ids, (ids + 1) % 20), position_ids=places).hidden[:, -1]
+    torch.testing.assert_close(last, changed)
+    for axis, far in enumerate(model.reach or ()):  # the edge of the reach is seen
+        edge = places[:, -1].clone()
+        edge[:, axis] += far
+        at_edge = torch.cat([places[:, :-2], edge[:, None], places[:, -1:]], dim=1)
+        before = model(ids, position_ids=at_edge).hidden[:, -1]
+        other = torch.cat([ids[:, :-2], (ids[:, -2:-1] + 1) % 20, ids[:, -1:]], dim=1)
+        assert (model(other, position_ids=at_edge).hidden[:, -1] - before).abs().amax(dim=-1).min() > 1e-4
+
+
+def test_a_model_with_reach_needs_position_ids() -> None:
+    model, ids, places = with_reach(layers=1)
+    with pytest.raises(InputError, match=r"position ids \(…, 2\) given with the tokens; none are"):
+        model(ids)
+    with pytest.raises(InputError, match=r"the shape \(3, 25\)"):
+        model(ids, position_ids=places[..., 0])
+    with pytest.raises(InputError, match="with learned positions"):
+        DHMMGPT2(20, reach=(1,), positions="learned")
+    with pytest.raises(InputError, match="more axes than half the head size"):
+        DHMMGPT2(20, embed_size=8, heads=4, reach=(1, 1))
 
 
 def test_a_stream_ends_with_done(cartpole: Tokenizer) -> None:

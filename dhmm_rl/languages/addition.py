@@ -41,10 +41,9 @@ class Addition(Language[Sum]):
     """How the sum is written: ``plain``, the highest digit first; ``reversed``, the lowest first (arXiv 2307.03381); or
     ``carry``, the lowest first and after every digit the carry out of its column."""
 
-    max_position: int | None = 48
-
     coupled = True
     end = "END"
+    reach = (2,)
     tokens = (*DIGITS, "+", "=", "END", *CARRIES)
 
     def instance(self, size: int, rng: np.random.Generator) -> Sum:
@@ -100,8 +99,6 @@ class Addition(Language[Sum]):
 
     def positions(self, tokens: Sequence[str]) -> list[int]:
         """The significance of each digit, counted from 1."""
-        if self.max_position is None:
-            return super().positions(tokens)
         n = tokens.index("+")
         number, plus, equals = range(n, 0, -1), n + 1, 0
         if self.format == "plain":

@@ -172,12 +172,16 @@ def write_traces(
     offsets = [language.offset(language.prompt(instance)) for instance in instances]
 
     def positions(stream: Tensor) -> Tensor:
-        found = torch.zeros_like(stream)
-        for row, ids, offset in zip(found, stream.tolist(), offsets, strict=True):
-            places = torch.tensor(language.positions(language.decode(ids)), device=stream.device) + offset
-            first = next(i for i, id_ in enumerate(ids) if id_ >= 0)
-            row[first : first + len(places)] = places.clamp_max(model.max_len - 1)  # a trace that is wrong may run beyond
-        return found
+        given = [
+            language.position_ids(language.decode(ids)) + offset for ids, offset in zip(stream.tolist(), offsets, strict=True)
+        ]
+        found = torch.zeros(*stream.shape, given[0].shape[1], dtype=torch.long)
+        for row, ids, places in zip(found, stream, given, strict=True):
+            first = int((ids >= 0).nonzero()[0])
+            row[first : first + len(places)] = torch.from_numpy(places)
+        if model.reach is None:
+            found = found[..., 0].clamp_max(model.max_len - 1)  # a trace that is wrong may run beyond
+        return found.to(stream.device)
 
     stream = generate(
         model,
@@ -188,6 +192,6 @@ def write_traces(
         mutation=mutation,
         generator=generator,
         end_id=None if language.end is None else language.ids[language.end],
-        position_ids=None if language.max_position is None else positions,
+        position_ids=positions if language.coupling == "learned" or model.reach is not None else None,
     )
     return [language.decode(row) for row in stream[:, width:].tolist()]

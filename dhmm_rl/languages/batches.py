@@ -1,7 +1,7 @@
 """
 Sentences of a language as a model is trained on them.
 
-Shapes: B sentences, T tokens of the longest.
+Shapes: B sentences, T tokens of the longest, P axes of position ids.
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,21 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
     Sentences side by side, padded with -1 behind.
 
     :param instances: B of them
-    :param rng: draws an offset of each sentence's position ids, if the language has a ``max_position``; the language's own when
-        ``None``
-    :return: ids, labels (-1 where nothing is to be learned: on the prompt and the padding) and position ids, each (B, T), and
-        weights of 1
-    :raises InputError: for a sentence whose position ids do not fit under ``max_position``
+    :param rng: draws an offset of each sentence's learned position ids; the language's own when ``None``
+    :return: ids, labels (-1 where nothing is to be learned: on the prompt and the padding), weights of 1, each (B, T), and
+        position ids: (B, T, P) in a language with a ``reach`` whose coupling is relative, else (B, T)
+    :raises InputError: for a sentence whose learned position ids do not fit under ``max_position``
     """
     sentences = [language.sentence(instance) for instance in instances]
     length = max(len(sentence.ids) for sentence in sentences)
     ids, labels = np.full((2, len(sentences), length), NOTHING)
-    positions = np.zeros_like(ids)
+    positions = np.zeros((*ids.shape, sentences[0].positions.shape[1]), dtype=np.int64)
     for row, sentence in enumerate(sentences):
         here = slice(len(sentence.ids))
         ids[row, here], labels[row, here], positions[row, here] = sentence
-    if language.max_position is not None:
+    if language.coupling != "relative" or not language.reach:
+        positions = positions[..., 0]
+    if language.coupling == "learned":
         spare = language.max_position - 1 - positions.max(axis=1)
         if spare.min() < 0:
             raise InputError(

@@ -1,21 +1,24 @@
 """
 What a token language is: instances of a problem, their traces in readable tokens, and a machine that executes traces.
 
-Shapes: T tokens read.
+Shapes: T tokens read, P axes of position ids.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import NOTHING
 
 Instance = TypeVar("Instance")
+
+COUPLINGS = ("relative", "learned", "none")
 
 
 class IllegalTrace(InputError):
@@ -55,12 +58,12 @@ class Sentence(NamedTuple):
 
     :param ids: of the tokens that are read, T of them
     :param labels: what is to be predicted after each; -1 where that is given, T of them
-    :param positions: position ids, T of them
+    :param positions: position ids, (T, P)
     """
 
     ids: list[int]
     labels: list[int]
-    positions: list[int]
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,12 @@ class Language(ABC, Generic[Instance]):
     growth: float = 0.0
     """Over this share of the training the largest size grows, from the smallest on, with the square of the time; 0 trains on
     all sizes from the start."""
-    max_position: int | None = None
-    """Give tokens the language's own position ids (coupled, where it has such) below this number, in training from a random
-    offset on; a model must then have learned positions of this max_len. When left out, positions are counted."""
+    coupling: Literal["relative", "learned", "none"] = "relative"
+    """How a model is told the language's own position ids, where it has such: ``relative``, by their differences, and attention
+    sees no further than the language's ``reach``; ``learned``, as learned positions, in training from a random offset on
+    (position coupling, arXiv 2405.20671); or ``none``, positions are counted."""
+    max_position: int = 64
+    """Learned positions lie below this number."""
 
     transduces: ClassVar[bool] = False
     """Whether ``trace[t]`` answers ``prompt[: t + 1]`` rather than continuing the prompt."""
@@ -98,8 +104,10 @@ class Language(ABC, Generic[Instance]):
             raise InputError(f"sizes are {self.sizes[0]} to {self.sizes[1]}; they must rise from at least 1")
         if not 0 <= self.growth <= 1:
             raise InputError(f"growth is {self.growth}; it is a share of the training between 0 and 1")
-        if self.max_position is not None and self.max_position < 1:
+        if self.max_position < 1:
             raise InputError(f"max_position is {self.max_position}; it must be at least 1")
+        if self.coupling not in COUPLINGS:
+            raise InputError(f"coupling is {self.coupling!r}; known are {', '.join(COUPLINGS)}")
 
     @property
     def model(self) -> dict[str, Any]:
@@ -110,6 +118,15 @@ class Language(ABC, Generic[Instance]):
     def training(self) -> dict[str, Any]:
         """Fields of TrainingSettings that suit this language where none are given."""
         return {}
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """
+        How far apart, on each axis of the position ids, tokens lie that depend on each other.
+
+        Empty in a language that counts its positions.
+        """
+        return ()
 
     # What a language says
 
@@ -151,26 +168,41 @@ class Language(ABC, Generic[Instance]):
         """What a right trace comes to, found in another way; ``None`` where every legal trace is right."""
         return None
 
-    def positions(self, tokens: Sequence[str]) -> list[int]:
-        """Position ids of tokens read so far, from 0; in a prompt they may depend on all of it, later on earlier ones only."""
-        return list(range(len(tokens)))
-
-    def offset(self, prompt: Sequence[str]) -> int:
+    def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
         """
-        What is added to the position ids when an instance is solved; in training it is random.
+        Position ids of tokens read so far; in a prompt they may depend on all of it, later on earlier ones only.
 
-        Coupled ids are moved to the middle of what there is: training meets those in every column, while the first and the
-        last ids stand at an end of their sentences whenever it does.
+        :return: for each token a number, or P numbers
         """
-        if self.max_position is None or not self.coupled:
-            return 0
-        return max(self.max_position - 1 - max(self.positions(prompt)), 0) // 2
+        return range(len(tokens))
 
     def lines(self, trace: Sequence[str]) -> list[str]:
         """A trace as people read it."""
         return [" ".join(trace)]
 
     # What follows from it
+
+    def position_ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
+        """
+        The position ids that a model gets for tokens read so far, (T, P): the language's own, or counted ones.
+
+        Learned ones are those of the last axis.
+        """
+        if self.coupling == "none" or (self.coupling == "relative" and not self.reach):
+            return np.arange(len(tokens))[:, None]
+        found = np.array(self.positions(tokens), dtype=np.int64).reshape(len(tokens), -1)
+        return found[:, -1:] if self.coupling == "learned" else found
+
+    def offset(self, prompt: Sequence[str]) -> int:
+        """
+        What is added to learned position ids when an instance is solved; in training it is random.
+
+        Coupled ids are moved to the middle of what there is: training meets those in every column, while the first and the
+        last ids stand at an end of their sentences whenever it does.
+        """
+        if self.coupling != "learned" or not self.coupled:
+            return 0
+        return max(self.max_position - 1 - int(self.position_ids(prompt).max()), 0) // 2
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -200,7 +232,7 @@ class Language(ABC, Generic[Instance]):
             tokens, labels = prompt, self.encode(trace)
         else:
             tokens, labels = prompt + trace[:-1], [NOTHING] * (len(prompt) - 1) + self.encode(trace)
-        return Sentence(self.encode(tokens), labels, self.positions(tokens))
+        return Sentence(self.encode(tokens), labels, self.position_ids(tokens))
 
     def check(self, instance: Instance, trace: Sequence[str]) -> Verdict:
         """Execute a trace and compare what it comes to with the right answer."""

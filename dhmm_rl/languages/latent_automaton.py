@@ -78,7 +78,7 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     logits = model.decode(hidden, certain, torch.full((count, 1, 1), NOTHING, device=device))
     predicted = logits[:, 0, 0].softmax(dim=-1).cpu()
     tokens = torch.arange(ids, device=device).repeat(count)[:, None]
-    _, after = model.encode(tokens, belief=certain[:, 0].repeat_interleave(ids, dim=0))
+    after = model.believe(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
     moves = after.cpu().view(count, ids, states)[..., used]
 
     alike = _merge(predicted, moves, met > 0)

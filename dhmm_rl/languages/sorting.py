@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Sorting(Language[Array]):
     no larger than its right neighbour, so no array counts as sorted by accident. It does not insist on the algorithm: other
     swaps than its own are executed, too.
 
-    Position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, and COMPARE the one before its
-    pair, so that what is to be copied next always has the next id. START and PASS, which open a pass, mark the place that says
-    where it begins or ends. Everything else has 0.
+    Learned position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, and COMPARE the one
+    before its pair, so that what is to be copied next always has the next id. START and PASS, which open a pass, mark the place
+    that says where it begins or ends. Everything else has 0.
     """
 
     sizes: tuple[int, int] = (2, 8)
@@ -155,10 +155,8 @@ class Sorting(Language[Array]):
             found[-1].append(token)
         return [" ".join(line) for line in found]
 
-    def positions(self, tokens: Sequence[str]) -> list[int]:
+    def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
         """Places in the array."""
-        if self.max_position is None:
-            return super().positions(tokens)
         size = next((i for i, token in enumerate(tokens[1:]) if token in OPERATIONS), len(tokens) - 1)
         found, before, sweep, step = [max(self.mark(0, size), 0)], 0, 0, 0
         for token in tokens[1:]:
@@ -177,7 +175,33 @@ class Sorting(Language[Array]):
 
 @dataclass(frozen=True)
 class BubbleSort(Sorting):
-    """Bubble sort: passes from left to right, each one shorter than the one before, until one swaps nothing."""
+    """
+    Bubble sort: passes from left to right, each one shorter than the one before, until one swaps nothing.
+
+    In the compact form position ids have two axes, pass and column, as though the trace were a table: a pass is a row, and its
+    i-th comparison has the columns 4 i to 4 i + 3. The array that is given is row 0, with its i-th number where a comparison's
+    left number stands, and START at the row's end, where later rows have PASS. So the numbers of a comparison, and whether one
+    follows, always stand at the same few places: in the comparison before it, and in the row above it one comparison further.
+    """
+
+    form: Literal["full", "compact"] = "compact"
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The row above, and two comparisons to either side; the full form counts its positions."""
+        return (1, 8) if self.form == "compact" else ()
+
+    def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
+        """Pass and column; places in the array in the full form."""
+        if self.form == "full":
+            return super().positions(tokens)
+        size = next((i for i, token in enumerate(tokens[1:]) if token in OPERATIONS), len(tokens) - 1)
+        found = [(0, 4 * size), *((0, 4 * i + 1) for i in range(size))]
+        row, column = 1, 0
+        for token in tokens[size + 1 :]:
+            found.append((row, column))
+            row, column = (row + 1, 0) if token == "PASS" else (row, column + 1)
+        return found
 
     def pair(self, sweep: int, step: int) -> int:
         """From the left end to the right."""

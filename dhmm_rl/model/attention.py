@@ -1,11 +1,12 @@
 """
 GPT-2's block with attention limited to a window of steps and to the same episode, in parallel and one step at a time.
 
-Shapes: B sequences, T steps, D width, H heads, W window.
+Shapes: B sequences, T steps, D width, H heads, W window, P axes of position ids.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,38 @@ def attention_mask(valid: Tensor, episode: Tensor | None, window: int) -> Tensor
     if episode is not None:
         mask = mask & (episode[:, :, None] == episode[:, None, :])
     return (mask | (age == 0)[None])[:, None]
+
+
+def within_reach(queries: Tensor, keys: Tensor, reach: Sequence[int]) -> Tensor:
+    """
+    Which keys lie near enough on every axis.
+
+    :param queries: their position ids, (B, T, P)
+    :param keys: theirs, (B, S, P)
+    :param reach: the largest difference on each axis
+    :return: booleans, (B, 1, T, S)
+    """
+    axes = zip(queries.unbind(-1), keys.unbind(-1), reach, strict=True)
+    near = [(query[:, :, None] - key[:, None, :]).abs() <= far for query, key, far in axes]
+    return torch.stack(near).all(dim=0)[:, None]
+
+
+def rotary_axes(positions: Tensor, head_size: int, reach: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """
+    Rotary tables of position ids on several axes, whose angles take turns.
+
+    The wavelengths of an axis go geometrically from 4 ids to 8 times its reach, so that all differences within reach are well
+    told apart.
+
+    :param positions: (B, T, P)
+    :return: each (B, 1, T, head_size / 2), fp32
+    """
+    pair = torch.arange(head_size // 2, device=positions.device)
+    axis, rank = pair % len(reach), pair // len(reach)
+    longest = torch.tensor([2.0 * max(far, 1) for far in reach], dtype=torch.float64, device=positions.device)[axis]
+    frequency = math.pi / 2 * longest ** -(rank.double() / max(int(rank.max()), 1))
+    angles = (positions.double()[..., axis] * frequency)[:, None]
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +92,7 @@ def rotary_at(position: int, head_size: int, device: torch.device) -> tuple[Tens
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a rotary table (T, head_size / 2) to queries or keys (B, H, T, head_size)."""
+    """Apply a rotary table (..., T, head_size / 2) to queries or keys (B, H, T, head_size)."""
     cos, sin = (part.to(x.dtype) for part in table)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_table
+from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_axes, rotary_table, within_reach
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
 from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
@@ -42,6 +42,9 @@ class DHMMGPT2(nn.Module):
     :param window: how many steps, the present one included, attention can see; ``max_len`` when ``None``
     :param positions: ``rotary`` (how far back a step lies, in streams of any length), ``learned`` (GPT-2's own: where in its
         episode it lies, up to ``max_len``) or ``both``
+    :param reach: for position ids that are given with the tokens: the largest difference on each of their P axes over which
+        attention sees. It then knows a token by its difference, in a rotary embedding, and so what it does is the same wherever
+        the ids begin and however many there are. With ``rotary`` positions only
     :param matrices: transition matrices M that the gate mixes
     :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
     :param chains: independent chains N of K states
@@ -69,6 +72,7 @@ class DHMMGPT2(nn.Module):
         *,
         window: int | None = None,
         positions: str = "rotary",
+        reach: Sequence[int] | None = None,
         matrices: int = 4,
         control: str = "actions",
         chains: int = 1,
@@ -89,13 +93,15 @@ class DHMMGPT2(nn.Module):
             matrices = 1
         self.config: dict[str, Any] = dict(
             vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
-            num_states=num_states, max_len=max_len, window=window, positions=positions, matrices=matrices, control=control,
-            chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init,
-            latent_rate=latent_rate, action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
+            num_states=num_states, max_len=max_len, window=window, positions=positions,
+            reach=None if reach is None else list(reach), matrices=matrices, control=control, chains=chains, dither=dither,
+            evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init, latent_rate=latent_rate,
+            action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
         )  # fmt: skip
         _check(self.config)
         self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
         self.positions, self.max_len, self.window = positions, max_len, window or max_len
+        self.reach = None if reach is None else tuple(reach)
         self.action_slots, self.reset_id, self.mutation = action_slots, reset_id, mutation
         self.belief_size = chains * num_states
 
@@ -169,8 +175,9 @@ class DHMMGPT2(nn.Module):
             -100 are ignored. With several slots, slot j is predicted given the labels of the slots before it; without
             labels, as though they were unknown
         :param weights: of every label in the loss, broadcastable to the labels, e.g. one per field (C,)
-        :param position_ids: (B, T), for learned positions; counted from the episode's start when ``None``
-        :raises InputError: for a sequence longer than ``max_len`` with learned positions
+        :param position_ids: (B, T), for learned positions; counted from the episode's start when ``None``. With ``reach``
+            (B, T, P), and needed
+        :raises InputError: for a sequence longer than ``max_len`` with learned positions; without ids where they are needed
         """
         tables = self.tables()
         mutation = self.mutation if self.training else 0.0
@@ -229,12 +236,16 @@ class DHMMGPT2(nn.Module):
         episode = None if starts is None else starts.cumsum(dim=1)
         if self.positions != "rotary":
             x = x + self._position_embedding(self._positions(tokens, position) if position_ids is None else position_ids)
-        table = None
-        if self.positions != "learned":
-            table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
-        mask = None
-        if episode is not None or self.window < steps:
+        table = mask = None
+        if episode is not None or self.window < steps or self.reach is not None:
             mask = attention_mask(valid, episode, self.window)
+        if self.reach is not None:
+            places = self._places(position_ids)
+            table = rotary_axes(places, self.embed_size // self.heads, self.reach)
+            assert mask is not None
+            mask = mask & within_reach(places, places, self.reach)
+        elif self.positions != "learned":
+            table = rotary_table(torch.arange(steps, device=x.device), self.embed_size // self.heads)
         if state is not None:
             here = valid if episode is None else valid & (episode == episode[:, -1:])
             kept = torch.arange(max(steps - self.window, 0), steps, device=x.device)
@@ -350,7 +361,8 @@ class DHMMGPT2(nn.Module):
         cache = torch.zeros(len(self.blocks), batch, self.heads, self.window, size, device=device)
         held = torch.zeros(batch, self.window, dtype=torch.bool, device=device)
         position = torch.zeros(batch, dtype=torch.long, device=device)
-        return ModelState(cache, cache.clone(), self._initial_belief(batch), held, position, self.tables())
+        places = torch.zeros(batch, self.window, len(self.reach or ()), dtype=torch.long, device=device)
+        return ModelState(cache, cache.clone(), self._initial_belief(batch), held, position, places, self.tables())
 
     @torch.no_grad()
     def read(
@@ -410,7 +422,8 @@ class DHMMGPT2(nn.Module):
         Like :meth:`step` without the decoding: hidden (B, 1, D), belief (B, 1, N, K) and the new state.
 
         :param mutation: probability that the belief jumps to a random state
-        :param position_ids: (B,), for learned positions; counted from the episode's start when ``None``
+        :param position_ids: (B,), for learned positions; counted from the episode's start when ``None``. With ``reach``
+            (B, P), and needed
         :param generator: draws the jumps; torch's own when ``None``
         """
         slotted = self._slotted(tokens[:, None])
@@ -423,23 +436,30 @@ class DHMMGPT2(nn.Module):
             state.held.logical_and_(~starts)
         state.held[:, state.time % self.window] = valid[:, 0]
         if self.blocks:
-            hidden = self._step_blocks(x, belief, position if position_ids is None else position_ids, state)
+            hidden = self._step_blocks(x, belief, position, position_ids, state)
         else:
             hidden = self.read_belief(belief.flatten(2))
         return hidden, belief, replace(state, belief=belief[:, 0], position=position + 1, time=state.time + 1)
 
-    def _step_blocks(self, x: Tensor, belief: Tensor, position: Tensor, state: ModelState) -> Tensor:
+    def _step_blocks(
+        self, x: Tensor, belief: Tensor, position: Tensor, position_ids: Tensor | None, state: ModelState
+    ) -> Tensor:
         if self.chain is not None:
             x = x + self.read_belief(belief.flatten(2))
-        table = None
         if self.positions != "rotary":
-            x = x + self._position_embedding(position[:, None])
-        if self.positions != "learned":
-            table = rotary_at(state.time, self.embed_size // self.heads, x.device)
+            x = x + self._position_embedding((position if position_ids is None else position_ids)[:, None])
         at = state.time % self.window
         visible = state.held.clone()
         visible[:, at] = True
         visible = visible[:, None, None]
+        table = None
+        if self.reach is not None:
+            places = self._places(position_ids)[:, None]
+            table = rotary_axes(places, self.embed_size // self.heads, self.reach)
+            state.places[:, at] = places[:, 0]
+            visible = visible & within_reach(places, state.places, self.reach)
+        elif self.positions != "learned":
+            table = rotary_at(state.time, self.embed_size // self.heads, x.device)
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, keys, values, at, visible, table)
@@ -540,6 +560,14 @@ class DHMMGPT2(nn.Module):
             at = at + torch.where(goes_on, first[:, None], 0)
         return at - began
 
+    def _places(self, position_ids: Tensor | None) -> Tensor:
+        assert self.reach is not None
+        axes = len(self.reach)
+        if position_ids is None or position_ids.dim() < 2 or position_ids.shape[-1] != axes:
+            found = "none are" if position_ids is None else f"they have the shape {tuple(position_ids.shape)}"
+            raise InputError(f"reach {list(self.reach)} is for position ids (…, {axes}) given with the tokens; {found}")
+        return position_ids
+
     def _position_embedding(self, positions: Tensor) -> Tensor:
         if int(positions.max()) >= self.max_len:
             raise InputError(
@@ -593,6 +621,15 @@ def _check(config: dict[str, Any]) -> None:
     need(
         config["positions"] == "learned" or width // heads % 2 == 0,
         f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",
+    )
+    reach = config["reach"]
+    need(
+        reach is None or (config["positions"] == "rotary" and len(reach) > 0 and all(far >= 0 for far in reach)),
+        f"reach is {reach} with {config['positions']} positions; it is a difference of at least 0 an axis, for rotary",
+    )
+    need(
+        reach is None or width // heads // 2 >= len(reach),
+        f"reach {reach} has more axes than half the head size, embed_size {width} / heads {heads}",
     )
     need(config["control"] in CONTROLS, f"control is {config['control']!r}; known are {', '.join(CONTROLS)}")
     need(

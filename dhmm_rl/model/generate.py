@@ -125,8 +125,7 @@ def generate(
         when ``None``, or 0 if ``greedy``
     :param generator: seeds the choices and the jumps
     :param end_id: with one slot, the id that ends a sequence; after it there is nothing, -1
-    :param position_ids: what gives the position ids (B, t) of the ids (B, t) so far, for learned positions; counted when
-        ``None``
+    :param position_ids: what gives the position ids (B, t), or (B, t, P), of the ids (B, t) so far; counted when ``None``
     :return: prompt and continuation, (B, T + steps) or (B, T + steps, C)
     :raises InputError: for an empty prompt, or legal ids that leave a slot without choice
     """

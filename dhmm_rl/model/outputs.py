@@ -60,6 +60,7 @@ class ModelState:
     :param belief: (B, N, K)
     :param held: which places of the rings hold a step of the present episode, (B, W)
     :param position: steps since each stream's episode began, (B,)
+    :param places: the position ids of the rings' steps, (B, W, P), in a model with a ``reach``
     :param tables: the model's parameters as its steps use them; a state is worth nothing once they have changed
     :param time: steps taken by all streams together
     """
@@ -69,6 +70,7 @@ class ModelState:
     belief: Tensor
     held: Tensor
     position: Tensor
+    places: Tensor
     tables: "Tables" = field(repr=False)
     time: int = 0
 
@@ -81,6 +83,7 @@ class ModelState:
             self.belief[index],
             self.held[index],
             self.position[index],
+            self.places[index],
             self.tables,
             self.time,
         )

@@ -103,8 +103,12 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
     """
     sizes = [max(language.sizes[1], *beyond)] * 20
     longest = make_batch(language, draw(language, sizes, 0)).input_ids.shape[1]
-    positions = "rotary" if language.max_position is None else "learned"
-    return {"window": longest, "max_len": language.max_position or longest, "positions": positions} | language.model
+    settings: dict[str, Any] = {"window": longest, "max_len": longest}
+    if language.coupling == "learned":
+        settings |= {"max_len": language.max_position, "positions": "learned"}
+    elif language.coupling == "relative" and language.reach:
+        settings |= {"reach": list(language.reach)}
+    return settings | language.model
 
 
 def draw(language: Language[Any], sizes: Sequence[int], seed: int) -> list[Any]:
