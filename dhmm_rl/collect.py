@@ -25,8 +25,9 @@ class Args:
     env: str = "CartPole-v1"
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     data: str = RANDOM
-    """Where rollouts come from: 'random'; 'teacher:PATH', the zip of an SB3 model; 'minari:ID'; or a folder of rollouts.
-    Options follow: '@imitate=yes' or '@imitate=no', whether the actions are worth imitating; after a folder '@skip_bad=yes'."""
+    """Where rollouts come from: 'random'; 'oracle', the environment's own method of that name; 'teacher:PATH', the zip of an
+    SB3 model; 'minari:ID'; or a folder of rollouts. Options follow: '@imitate=yes' or '@imitate=no', whether the actions are
+    worth imitating; after a folder '@skip_bad=yes'."""
     episodes: int = 200
     """Episodes to collect."""
     n_envs: int = 8

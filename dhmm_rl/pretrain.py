@@ -10,7 +10,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
 from dhmm_rl.training.runs import Run
-from dhmm_rl.training.sources import RANDOM, Source, check_top
+from dhmm_rl.training.sources import Source, check_top
 
 
 @dataclass
@@ -25,10 +25,11 @@ class Args:
     env: str = "CartPole-v1"
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Where rollouts come from; given more than once, they are mixed. 'random' (the default); 'teacher:PATH', the zip of an SB3
-    model, whose actions are imitated; 'minari:ID', a local Minari dataset, whose actions are imitated; or a folder that
-    Rollouts.save wrote. Options follow: 'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often;
-    'minari:ID@imitate=no' teaches observations alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
+    """Where rollouts come from; given more than once, they are mixed. Default: the agent recipe's, or 'random'. Actions are
+    imitated of 'oracle', what the environment's own method of that name would do; of 'teacher:PATH', the zip of an SB3 model;
+    and of 'minari:ID', a local Minari dataset. A folder that Rollouts.save wrote says it itself. Options follow:
+    'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often; 'minari:ID@imitate=no' teaches observations
+    alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
     top: float | None = None
     """Of the episodes worth imitating, imitate only this share, those of the highest returns (0.1: the best tenth). The others
     still teach observations."""
@@ -67,7 +68,7 @@ def main(args: Args) -> None:
         given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
         changes = {name: value for name, value in given.items() if value is not None}
         training_settings(agent, **changes).check()
-        data = list(args.data) or [RANDOM]
+        data = list(args.data)
         for source in data:
             Source.parse(source)
         check_top(args.top)

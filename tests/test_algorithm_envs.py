@@ -77,6 +77,7 @@ def play(env: gym.Env[Any, Any]) -> float:
     while not over:
         action = np.array(policy.send(int(seen)))
         assert env.action_space.contains(action)
+        assert (action == task.oracle()).all()  # the task's own does not know more than what is seen
         seen, reward, terminated, truncated, _ = env.step(action)
         total, over = total + float(reward), terminated or truncated
     return total
@@ -158,6 +159,17 @@ def test_tapes_do_not_grow_for_who_fails(name: str) -> None:
 
 
 # Sorting
+
+
+@given(size=st.integers(2, 8), seed=st.integers(0, 2**31))
+def test_the_oracle_sorts_every_array_in_time(size: int, seed: int) -> None:
+    env, terminated, truncated = SortEnv(size=size), False, False
+    env.reset(seed=seed)
+    while not terminated:
+        assert not truncated
+        action = env.oracle()
+        assert env.action_space.contains(action)
+        _, _, terminated, truncated, _ = env.step(action)
 
 
 def sort(env: SortEnv, places: Any) -> float:

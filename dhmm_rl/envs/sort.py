@@ -36,6 +36,8 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
         self.observation_space = spaces.MultiDiscrete([values + 1, values + 1])
         self.array = np.arange(size)
         self.compared: int | None = None
+        self.last = -1
+        """The place compared last, whatever came after it."""
         self.steps = 0
 
     def reset(
@@ -43,7 +45,7 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         """Draw an array that is out of order."""
         super().reset(seed=seed)
-        self.compared, self.steps = None, 0
+        self.compared, self.last, self.steps = None, -1, 0
         while True:
             self.array = self.np_random.integers(self.values, size=self.size)
             if not self._sorted():
@@ -56,10 +58,17 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
         if swaps and self.compared == i:
             self.array[[i, i + 1]] = self.array[[i + 1, i]]
         self.compared = None if swaps else i
+        self.last = self.last if swaps else i
         terminated = self._sorted()
         truncated = not terminated and self.steps >= self.limit
         reward = float(terminated) - 1 / self.limit
         return self._seen(), reward, terminated, truncated, {"array": self.array.copy()}
+
+    def oracle(self) -> np.int64:
+        """The action of bubble sort, which knows no more than what was seen in this episode: passes from left to right."""
+        if self.compared is not None and self.array[self.compared] > self.array[self.compared + 1]:
+            return np.int64(self.size - 1 + self.compared)
+        return np.int64((self.last + 1) % (self.size - 1))
 
     def _sorted(self) -> bool:
         return bool((self.array[:-1] <= self.array[1:]).all())

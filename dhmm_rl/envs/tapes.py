@@ -51,6 +51,8 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         self.tape = np.zeros((0, rows), dtype=np.int64)
         self.target: list[int] = []
         self.head, self.written, self.steps = (0, 0), 0, 0
+        self.ends = 0
+        """How often the head came to stand beside the tape."""
         self._return: float | None = None
         self._shortfalls: list[float] = []
 
@@ -61,6 +63,10 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
     @abstractmethod
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """What is to be written for a tape (length, rows)."""
+
+    @abstractmethod
+    def oracle(self) -> NDArray[np.int64]:
+        """The action of one who solves the task, and knows no more than what was seen in this episode."""
 
     @property
     def time_limit(self) -> int:
@@ -73,7 +79,7 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         self._grow()
         self.tape = self.make_tape(self.min_length + int(self.np_random.integers(3)))
         self.target = self.make_target(self.tape)
-        self.head, self.written, self.steps, self._return = (0, 0), 0, 0, None
+        self.head, self.written, self.steps, self.ends, self._return = (0, 0), 0, 0, 0, None
         return self._seen(), {"min_length": self.min_length}
 
     def step(self, action: NDArray[np.int64]) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
@@ -88,15 +94,24 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
             terminated = not correct or self.written == len(self.target)
         across, down = MOVES[move]
         self.head = self.head[0] + across, self.head[1] + down
+        self.ends += not self._inside
         if self.steps > self.time_limit:
             reward, terminated = TOO_LATE, True
         self._return = (self._return or 0.0) + reward
         return self._seen(), reward, terminated, False, {"min_length": self.min_length}
 
-    def _seen(self) -> np.int64:
+    @property
+    def _inside(self) -> bool:
         across, down = self.head
-        inside = 0 <= across < len(self.tape) and 0 <= down < self.rows
-        return np.int64(self.tape[across, down] if inside else self.base)
+        return 0 <= across < len(self.tape) and 0 <= down < self.rows
+
+    def _seen(self) -> np.int64:
+        return np.int64(self.tape[self.head] if self._inside else self.base)
+
+    def _sweep(self, writes: bool) -> NDArray[np.int64]:
+        """Go to and fro between the ends of the tape, and write what is seen, or not."""
+        writes = writes and self._inside
+        return np.array([LEFT if self.ends % 2 else RIGHT, int(writes), self._seen() if writes else 0])
 
     def _grow(self) -> None:
         """Let tapes grow if the episodes that ended were good."""
@@ -118,6 +133,10 @@ class Copy(TapeTask):
         """The tape."""
         return [int(symbol) for symbol in tape[:, 0]]
 
+    def oracle(self) -> NDArray[np.int64]:
+        """Write what is seen, and go on."""
+        return self._sweep(writes=True)
+
 
 class DuplicatedInput(TapeTask):
     """Every symbol stands on the tape twice; copy it once."""
@@ -132,6 +151,10 @@ class DuplicatedInput(TapeTask):
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """One of each pair."""
         return [int(symbol) for symbol in tape[::2, 0]]
+
+    def oracle(self) -> NDArray[np.int64]:
+        """Write every other symbol."""
+        return self._sweep(writes=self.head[0] % 2 == 0)
 
 
 class RepeatCopy(TapeTask):
@@ -148,6 +171,10 @@ class RepeatCopy(TapeTask):
         symbols = tape[:, 0].tolist()
         return [*symbols, *reversed(symbols), *symbols]
 
+    def oracle(self) -> NDArray[np.int64]:
+        """Write what is seen, and turn round at the ends."""
+        return self._sweep(writes=True)
+
 
 class Reverse(TapeTask):
     """Write the tape backwards."""
@@ -161,6 +188,10 @@ class Reverse(TapeTask):
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """The tape backwards."""
         return [int(symbol) for symbol in tape[::-1, 0]]
+
+    def oracle(self) -> NDArray[np.int64]:
+        """Write on the way back."""
+        return self._sweep(writes=self.ends > 0)
 
 
 class ReversedAddition(TapeTask):
@@ -182,6 +213,14 @@ class ReversedAddition(TapeTask):
             carry, digit = divmod(sum(column) + carry, self.base)
             digits.append(digit)
         return [*digits, carry] if carry else digits
+
+    def oracle(self) -> NDArray[np.int64]:
+        """Read each column, downwards and upwards in turn, and write its digit where it ends."""
+        across, down = self.head
+        downwards = across % 2 == 0
+        if self._inside and down != (self.rows - 1 if downwards else 0):
+            return np.array([DOWN if downwards else UP, 0, 0])
+        return np.array([RIGHT, 1, self.target[self.written]])
 
     @property
     def time_limit(self) -> int:

@@ -187,9 +187,23 @@ class BubbleSort(Sorting):
     form: Literal["full", "compact"] = "compact"
 
     @property
+    def model(self) -> dict[str, Any]:
+        """
+        A latent layer that can keep a flag through a pass: whether anything was swapped, which no token in reach says.
+
+        Little dither, so that it lasts as long as the pass does, and fast learning, since only large logits are sure.
+        """
+        return {"num_states": 16, "matrices": 16, "latent_rate": 10.0, "dither": 1e-5}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Longer than other languages: few passes swap only where they begin."""
+        return {"steps": 3000}
+
+    @property
     def reach(self) -> tuple[int, ...]:
-        """The row above, and two comparisons to either side; the full form counts its positions."""
-        return (1, 8) if self.form == "compact" else ()
+        """The row above, and to either side what a comparison needs; the full form counts its positions."""
+        return (1, 6) if self.form == "compact" else ()
 
     def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
         """Pass and column; places in the array in the full form."""

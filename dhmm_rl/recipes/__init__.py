@@ -45,8 +45,9 @@ class AgentRecipe:
     model: Table = field(default_factory=dict)
     """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
     pretrain: Table = field(default_factory=dict)
-    """Pretraining before PPO: ``episodes`` of random rollouts, ``field_weights`` by name, and fields of TrainingSettings; none
-    if empty, or if ``episodes = 0``."""
+    """Pretraining before PPO: ``data``, sources of rollouts as ``python -m dhmm_rl.pretrain --data`` has them, random ones
+    where there is none; how many ``episodes`` to collect; ``field_weights`` by name; and fields of TrainingSettings. None if
+    empty, or if ``episodes = 0``."""
     ppo: Table = field(default_factory=dict)
     """Keywords of the algorithm; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
     n_envs: int = 8

@@ -27,13 +27,15 @@ from dhmm_rl.training.runs import Run, pretraining_runs
 from dhmm_rl.training.sources import RANDOM, Part, Source, gather
 
 DEFAULT_EPISODES = 200
+OWN_KEYS = ("data", "episodes", "field_weights")
+"""Keys of an agent recipe's ``pretrain`` beside the fields of TrainingSettings."""
 RANDOM_SHARE = 0.2
 """Of an environment's budget, so much at the most goes into random rollouts when nobody says how many episodes."""
 
 
 def pretrain(
     run: Run,
-    data: Sequence[str] = (RANDOM,),
+    data: Sequence[str] = (),
     *,
     episodes: int | None = None,
     top: float | None = None,
@@ -45,7 +47,7 @@ def pretrain(
     Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
 
     :param run: whose folder takes the rollouts, the logs and the checkpoint
-    :param data: sources of rollouts, as :meth:`Source.parse` reads them
+    :param data: sources of rollouts, as :meth:`Source.parse` reads them; when there are none the agent recipe's, or random ones
     :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the environment's budget
         at the most
     :param top: imitate only this share of the episodes, those of the highest returns
@@ -61,7 +63,7 @@ def pretrain(
     venv = make_envs(run.env, 1, run.seed)
     plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
     parts = gather(
-        [Source.parse(text) for text in data],
+        [Source.parse(text) for text in data or run.agent.pretrain.get("data", [RANDOM])],
         run.env,
         run.folder,
         n_envs=run.agent.n_envs,
@@ -169,10 +171,10 @@ def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
     :raises InputError: for an unknown name
     """
     known = {f.name for f in fields(TrainingSettings)}
-    table = {key: value for key, value in agent.pretrain.items() if key not in ("episodes", "field_weights")}
+    table = {key: value for key, value in agent.pretrain.items() if key not in OWN_KEYS}
     for name in table:
         if name not in known:
-            names = ", ".join(["episodes", "field_weights", *sorted(known)])
+            names = ", ".join([*OWN_KEYS, *sorted(known)])
             raise InputError(f"the recipe {agent.name} has a key pretrain.{name}; known are {names}")
     return replace(TrainingSettings(**table), **changes)
 

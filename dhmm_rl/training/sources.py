@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.data import Rollouts, collect, read_minari
+from dhmm_rl.data.collect import Policy
 from dhmm_rl.data.rollouts import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import EnvRecipe
@@ -18,6 +20,7 @@ from dhmm_rl.training.environments import make_envs
 from dhmm_rl.training.teachers import load_teacher
 
 RANDOM = "random"
+ORACLE = "oracle"
 TEACHER = "teacher:"
 MINARI = "minari:"
 
@@ -27,7 +30,8 @@ class Source:
     """
     One source of rollouts, as it is written on the command line: ``PLACE@option=value@option=value``.
 
-    :param place: ``random``; ``teacher:PATH``; ``minari:ID``; or the folder of rollouts saved before
+    :param place: ``random``; ``oracle``, the environment's own method of that name; ``teacher:PATH``; ``minari:ID``; or the
+        folder of rollouts saved before
     :param weight: how often each of its steps is shown, beside those of other sources
     :param imitate: whether its actions are worth imitating; what the source itself says when ``None``
     :param episodes: how many to collect
@@ -59,7 +63,7 @@ class Source:
                 raise InputError(f"the source {text} has {name}={value}; it must be {expected}") from error
         source = cls(place, **given)
         if source.episodes is not None and not source.collects:
-            raise InputError(f"the source {text} is read, not collected: episodes is for random and teacher:PATH")
+            raise InputError(f"the source {text} is read, not collected: episodes is for random, oracle and teacher:PATH")
         if source.skip_bad and (source.collects or place.startswith(MINARI)):
             raise InputError(f"skip_bad is for folders of rollouts, and {text} is none")
         return source
@@ -67,7 +71,7 @@ class Source:
     @property
     def collects(self) -> bool:
         """Whether its rollouts are yet to be made."""
-        return self.place == RANDOM or self.place.startswith(TEACHER)
+        return self.place in (RANDOM, ORACLE) or self.place.startswith(TEACHER)
 
 
 class Part(NamedTuple):
@@ -116,10 +120,15 @@ def read_source(
             if unknown:
                 notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
             return rollouts if source.imitate is None else rollouts.imitating(source.imitate)
-        taught = source.place.startswith(TEACHER)
+        policy: Policy | None = None
+        if source.place == ORACLE:
+            policy = _oracle(venv, env.id)
+        elif source.place.startswith(TEACHER):
+            policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice)
+        taught = policy is not None
         return collect(
             venv,
-            load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice) if taught else None,
+            policy,
             episodes=episodes if source.episodes is None else source.episodes,
             imitate=taught if source.imitate is None else source.imitate,
             max_steps=None if taught or source.episodes is not None else max_steps,
@@ -130,6 +139,19 @@ def read_source(
         )
     finally:
         venv.close()
+
+
+def _oracle(venv: VecEnv, env_id: str) -> Policy:
+    """
+    What environments that know how they are solved would do, by their method ``oracle``.
+
+    :raises InputError: when they have none
+    """
+    try:
+        venv.env_method("oracle", indices=[0])
+    except AttributeError as error:
+        raise InputError(f"{env_id} has no oracle; a method of that name would return the action to take") from error
+    return lambda observations: np.stack(venv.env_method("oracle"))
 
 
 def gather(
