@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -102,6 +102,19 @@ class Job(NamedTuple):
     path: Path
 
 
+class Kept(Protocol):
+    """What every job has: a seed, and where its result is kept."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def path(self) -> Path: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Kept)
+
+
 def main(args: Args) -> None:
     """Run the command."""
     write(args.out, run_all(run, plan(args, STUDIES, VARIANTS), args.jobs))
@@ -132,7 +145,7 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
     return jobs
 
 
-def run_all(do: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
+def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], processes: int) -> list[dict[str, Any]]:
     """The results of jobs in their order, so many processes side by side; jobs that are complete are not done again."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
@@ -143,7 +156,7 @@ def run_all(do: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], processes:
     return results
 
 
-def complete(do: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+def complete(do: Callable[[AnyJob], dict[str, Any]], job: AnyJob) -> dict[str, Any]:
     """Do one job, or read its result when it is complete."""
     if job.path.exists():
         found: dict[str, Any] = json.loads(job.path.read_text())

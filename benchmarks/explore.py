@@ -33,8 +33,8 @@ from dhmm_rl.training.languages import draw
 STUDIES = {
     study.language: study
     for study in (
-        Study("bubble-sort", {"sizes": (2, 4), "values": 10, "form": "compact"}, (4,), 300, 16),
-        Study("addition", {"sizes": (1, 3), "format": "carry"}, (4,), 600, 16),
+        Study("bubble-sort", {"sizes": (2, 4), "values": 10, "coupling": "none"}, (4,), 300, 16),
+        Study("addition", {"sizes": (1, 3), "format": "carry", "coupling": "learned", "max_position": 12}, (4,), 600, 16),
     )
 }
 """Judged where the likeliest trace is often wrong: sorting after a short training, addition beyond the training's sizes."""

@@ -101,7 +101,7 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
 
     :raises InputError: when that sentence needs position ids that the language does not have
     """
-    sizes = [max(language.sizes[1], *beyond)] * 20
+    sizes = [max([language.sizes[1], *beyond])] * 20
     longest = make_batch(language, draw(language, sizes, 0)).input_ids.shape[1]
     settings: dict[str, Any] = {"window": longest, "max_len": longest}
     if language.coupling == "learned":

@@ -1,0 +1,134 @@
+"""``python -m benchmarks.few_sums``: how many sums of three digits addition is learned from."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+
+from benchmarks.ablate import run_all
+from dhmm_rl.cli import run_command
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import atomic_write
+from dhmm_rl.languages import Addition, FixedSentences, score
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.languages import HELD_OUT, draw, model_settings
+
+Format = Literal["plain", "reversed"]
+Coupling = Literal["none", "relative"]
+
+DIGITS = 3
+PUBLISHED = {"plain": (0.0, 0.004, 0.017, 0.811), "reversed": (0.0, 0.016, 0.306, 0.998)}
+"""Of a GPT-2 of 10.6 million parameters with 500, 1,000, 2,000 and 5,000 sums: Lee et al. 2023, arXiv 2307.03381."""
+
+
+@dataclass
+class Args:
+    """
+    Train on so many sums of three digits, again and again, and see how many others are right.
+
+    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    """
+
+    sums: tuple[int, ...] = (500, 1000, 2000, 5000)
+    """How many sums there are to learn from."""
+    steps: int = 1000
+    """Gradient steps, the same for all."""
+    seeds: int = 3
+    """How many seeds, from 0 on."""
+    instances: int = 1000
+    """On how many unseen sums a model is judged."""
+    jobs: int = 2
+    """Runs side by side."""
+    out: Path = Path("runs/few-sums")
+    """Folder for the results of the runs, the table of runs (runs.csv) and the report (report.md)."""
+
+
+class Job(NamedTuple):
+    """One run; ``path`` is where its result is kept."""
+
+    format: Format
+    coupling: Coupling
+    sums: int
+    steps: int
+    instances: int
+    seed: int
+    path: Path
+
+
+def main(args: Args) -> None:
+    """Run the command."""
+    for name in ("steps", "seeds", "instances", "jobs"):
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    if not args.sums or min(args.sums) < 1:
+        raise InputError("sums must be numbers of at least 1")
+    jobs = []
+    for format_ in get_args(Format):
+        for coupling in get_args(Coupling):
+            for sums in args.sums:
+                for seed in range(args.seeds):
+                    name = f"{format_}-{coupling}-{sums}-{args.steps}-{args.instances}-{seed}.json"
+                    jobs.append(Job(format_, coupling, sums, args.steps, args.instances, seed, args.out / "runs" / name))
+    write(args.out, run_all(run, jobs, args.jobs))
+    print((args.out / "report.md").read_text())
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train a model and judge it."""
+    language = Addition(sizes=(DIGITS, DIGITS), format=job.format, coupling=job.coupling)
+    known = list(dict.fromkeys(draw(language, [DIGITS] * 2 * job.sums, job.seed)))[: job.sums]
+    learned = set(known)
+    drawn = draw(language, [DIGITS] * 2 * (job.instances + HELD_OUT), job.seed + 1)
+    others = [instance for instance in drawn if instance not in learned]
+    held_out, judged = others[:HELD_OUT], others[HELD_OUT:][: job.instances]
+    torch.manual_seed(job.seed)
+    model = DHMMGPT2(len(language.tokens), **model_settings(language, []))
+    settings = TrainingSettings(steps=job.steps, eval_every=max(job.steps // 10, 1), patience=job.steps)
+    folder = job.path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    train_language_model(
+        model,
+        FixedSentences(language, known, job.seed),
+        FixedSentences(language, held_out),
+        settings,
+        folder=folder,
+        logger=Logger(None, []),
+        seed=job.seed,
+    )
+    keys = ("format", "coupling", "sums", "steps", "seed")
+    return {key: getattr(job, key) for key in keys} | {"exact": score(model, language, judged).exact}
+
+
+def write(out: Path, results: list[dict[str, Any]]) -> None:
+    """The table of runs and the report."""
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(results[0]))
+        writer.writeheader()
+        writer.writerows(results)
+    sums = list(dict.fromkeys(result["sums"] for result in results))
+    lines = ["Unseen sums that are right, mean and worst seed.", ""]
+    lines += [
+        "| format | positions | " + " | ".join(f"{number:,} sums" for number in sums) + " |",
+        "| --- " * (2 + len(sums)) + "|",
+    ]
+    for format_ in get_args(Format):
+        for coupling in get_args(Coupling):
+            cells = []
+            for number in sums:
+                wanted = (format_, coupling, number)
+                exact = [run["exact"] for run in results if (run["format"], run["coupling"], run["sums"]) == wanted]
+                cells.append(f"{np.mean(exact):.1%}, {min(exact):.1%}")
+            lines.append(f"| {format_} | {'counted' if coupling == 'none' else 'coupled'} | " + " | ".join(cells) + " |")
+        if tuple(sums) == Args.sums:
+            lines.append(f"| {format_} | published | " + " | ".join(f"{share:.1%}" for share in PUBLISHED[format_]) + " |")
+    with atomic_write(out / "report.md") as temporary:
+        temporary.write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    run_command(main, Args, "benchmarks.few_sums")
