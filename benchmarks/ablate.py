@@ -52,7 +52,7 @@ STUDIES = {
         Study("counting", {}, (40, 128, 512), 1500, 20),
         Study("s3", {}, (40, 128, 512), 1500, 24),
         Study("a4", {}, (40, 128, 512), 1500, 48),
-        Study("bubble-sort", {}, (8, 12, 16), 1000, 16),
+        Study("bubble-sort", {"sizes": (2, 6)}, (6, 8, 12), 1000, 16),
         Study("addition", {}, (10, 20, 50), 1000, 8),
         Study("in-context-chains", {}, (128, 256), 400, 16),
     )
