@@ -14,6 +14,7 @@ from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Addition, FixedSentences, score
+from dhmm_rl.languages.addition import Sum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.training.language_model import TrainingSettings, train_language_model
 from dhmm_rl.training.languages import HELD_OUT, draw, model_settings
@@ -78,14 +79,19 @@ def main(args: Args) -> None:
     print((args.out / "report.md").read_text())
 
 
+def draw_sums(language: Addition, job: Job) -> tuple[list[Sum], list[Sum], list[Sum]]:
+    """Different sums to learn from; and, none of them among those, sums that choose the best step and sums to judge by."""
+    known = list(dict.fromkeys(draw(language, [DIGITS] * 2 * job.sums, job.seed)))[: job.sums]
+    drawn = draw(language, [DIGITS] * 2 * (job.instances + HELD_OUT), job.seed + 1)
+    learned = set(known)
+    others = [instance for instance in drawn if instance not in learned]
+    return known, others[:HELD_OUT], others[HELD_OUT:][: job.instances]
+
+
 def run(job: Job) -> dict[str, Any]:
     """Train a model and judge it."""
     language = Addition(sizes=(DIGITS, DIGITS), format=job.format, coupling=job.coupling)
-    known = list(dict.fromkeys(draw(language, [DIGITS] * 2 * job.sums, job.seed)))[: job.sums]
-    learned = set(known)
-    drawn = draw(language, [DIGITS] * 2 * (job.instances + HELD_OUT), job.seed + 1)
-    others = [instance for instance in drawn if instance not in learned]
-    held_out, judged = others[:HELD_OUT], others[HELD_OUT:][: job.instances]
+    known, held_out, judged = draw_sums(language, job)
     torch.manual_seed(job.seed)
     model = DHMMGPT2(len(language.tokens), **model_settings(language, []))
     settings = TrainingSettings(steps=job.steps, eval_every=max(job.steps // 10, 1), patience=job.steps)

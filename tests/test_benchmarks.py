@@ -20,7 +20,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
-from benchmarks import ablate, explore, tiger
+from benchmarks import ablate, explore, few_sums, tiger
 from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
 from dhmm_rl import DHMMGPT2, Tokenizer, VecTokenStream
 from dhmm_rl.envs import tiger_values
@@ -216,3 +216,19 @@ def test_a_tally_counts_what_executor_and_answer_say_of_each_trace(monkeypatch: 
     monkeypatch.setattr(explore, "write_traces", lambda *given, **_: [texts.pop(0).split() for _ in given[2]])
     found = explore.tally(DHMMGPT2(15), language, instances, explore.Way(1.0, 0.0), 4, torch.Generator())
     assert found == explore.Tally(solved=[2, 4], legal=[3, 4], different=[3, 1])
+
+
+def test_few_sums_are_judged_on_others(tmp_path: Path) -> None:
+    job = few_sums.Job("reversed", "relative", 300, 5, 50, 0, tmp_path / "run.json")
+    known, held_out, judged = few_sums.draw_sums(Addition(), job)
+    assert len(set(known)) == len(known) == 300
+    assert len(held_out) > 0
+    assert len(judged) == 50
+    assert set(known).isdisjoint(held_out + judged)
+    with pytest.raises(InputError, match="sums must be"):
+        few_sums.main(few_sums.Args(sums=(0,)))
+    few_sums.main(few_sums.Args(sums=(300,), steps=2, seeds=1, instances=5, jobs=1, out=tmp_path))
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in lines if "%" in line] == [
+        [f"| {format_}", coupling] for format_ in ("plain", "reversed") for coupling in ("counted", "coupled")
+    ]
