@@ -142,6 +142,14 @@ def test_a_model_learns_to_sort_two_numbers() -> None:
     assert score(model, language, some).exact == 1
 
 
+def test_sums_four_times_as_long_as_those_learned_from_are_right() -> None:
+    """Attention over counted or learned positions has none of them right."""
+    language = Addition(sizes=(1, 5))
+    model = model_of(language, embed_size=64, heads=4, num_states=8, window=80)
+    train(model, language, 500, learning_rate=3e-3)
+    assert score(model, language, instances(language, [20] * 100)).exact > 0.8
+
+
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_every_language_can_be_learned_from_and_written(name: str) -> None:
     language = LANGUAGES[name]

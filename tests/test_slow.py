@@ -72,3 +72,17 @@ def test_the_belief_holds_the_first_of_831_cards(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "runs/RepeatFirstHard/dhmm-gpt2/1/result.json").read_text())
     assert result["ppo_steps"] <= 400_000
     assert result["final_return"] >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("language", "beyond", "instances", "inside", "outside"),
+    [("addition", 20, 10_000, 0.9999, 0.99), ("bubble-sort", 16, 1_000, 0.999, 0.99)],
+)
+def test_languages_are_right_far_beyond_their_training(
+    language: str, beyond: int, instances: int, inside: float, outside: float, tmp_path: Path
+) -> None:
+    run(tmp_path, "dhmm_rl.languages", language, "--beyond", str(beyond), "--instances", str(instances), "--quiet")
+    sizes = json.loads((tmp_path / f"runs/{language}/languages/1/result.json").read_text())["sizes"]
+    assert sizes[1]["exact"] >= inside
+    assert sizes[2]["size"] == beyond
+    assert sizes[2]["exact"] >= outside
