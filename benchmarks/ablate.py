@@ -52,6 +52,7 @@ STUDIES = {
         Study("counting", {}, (40, 128, 512), 1500, 20),
         Study("s3", {}, (40, 128, 512), 1500, 24),
         Study("a4", {}, (40, 128, 512), 1500, 48),
+        Study("a5", {}, (40, 128, 512), 1000, 240),
         Study("bubble-sort", {"sizes": (2, 6)}, (6, 8, 12), 1000, 16),
         Study("addition", {}, (10, 20, 50), 1000, 8),
         Study("in-context-chains", {}, (128, 256), 400, 16),
@@ -178,7 +179,8 @@ def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language
     language = replace(LANGUAGES[study.language], **study.options)
     torch.manual_seed(seed)
     model = make_model(language, study, variant)
-    settings = TrainingSettings(steps=study.steps, eval_every=max(study.steps // 5, 1), patience=study.steps)
+    own = {"steps": study.steps, "eval_every": max(study.steps // 5, 1), "patience": study.steps}
+    settings = TrainingSettings(**language.training | own)
     folder.mkdir(parents=True, exist_ok=True)
     train_language_model(
         model,
