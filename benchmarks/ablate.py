@@ -54,7 +54,7 @@ STUDIES = {
         Study("a4", {}, (40, 128, 512), 1500, 48),
         Study("a5", {}, (40, 128, 512), 1000, 240),
         Study("bubble-sort", {"sizes": (2, 6)}, (6, 8, 12), 1000, 16),
-        Study("addition", {}, (10, 20, 50), 1000, 8),
+        Study("addition", {}, (10, 20, 50), 750, 8),
         Study("in-context-chains", {}, (128, 256), 400, 16),
     )
 }
