@@ -319,11 +319,13 @@ def test_an_epoch_shows_each_source_as_often_as_its_weight_says(weights: list[fl
         offset += len(part)
 
 
-def test_an_oracle_solves_every_episode_and_is_imitated() -> None:
-    env, _ = load_recipes("dhmm_rl/Reverse-v0", "dhmm-gpt2")
+@pytest.mark.parametrize("name", ["Copy", "DuplicatedInput", "Reverse", "RepeatCopy", "ReversedAddition", "Sort"])
+def test_an_oracle_solves_every_episode_and_is_imitated(name: str) -> None:
+    env, _ = load_recipes(name, "dhmm-gpt2")
     rollouts = read_source(Source("oracle"), env, n_envs=2, episodes=8)
     assert rollouts.imitate.all()
-    assert [episode.rewards.sum() for episode in rollouts] == [(len(episode.rewards) - 1) // 2 for episode in rollouts]
+    assert all(episode.rewards[-1] > 0 for episode in rollouts)
+    assert rollouts.returns.min() > 0
     cartpole, _ = load_recipes("CartPole-v1", "dhmm-gpt2")
     with pytest.raises(InputError, match="CartPole-v1 has no oracle"):
         read_source(Source("oracle"), cartpole, n_envs=1, episodes=1)

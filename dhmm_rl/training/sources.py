@@ -147,10 +147,8 @@ def _oracle(venv: VecEnv, env_id: str) -> Policy:
 
     :raises InputError: when they have none
     """
-    try:
-        venv.env_method("oracle", indices=[0])
-    except AttributeError as error:
-        raise InputError(f"{env_id} has no oracle; a method of that name would return the action to take") from error
+    if not venv.has_attr("oracle"):
+        raise InputError(f"{env_id} has no oracle; a method of that name would return the action to take")
     return lambda observations: np.stack(venv.env_method("oracle"))
 
 
