@@ -23,7 +23,7 @@ from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.language_model import TrainingSettings, Windows, train_language_model
 from dhmm_rl.training.languages import draw, draw_held_out, model_settings
 
 
@@ -128,9 +128,7 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
 
     :raises InputError: for a number below 1 and for a name that is not known
     """
-    for name in ("seeds", "jobs", "instances"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "seeds", "jobs", "instances")
     for given, known in ((args.languages, studies), (args.variants, variants)):
         for name in given:
             if name not in known:
@@ -144,6 +142,13 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
                 path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}-{args.instances}.json"
                 jobs.append(Job(study, variant, seed, args.instances, path))
     return jobs
+
+
+def check_counts(args: Any, *names: str) -> None:
+    """:raises InputError: for an argument of these names that is below 1"""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
 
 
 def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], processes: int) -> list[dict[str, Any]]:
@@ -181,17 +186,15 @@ def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language
     model = make_model(language, study, variant)
     own = {"steps": study.steps, "eval_every": max(study.steps // 5, 1), "patience": study.steps}
     settings = TrainingSettings(**language.training | own)
-    folder.mkdir(parents=True, exist_ok=True)
-    train_language_model(
-        model,
-        FreshSentences(language, settings.steps * settings.batch_size, seed),
-        FixedSentences(language, draw_held_out(language, seed)),
-        settings,
-        folder=folder,
-        logger=Logger(None, []),
-        seed=seed,
-    )
+    train_set = FreshSentences(language, settings.steps * settings.batch_size, seed)
+    fit(model, train_set, FixedSentences(language, draw_held_out(language, seed)), settings, folder, seed)
     return language, model
+
+
+def fit(model: Any, train_set: Windows, held_out: Windows, settings: TrainingSettings, folder: Path, seed: int) -> None:
+    """Train a model without logs; ``folder`` keeps the state from which an interrupted training goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train_language_model(model, train_set, held_out, settings, folder=folder, logger=Logger(None, []), seed=seed)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks import ablate
-from benchmarks.ablate import Job, Study, plan, run_all, train
+from benchmarks.ablate import Job, Study, check_counts, plan, run_all, train
 from dhmm_rl.cli import run_command
-from dhmm_rl.errors import InputError
+from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Language, write_traces
 from dhmm_rl.model import DHMMGPT2
@@ -89,8 +87,7 @@ class Args(ablate.Args):
 
 def main(args: Args) -> None:
     """Run the command."""
-    if args.draws < 1:
-        raise InputError(f"draws is {args.draws}; it must be at least 1")
+    check_counts(args, "draws")
     jobs = [job._replace(path=job.path.with_stem(f"{job.path.stem}-{args.draws}")) for job in plan(args, STUDIES, VARIANTS)]
     write(args.out, run_all(partial(explore, draws=args.draws), jobs, args.jobs))
     print((args.out / "report.md").read_text())
@@ -229,22 +226,19 @@ def table(rows: Rows, ks: Sequence[int]) -> str:
 def plot(path: Path, rows: Rows, ks: Sequence[int]) -> None:
     """The same shares against k, a panel for each model; what is drawn by more of something is darker."""
     models = group(rows, "language", "variant")
-    figure = Figure(figsize=(3 * len(models) + 2.5, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, ((language, variant), of_model) in enumerate(models.items()):
-        axes = figure.add_subplot(1, len(models), place + 1)
-        ways = group(of_model, *Way._fields)
-        for explored, colours in COLOURS.items():
-            alike = [way for way in ways if (way[0] > 0, way[1] > 0) == explored]
-            for way, strength in zip(alike, np.linspace(1, 0.4, len(alike))[::-1], strict=True):
-                label = f"temperature {way[0]:g}, mutation {way[1]:g}"
-                axes.plot(ks, shares(ways[way], ks).mean(axis=0), ".-", color=colormaps[colours](strength), label=label)
-        axes.set(title=f"{language}: {variant}", xlabel="traces k", xscale="log", xticks=ks, xticklabels=ks, ylim=(0, 1))
-        axes.minorticks_off()
-    figure.axes[0].set_ylabel("instances solved by the best of k")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    with drawn(path, (3 * len(models) + 2.5, 3.5)) as figure:
+        for place, ((language, variant), of_model) in enumerate(models.items()):
+            axes = figure.add_subplot(1, len(models), place + 1)
+            ways = group(of_model, *Way._fields)
+            for explored, colours in COLOURS.items():
+                alike = [way for way in ways if (way[0] > 0, way[1] > 0) == explored]
+                for way, strength in zip(alike, np.linspace(1, 0.4, len(alike))[::-1], strict=True):
+                    label = f"temperature {way[0]:g}, mutation {way[1]:g}"
+                    axes.plot(ks, shares(ways[way], ks).mean(axis=0), ".-", color=colormaps[colours](strength), label=label)
+            axes.set(title=f"{language}: {variant}", xlabel="traces k", xscale="log", xticks=ks, xticklabels=ks, ylim=(0, 1))
+            axes.minorticks_off()
+        figure.axes[0].set_ylabel("instances solved by the best of k")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
 
 if __name__ == "__main__":

@@ -7,21 +7,21 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from stable_baselines3.common.logger import Logger
 
-from benchmarks.ablate import run_all
+from benchmarks.ablate import check_counts, fit, run_all
 from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Addition, FixedSentences, score
 from dhmm_rl.languages.addition import Sum
+from dhmm_rl.languages.language import Coupling
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.language_model import TrainingSettings
 from dhmm_rl.training.languages import HELD_OUT, draw, model_settings
 
 Format = Literal["plain", "reversed"]
-Coupling = Literal["none", "relative"]
 
+COUPLINGS: tuple[Coupling, ...] = ("none", "relative")
 DIGITS = 3
 PUBLISHED = {"plain": (0.0, 0.004, 0.017, 0.811), "reversed": (0.0, 0.016, 0.306, 0.998)}
 """Of a GPT-2 of 10.6 million parameters with 500, 1,000, 2,000 and 5,000 sums: Lee et al. 2023, arXiv 2307.03381."""
@@ -63,14 +63,12 @@ class Job(NamedTuple):
 
 def main(args: Args) -> None:
     """Run the command."""
-    for name in ("steps", "seeds", "instances", "jobs"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "steps", "seeds", "instances", "jobs")
     if not args.sums or min(args.sums) < 1:
         raise InputError("sums must be numbers of at least 1")
     jobs = []
     for format_ in get_args(Format):
-        for coupling in get_args(Coupling):
+        for coupling in COUPLINGS:
             for sums in args.sums:
                 for seed in range(args.seeds):
                     name = f"{format_}-{coupling}-{sums}-{args.steps}-{args.instances}-{seed}.json"
@@ -95,17 +93,8 @@ def run(job: Job) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     model = DHMMGPT2(len(language.tokens), **model_settings(language, []))
     settings = TrainingSettings(steps=job.steps, eval_every=max(job.steps // 10, 1), patience=job.steps)
-    folder = job.path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    train_language_model(
-        model,
-        FixedSentences(language, known, job.seed),
-        FixedSentences(language, held_out),
-        settings,
-        folder=folder,
-        logger=Logger(None, []),
-        seed=job.seed,
-    )
+    train_set, chosen_by = FixedSentences(language, known, job.seed), FixedSentences(language, held_out)
+    fit(model, train_set, chosen_by, settings, job.path.with_suffix(""), job.seed)
     keys = ("format", "coupling", "sums", "steps", "seed")
     return {key: getattr(job, key) for key in keys} | {"exact": score(model, language, judged).exact}
 
@@ -123,7 +112,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
         "| --- " * (2 + len(sums)) + "|",
     ]
     for format_ in get_args(Format):
-        for coupling in get_args(Coupling):
+        for coupling in COUPLINGS:
             cells = []
             for number in sums:
                 wanted = (format_, coupling, number)

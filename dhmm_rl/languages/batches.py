@@ -24,7 +24,7 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
     :param instances: B of them
     :param rng: draws an offset of each sentence's learned position ids; the language's own when ``None``
     :return: ids, labels (-1 where nothing is to be learned: on the prompt and the padding), weights of 1, each (B, T), and
-        position ids: (B, T, P) in a language with a ``reach`` whose coupling is relative, else (B, T)
+        position ids: (B, T, P) in a language that tells them by their differences, else (B, T)
     :raises InputError: for a sentence whose learned position ids do not fit under ``max_position``
     """
     sentences = [language.sentence(instance) for instance in instances]
@@ -34,7 +34,7 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
     for row, sentence in enumerate(sentences):
         here = slice(len(sentence.ids))
         ids[row, here], labels[row, here], positions[row, here] = sentence
-    if language.coupling != "relative" or not language.reach:
+    if not language.relative:
         positions = positions[..., 0]
     if language.coupling == "learned":
         spare = language.max_position - 1 - positions.max(axis=1)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from dhmm_rl.tokens import NOTHING
 
 Instance = TypeVar("Instance")
 
-COUPLINGS = ("relative", "learned", "none")
+Coupling = Literal["relative", "learned", "none"]
 
 
 class IllegalTrace(InputError):
@@ -83,7 +83,7 @@ class Language(ABC, Generic[Instance]):
     growth: float = 0.0
     """Over this share of the training the largest size grows, from the smallest on, with the square of the time; 0 trains on
     all sizes from the start."""
-    coupling: Literal["relative", "learned", "none"] = "relative"
+    coupling: Coupling = "relative"
     """How a model is told the language's own position ids, where it has such: ``relative``, by their differences, and attention
     sees no further than the language's ``reach``; ``learned``, as learned positions, in training from a random offset on
     (position coupling, arXiv 2405.20671); or ``none``, positions are counted."""
@@ -106,8 +106,8 @@ class Language(ABC, Generic[Instance]):
             raise InputError(f"growth is {self.growth}; it is a share of the training between 0 and 1")
         if self.max_position < 1:
             raise InputError(f"max_position is {self.max_position}; it must be at least 1")
-        if self.coupling not in COUPLINGS:
-            raise InputError(f"coupling is {self.coupling!r}; known are {', '.join(COUPLINGS)}")
+        if self.coupling not in get_args(Coupling):
+            raise InputError(f"coupling is {self.coupling!r}; known are {', '.join(get_args(Coupling))}")
 
     @property
     def model(self) -> dict[str, Any]:
@@ -182,16 +182,21 @@ class Language(ABC, Generic[Instance]):
 
     # What follows from it
 
+    @property
+    def relative(self) -> bool:
+        """Whether a model is told position ids of the language's own by their differences."""
+        return self.coupling == "relative" and bool(self.reach)
+
     def position_ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
         """
         The position ids that a model gets for tokens read so far, (T, P): the language's own, or counted ones.
 
         Learned ones are those of the last axis.
         """
-        if self.coupling == "none" or (self.coupling == "relative" and not self.reach):
+        if not self.relative and self.coupling != "learned":
             return np.arange(len(tokens))[:, None]
         found = np.array(self.positions(tokens), dtype=np.int64).reshape(len(tokens), -1)
-        return found[:, -1:] if self.coupling == "learned" else found
+        return found if self.relative else found[:, -1:]
 
     def offset(self, prompt: Sequence[str]) -> int:
         """

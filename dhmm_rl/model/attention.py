@@ -47,6 +47,15 @@ def within_reach(queries: Tensor, keys: Tensor, reach: Sequence[int]) -> Tensor:
     return torch.stack(near).all(dim=0)[:, None]
 
 
+@functools.lru_cache(maxsize=64)
+def _axis_frequencies(head_size: int, reach: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The axis that each angle is for, and its frequency, each (head_size / 2,)."""
+    pair = torch.arange(head_size // 2, device=device)
+    axis, rank = pair % len(reach), pair // len(reach)
+    longest = torch.tensor([2.0 * max(far, 1) for far in reach], dtype=torch.float64, device=device)[axis]
+    return axis, math.pi / 2 * longest ** -(rank.double() / max(int(rank.max()), 1))
+
+
 def rotary_axes(positions: Tensor, head_size: int, reach: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     Rotary tables of position ids on several axes, whose angles take turns.
@@ -57,10 +66,7 @@ def rotary_axes(positions: Tensor, head_size: int, reach: Sequence[int]) -> tupl
     :param positions: (B, T, P)
     :return: each (B, 1, T, head_size / 2), fp32
     """
-    pair = torch.arange(head_size // 2, device=positions.device)
-    axis, rank = pair % len(reach), pair // len(reach)
-    longest = torch.tensor([2.0 * max(far, 1) for far in reach], dtype=torch.float64, device=positions.device)[axis]
-    frequency = math.pi / 2 * longest ** -(rank.double() / max(int(rank.max()), 1))
+    axis, frequency = _axis_frequencies(head_size, tuple(reach), positions.device)
     angles = (positions.double()[..., axis] * frequency)[:, None]
     return angles.cos().float(), angles.sin().float()
 

@@ -106,7 +106,7 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
     settings: dict[str, Any] = {"window": longest, "max_len": longest}
     if language.coupling == "learned":
         settings |= {"max_len": language.max_position, "positions": "learned"}
-    elif language.coupling == "relative" and language.reach:
+    elif language.relative:
         settings |= {"reach": list(language.reach)}
     return settings | language.model
 
