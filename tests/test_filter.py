@@ -184,6 +184,40 @@ def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatc
     assert torch.autograd.gradcheck(beliefs, [x.double().requires_grad_() for x in inputs])
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-3])
+@pytest.mark.parametrize("one_matrix", [False, True])
+def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
+    floor: float, one_matrix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    initial, start = random_rows(3, 2, 6, generator=generator), random_rows(2, 6, generator=generator)
+    transitions = hmm.dither(random_rows(2, 4, 6, 6, generator=generator, sharpness=8.0), floor)
+    gates = torch.ones(3, 150, 2, 1) if one_matrix else random_rows(3, 150, 2, 4, generator=generator)
+    which = torch.randint(4, (3, 150), generator=generator) if one_matrix else None
+    evidence = -20 * torch.rand(3, 150, 2, 6, generator=generator)
+    initial, gates, evidence, transitions, start = (x.double() for x in (initial, gates, evidence, transitions, start))
+    inputs = [x.requires_grad_() for x in (initial, evidence, transitions, start, *([] if one_matrix else [gates]))]
+    weights = torch.rand(3, 150, 2, 6, generator=generator)
+    episode_start = torch.rand(3, 150, generator=generator) < 0.02
+    found = []
+    for scans in (False, True):
+        monkeypatch.setattr(hmm, "_scan_pays", lambda *_, scans=scans: scans)
+        beliefs = hmm.run_filter(
+            initial,
+            gates,
+            evidence,
+            transitions,
+            start=start,
+            episode_start=episode_start,
+            mutation=0.02,
+            which=which,
+            generator=torch.Generator().manual_seed(1),
+        )
+        found.append((beliefs, *torch.autograd.grad((beliefs * weights).sum(), inputs)))
+    for loop, scan in zip(*found, strict=True):
+        torch.testing.assert_close(scan, loop, atol=1e-9, rtol=1e-7)
+
+
 def test_new_chains_stay_for_dwell_times_from_a_few_steps_to_the_dithers_limit() -> None:
     slots = [Slot("token", 0, 6)]
     chain = LatentChain(6, slots, torch.arange(6)[None], 0, 8, 1, 2, "all", 1e-3, 20.0)
