@@ -94,7 +94,9 @@ def finetune(args: Args, seed: int, changes: dict[str, Any], device: str) -> lis
     env_recipe, recipe = load_recipes(args.env, "dhmm-gpt2")
     recipe.ppo.update(changes)
     env = wrap(make_envs(env_recipe, recipe.n_envs, seed), recipe, checkpoint.tokenizer, training=True)
-    evaluation = wrap(make_envs(env_recipe, args.episodes, seed + 10_000), recipe, checkpoint.tokenizer, training=False)
+    evaluation = wrap(
+        make_envs(env_recipe.evaluated, args.episodes, seed + 10_000), recipe, checkpoint.tokenizer, training=False
+    )
     agent = make_agent(recipe, env, seed, device, checkpoint)
     warmup = recipe.ppo.get("critic_warmup", 4)
     look = Look(evaluation, args.episodes, warmup + args.updates + 1)

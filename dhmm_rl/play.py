@@ -66,7 +66,9 @@ def main(args: Args) -> None:
     actor, recipe, tokenizer = load_actor(run, args.language_model, device)
 
     set_random_seed(args.seed)
-    env = restored(run, wrap(make_envs(run.env, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False))
+    env = restored(
+        run, wrap(make_envs(run.env.evaluated, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False)
+    )
     returns, lengths = evaluate_policy(
         with_masks(actor, env), env, args.episodes, deterministic=not args.sample, return_episode_rewards=True
     )
@@ -115,12 +117,12 @@ def record(
     :raises InputError: when the environment cannot be drawn
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
-    plain = make_envs(run.env, 1, args.seed)
+    plain = make_envs(run.env.evaluated, 1, args.seed)
     drawn = draws_pictures(plain)
     plain.close()
     if not drawn:
         raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
-    env = make_envs(run.env, 1, args.seed, recipe, render_mode="rgb_array")
+    env = make_envs(run.env.evaluated, 1, args.seed, recipe, render_mode="rgb_array")
     env = restored(run, wrap(env, recipe, tokenizer, training=False))
     actor = with_masks(actor, env)
     observation: Any = env.reset()

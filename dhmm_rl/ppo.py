@@ -78,6 +78,7 @@ def main(args: Args) -> None:
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     checkpoint = last_checkpoint(run.folder)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
+    eval_venv = make_envs(run.env.evaluated, EVAL_ENVS, run.seed + 10_000, run.agent)
     if run.agent.algorithm not in MASKED and is_masking_supported(venv):
         print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")
     pretrained = get_pretrained(run, device, not args.quiet)
@@ -89,7 +90,7 @@ def main(args: Args) -> None:
         tokenizer = make_tokenizer(run.env, venv)
         pretraining_steps = RANDOM_STEPS if tokenizer.report else 0
     env = wrap(venv, run.agent, tokenizer, training=True)
-    eval_env = wrap(make_envs(run.env, EVAL_ENVS, run.seed + 10_000, run.agent), run.agent, tokenizer, training=False)
+    eval_env = wrap(eval_venv, run.agent, tokenizer, training=False)
 
     if checkpoint is None:
         agent = make_agent(run.agent, env, run.seed, device, pretrained)

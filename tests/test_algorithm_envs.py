@@ -158,6 +158,17 @@ def test_tapes_do_not_grow_for_who_fails(name: str) -> None:
     assert task.min_length == first
 
 
+@pytest.mark.parametrize("name", TAPES)
+def test_mixed_tapes_are_of_all_lengths_so_far(name: str) -> None:
+    task = gym.make(f"dhmm_rl/{name}-v0", mixed=True, min_length=7).unwrapped
+    assert isinstance(task, TapeTask)
+    lengths = set()
+    for seed in range(200):
+        task.reset(seed=seed)
+        lengths.add(len(task.tape))
+    assert lengths == ({2, 4, 6, 8} if name == "DuplicatedInput" else set(range(1, 10)))
+
+
 # Sorting
 
 

@@ -42,6 +42,16 @@ def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
     assert changed.model == plain.model | {"layers": 3}
 
 
+def test_an_environment_can_be_another_in_evaluations(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'description = "x"\nid = "dhmm_rl/Copy-v0"\nkwargs = { base = 3, mixed = true }\neval_kwargs = { mixed = false }\n'
+    )
+    env, _ = load_recipes(str(path), "dhmm-gpt2")
+    found = [make_envs(recipe, 1, 0).get_attr("unwrapped")[0] for recipe in (env, env.evaluated)]
+    assert [(task.base, task.mixed) for task in found] == [(3, True), (3, False)]
+
+
 @pytest.mark.parametrize("vectorization", ["dummy", "subproc", "gymnasium"])
 def test_wrappers_are_put_on_in_their_order(vectorization: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"

@@ -39,13 +39,15 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
     :param base: how many symbols there are
     :param rows: of the tape
     :param min_length: the shortest tape in the beginning
+    :param mixed: lengths from 1 to ``min_length`` + 2 instead, so that who learns here does not forget how to do short tapes;
+        not in the original
     """
 
     episodes: ClassVar[int] = 10
     shortfall: ClassVar[float] = 1.0
 
-    def __init__(self, base: int, rows: int = 1, min_length: int = 2) -> None:
-        self.base, self.rows, self.min_length = base, rows, min_length
+    def __init__(self, base: int, rows: int = 1, min_length: int = 2, mixed: bool = False) -> None:
+        self.base, self.rows, self.min_length, self.mixed = base, rows, min_length, mixed
         self.action_space = spaces.MultiDiscrete([2 if rows == 1 else 4, 2, base])
         self.observation_space = spaces.Discrete(base + 1)
         self.tape = np.zeros((0, rows), dtype=np.int64)
@@ -77,7 +79,8 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         """Begin a new tape at its left upper end."""
         super().reset(seed=seed)
         self._grow()
-        self.tape = self.make_tape(self.min_length + int(self.np_random.integers(3)))
+        longest = self.min_length + 2
+        self.tape = self.make_tape(int(self.np_random.integers(1 if self.mixed else self.min_length, longest + 1)))
         self.target = self.make_target(self.tape)
         self.head, self.written, self.steps, self.ends, self._return = (0, 0), 0, 0, 0, None
         return self._seen(), {"min_length": self.min_length}
@@ -126,8 +129,8 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
 class Copy(TapeTask):
     """Copy the tape."""
 
-    def __init__(self, base: int = 5, min_length: int = 2) -> None:
-        super().__init__(base, min_length=min_length)
+    def __init__(self, base: int = 5, min_length: int = 2, mixed: bool = False) -> None:
+        super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """The tape."""
@@ -141,8 +144,8 @@ class Copy(TapeTask):
 class DuplicatedInput(TapeTask):
     """Every symbol stands on the tape twice; copy it once."""
 
-    def __init__(self, base: int = 5, min_length: int = 2) -> None:
-        super().__init__(base, min_length=min_length)
+    def __init__(self, base: int = 5, min_length: int = 2, mixed: bool = False) -> None:
+        super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_tape(self, length: int) -> NDArray[np.int64]:
         """Pairs; an odd length is rounded down."""
@@ -163,8 +166,8 @@ class RepeatCopy(TapeTask):
     episodes = 50
     shortfall = 0.1
 
-    def __init__(self, base: int = 5, min_length: int = 2) -> None:
-        super().__init__(base, min_length=min_length)
+    def __init__(self, base: int = 5, min_length: int = 2, mixed: bool = False) -> None:
+        super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """The tape three times, the second time backwards."""
@@ -182,8 +185,8 @@ class Reverse(TapeTask):
     episodes = 50
     shortfall = 0.1
 
-    def __init__(self, base: int = 2, min_length: int = 1) -> None:
-        super().__init__(base, min_length=min_length)
+    def __init__(self, base: int = 2, min_length: int = 1, mixed: bool = False) -> None:
+        super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """The tape backwards."""
@@ -203,8 +206,8 @@ class ReversedAddition(TapeTask):
     be reached; a comment in the original says so, too.
     """
 
-    def __init__(self, rows: int = 2, base: int = 3, min_length: int = 2) -> None:
-        super().__init__(base, rows, min_length)
+    def __init__(self, rows: int = 2, base: int = 3, min_length: int = 2, mixed: bool = False) -> None:
+        super().__init__(base, rows, min_length, mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
         """The digits of the sum."""

@@ -79,6 +79,8 @@ class EnvRecipe:
     """What ``gymnasium.make`` calls it; ``module:id`` imports the module first."""
     kwargs: Table = field(default_factory=dict)
     """Keywords for ``gymnasium.make``."""
+    eval_kwargs: Table = field(default_factory=dict)
+    """Keywords that are different where an agent is not trained but evaluated."""
     wrappers: dict[str, Table] = field(default_factory=dict)
     """Wrappers of the environment, the innermost first: ``module:class`` and its keywords."""
     vectorization: str = "dummy"
@@ -96,6 +98,11 @@ class EnvRecipe:
     """``bins`` of real fields, and ``fields``: by name, ``bins``, ``low``, ``high``, ``scale``."""
     agents: dict[str, Table] = field(default_factory=dict)
     """What is different for an agent, by its name: the same keys as in the agent's own recipe."""
+
+    @property
+    def evaluated(self) -> "EnvRecipe":
+        """The same, with the environment as it is in evaluations."""
+        return replace(self, kwargs=self.kwargs | self.eval_kwargs)
 
 
 def recipe_folder(kind: str) -> Path:
