@@ -38,7 +38,7 @@ def test_a_language_of_ones_own_is_one_class(capsys: pytest.CaptureFixture[str])
 
 def test_every_command_is_one_that_exists() -> None:
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         words = shlex.split(command)
         assert words[:3] == ["python", "-m", "dhmm_rl.languages"]

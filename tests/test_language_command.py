@@ -56,6 +56,11 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
     for asked in (replace(SMALL, resume=folder), replace(SMALL, runs=tmp_path)):
         main(replace(asked, show="3 1"))
         assert capsys.readouterr().out == "START 3 1\nCOMPARE 3 1 SWAP\nEND\n-> solved: 1 3\n"
+    main(Args(runs=tmp_path, judge=(4, 6), instances=30))
+    table = [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]]
+    exact, tokens, nats = (result["sizes"][1][name] for name in ("exact", "tokens", "nats"))
+    assert table[0] == ["4", f"{exact:.2%}", f"{tokens:.2%}", f"{nats:.4f}"]
+    assert table[1][0] == "6"
     with pytest.raises(InputError, match="7 is too large"):
         main(replace(SMALL, runs=tmp_path, show="7 1"))
     with pytest.raises(InputError, match="is complete"):
@@ -168,6 +173,8 @@ BAD: dict[str, tuple[Args, str]] = {
     "no such keyword": (Args("parity", model=("layer=0",)), "'layer=0' is no option"),
     "no steps": (Args("parity", steps=0), "steps of pretraining is 0"),
     "no instances": (Args("parity", instances=0), "at least 1"),
+    "no size": (Args("parity", beyond=(0,)), "at least 1"),
+    "nothing to judge": (Args("parity", judge=(40,)), "no finished run of parity"),
     "nothing to show": (Args("parity", show="1 0"), "no finished run of parity"),
     "no run": (Args(resume=Path("nowhere")), "is not the folder of a run"),
 }

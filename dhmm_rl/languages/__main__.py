@@ -17,6 +17,7 @@ from dhmm_rl.training.languages import (
     LanguageRun,
     draw,
     finished_runs,
+    judge,
     model_settings,
     show,
     train_on_language,
@@ -58,6 +59,8 @@ class Args:
     show: str | None = None
     """Let the newest finished run of this language, or the one that --resume names, solve this instance, such as "3 1 2", and
     train nothing. The language's options are then that run's."""
+    judge: tuple[int, ...] = ()
+    """Judge the newest finished run, or the one that --resume names, on instances of these sizes, and train nothing."""
     seed: int = 0
     """Seeds the sentences and the weights."""
     device: str = "cpu"
@@ -75,10 +78,14 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
-    if args.show is not None:
+    if args.show is not None or args.judge:
         run = LanguageRun.open(args.resume) if args.resume is not None else _newest(args)
-        instance = run.language.parse(args.show)
-        print(show(load_checkpoint(run.checkpoint, device).model, run.language, [instance]))
+        model = load_checkpoint(run.checkpoint, device).model
+        if args.show is not None:
+            print(show(model, run.language, [run.language.parse(args.show)]))
+        if args.judge:
+            _check_sizes(args.judge, args.instances)
+            print("\n".join(judge(model, run, args.judge, args.instances)[0]))
         return
     if args.resume is None:
         run = _new(args)
@@ -99,8 +106,7 @@ def main(args: Args) -> None:
 def _new(args: Args) -> LanguageRun:
     language = with_options(find_language(args.name, LANGUAGES), args.set)
     beyond = args.beyond or (2 * language.sizes[1],)
-    if min(beyond) < 1 or args.instances < 1:
-        raise InputError("sizes beyond the training's and the number of instances must be at least 1")
+    _check_sizes(beyond, args.instances)
     hints = typing.get_type_hints(DHMMGPT2.__init__)
     keys = [key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in ("self", "vocab_size", "slots")]
     model = model_settings(language, beyond) | read_options(args.model, hints, keys)
@@ -111,6 +117,11 @@ def _new(args: Args) -> LanguageRun:
     settings = replace(settings, patience=max(settings.steps, 1))  # no sentence is seen twice: nothing is learned by heart
     settings.check()
     return LanguageRun.create(args.runs, args.name, language, model, settings, beyond, args.instances, args.seed)
+
+
+def _check_sizes(sizes: tuple[int, ...], instances: int) -> None:
+    if min(sizes) < 1 or instances < 1:
+        raise InputError("sizes and the number of instances must be at least 1")
 
 
 def _newest(args: Args) -> LanguageRun:

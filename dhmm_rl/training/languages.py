@@ -158,18 +158,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
     finally:
         logger.close()
 
-    lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
-    results = []
-    for size in dict.fromkeys([*language.sizes, *run.beyond]):
-        instances = draw(language, [size] * run.instances, run.seed + size)
-        found = score(model, language, instances)
-        result = {"size": size, **found._asdict()}
-        line = f"{size:>6}{found.exact:>10.2%}{found.tokens:>10.2%}{found.nats:>10.4f}"
-        if isinstance(language, Process):
-            result["best_nats"] = float(language.nats(np.array(instances)).mean())
-            line += f"{result['best_nats']:>10.4f}"
-        results.append(result)
-        lines.append(line + ("" if size <= language.sizes[1] else "   beyond the training's sizes"))
+    lines, results = judge(model, run, [*language.sizes, *run.beyond], run.instances)
     info = {
         "language": run.name,
         "held_out_loss": trained.loss,
@@ -187,6 +176,32 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         temporary.write_text(json.dumps(info, indent=2) + "\n")
     save_checkpoint(run.checkpoint, model, None, info)
     return "\n".join(lines)
+
+
+def judge(model: DHMMGPT2, run: LanguageRun, sizes: Sequence[int], count: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """
+    How well a model does on instances of some sizes.
+
+    :param model: the run's; its window becomes that of the longest sentence, unless another was asked for
+    :param count: instances of each size
+    :return: a table in lines, and its rows
+    """
+    language = run.language
+    if run.model["window"] == model_settings(language, run.beyond)["window"]:
+        model.window = max(model.window, model_settings(language, sizes)["window"])
+    lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
+    results = []
+    for size in dict.fromkeys(sizes):
+        instances = draw(language, [size] * count, run.seed + size)
+        found = score(model, language, instances)
+        result = {"size": size, **found._asdict()}
+        line = f"{size:>6}{found.exact:>10.2%}{found.tokens:>10.2%}{found.nats:>10.4f}"
+        if isinstance(language, Process):
+            result["best_nats"] = float(language.nats(np.array(instances)).mean())
+            line += f"{result['best_nats']:>10.4f}"
+        results.append(result)
+        lines.append(line + ("" if size <= language.sizes[1] else "   beyond the training's sizes"))
+    return lines, results
 
 
 def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
