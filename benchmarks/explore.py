@@ -31,7 +31,7 @@ from dhmm_rl.training.languages import draw
 STUDIES = {
     study.language: study
     for study in (
-        Study("bubble-sort", {"sizes": (2, 4), "values": 10, "coupling": "none"}, (4,), 300, 16),
+        Study("bubble-sort", {"sizes": (2, 4), "values": 10}, (4,), 100, 16),
         Study("addition", {"sizes": (1, 3), "format": "carry", "coupling": "learned", "max_position": 12}, (4,), 600, 16),
     )
 }

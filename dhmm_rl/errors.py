@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
@@ -35,6 +35,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(fits, value, arguments))
     if origin is types.UnionType:
         return any(fits(value, argument) for argument in arguments)
+    if origin is Sequence:
+        return isinstance(value, tuple | list) and all(fits(one, arguments[0]) for one in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else origin or hint)
@@ -49,4 +51,6 @@ def said(hint: Any) -> str:
         return said(arguments[0])
     if origin is tuple:
         return ", ".join(map(said, arguments))
+    if origin is Sequence:
+        return f"one or more, each {said(arguments[0])}, such as 1,"
     return NAMES.get(origin or hint, str(hint))

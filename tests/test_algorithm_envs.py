@@ -173,14 +173,17 @@ def test_mixed_tapes_are_of_all_lengths_so_far(name: str) -> None:
 
 
 @given(size=st.integers(2, 8), seed=st.integers(0, 2**31))
-def test_the_oracle_sorts_every_array_in_time(size: int, seed: int) -> None:
+def test_the_oracle_sorts_every_array_in_half_the_time(size: int, seed: int) -> None:
     env, terminated, truncated = SortEnv(size=size), False, False
     env.reset(seed=seed)
+    total = 0.0
     while not terminated:
         assert not truncated
         action = env.oracle()
         assert env.action_space.contains(action)
-        _, _, terminated, truncated, _ = env.step(action)
+        _, reward, terminated, truncated, _ = env.step(action)
+        total += float(reward)
+    assert total >= 0.5 - 1e-9
 
 
 def sort(env: SortEnv, places: Any) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.languages import LANGUAGES, Addition
+from dhmm_rl.languages import LANGUAGES, Addition, Parity
 from dhmm_rl.languages.__main__ import Args, main
 from dhmm_rl.languages.latent_automaton import read_automaton
 from dhmm_rl.languages.options import find_language, with_options
@@ -67,6 +67,32 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
         main(Args(resume=folder))
 
 
+def test_what_a_process_showed_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Args("markov-chain", set=("sizes=5,5", "states=3"), steps=5, instances=5, runs=tmp_path, quiet=True)
+    main(asked)
+    assert "entropy rate: 0." in capsys.readouterr().out
+    main(replace(asked, show="A B C"))
+    start, trace, verdict = capsys.readouterr().out.splitlines()
+    assert (start, verdict) == ("START", "-> legal")
+    assert trace.startswith("A B C ")
+    assert len(trace.split()) == 3 + 5
+
+
+def test_what_suits_a_language_is_its_own_to_say(tmp_path: Path) -> None:
+    class Looks(Parity):
+        @property
+        def training(self) -> dict[str, Any]:
+            return {"steps": 4, "eval_every": 2, "patience": 1}
+
+    LANGUAGES["looks"] = Looks(sizes=(1, 2))
+    try:
+        main(Args("looks", instances=5, runs=tmp_path, quiet=True))
+    finally:
+        del LANGUAGES["looks"]
+    settings = json.loads((tmp_path / "looks/languages/1/run.json").read_text())["settings"]
+    assert (settings["steps"], settings["eval_every"], settings["patience"]) == (4, 2, 1)
+
+
 class Interrupted(Exception):
     pass
 
@@ -79,7 +105,7 @@ def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monke
     def interrupt(*arguments: Any) -> float:
         nonlocal seen
         seen += 1
-        if seen > 30:
+        if seen > 60:  # twice a step: after the first checkpoint, before the second
             raise Interrupted
         return learning_rate(*arguments)
 
@@ -89,11 +115,16 @@ def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monke
             main(replace(short, runs=tmp_path / "parts"))
     parts = tmp_path / "parts/bubble-sort/languages/1"
     assert not LanguageRun.open(parts).checkpoint.exists()
+    with pytest.raises(InputError, match="is not finished"):
+        main(Args(resume=parts, show="3 1"))
+    state = torch.load(parts / "training.pt")
+    torch.save(state | {"seconds": state["seconds"] + 1000}, parts / "training.pt")
     main(Args(resume=parts, quiet=True))
     whole, resumed = (
         load_checkpoint(tmp_path / f"{part}/bubble-sort/languages/1/pretrained.pt") for part in ("whole", "parts")
     )
     assert whole.info["sizes"] == resumed.info["sizes"]
+    assert resumed.info["seconds"] > 1000
     for mine, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(mine, other)
     assert [row["pretrain/steps"] for row in read_log(parts, "languages")] == ["20", "40", "60"]
@@ -149,8 +180,8 @@ def test_a_language_of_ones_own_is_trained_by_its_name(
     text = (Path(__file__).parents[1] / "docs/languages.md").read_text()
     (tmp_path / "own_euclid.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
     monkeypatch.syspath_prepend(tmp_path)
-    main(Args("own_euclid:Euclid", steps=10, eval_every=10, instances=10, beyond=(7,), runs=tmp_path, quiet=True))
-    assert "7     0.00%" in capsys.readouterr().out
+    main(Args("own_euclid:Euclid", steps=10, eval_every=10, instances=10, runs=tmp_path, quiet=True))
+    assert "8     0.00%" in capsys.readouterr().out
     main(Args("own_euclid:Euclid", runs=tmp_path, show="48 36"))
     assert capsys.readouterr().out.startswith("GCD 48 36\n")
 
@@ -175,6 +206,14 @@ BAD: dict[str, tuple[Args, str]] = {
     "no instances": (Args("parity", instances=0), "at least 1"),
     "no size": (Args("parity", beyond=(0,)), "at least 1"),
     "nothing to judge": (Args("parity", judge=(40,)), "no finished run of parity"),
+    "no keyword of languages": (Args("addition", model=("action_slots=1",)), "is no option"),
+    "no differences": (Args("addition", model=("reach=abc",)), "reach cannot be 'abc'; it is one or more, each a whole number"),
+    "no width": (Args("addition", model=("ff_hidden=-1",)), "ff_hidden is -1"),
+    "no seed": (Args("markov-chain", set=("seed=-1",)), "seed is -1"),
+    "no chain": (Args("in-context-chains", set=("concentration=1e999",)), "concentration is inf"),
+    "half a name": (Args(":Foo"), "the language :Foo cannot be made"),
+    "no module of environments": (Args("stream", set=("env=nowhere:Foo-v0",)), "nowhere:Foo-v0 cannot be made"),
+    "shown by a wrong name": (Args("bubble-srot", show="3 1"), "did you mean 'bubble-sort'"),
     "nothing to show": (Args("parity", show="1 0"), "no finished run of parity"),
     "no run": (Args(resume=Path("nowhere")), "is not the folder of a run"),
 }

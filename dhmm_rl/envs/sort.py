@@ -21,7 +21,7 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
 
     Every operation costs 1 / limit, limit = 2 n (n - 1), and the one that sorts the array is worth 1 and ends the episode; it
     is cut off after ``limit`` operations. The best return is 1 - 2 · inversions / limit, and 3/4 on average where there are no
-    duplicates; bubble sort needs at most half the limit.
+    duplicates; it takes luck, since where the inversions are is not seen. Bubble sort needs at most half the limit.
 
     :param size: length of the array
     :param values: numbers are below this
@@ -36,8 +36,8 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
         self.observation_space = spaces.MultiDiscrete([values + 1, values + 1])
         self.array = np.arange(size)
         self.compared: int | None = None
-        self.last = -1
-        """The place compared last, whatever came after it."""
+        self.last, self.sweeps = -1, 0
+        """The place compared last, whatever came after it, and how often comparisons went on further to the left."""
         self.steps = 0
 
     def reset(
@@ -45,7 +45,7 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         """Draw an array that is out of order."""
         super().reset(seed=seed)
-        self.compared, self.last, self.steps = None, -1, 0
+        self.compared, self.last, self.sweeps, self.steps = None, -1, 0, 0
         while True:
             self.array = self.np_random.integers(self.values, size=self.size)
             if not self._sorted():
@@ -58,17 +58,23 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
         if swaps and self.compared == i:
             self.array[[i, i + 1]] = self.array[[i + 1, i]]
         self.compared = None if swaps else i
-        self.last = self.last if swaps else i
+        if not swaps:
+            self.sweeps += i <= self.last
+            self.last = i
         terminated = self._sorted()
         truncated = not terminated and self.steps >= self.limit
         reward = float(terminated) - 1 / self.limit
         return self._seen(), reward, terminated, truncated, {"array": self.array.copy()}
 
     def oracle(self) -> np.int64:
-        """The action of bubble sort, which knows no more than what was seen in this episode: passes from left to right."""
+        """
+        The action of bubble sort, which knows no more than what was seen in this episode: passes from left to right, each one
+        shorter than the one before.
+        """
         if self.compared is not None and self.array[self.compared] > self.array[self.compared + 1]:
             return np.int64(self.size - 1 + self.compared)
-        return np.int64((self.last + 1) % (self.size - 1))
+        pairs = self.size - 1 - self.sweeps % (self.size - 1)
+        return np.int64((self.last + 1) % pairs)
 
     def _sorted(self) -> bool:
         return bool((self.array[:-1] <= self.array[1:]).all())

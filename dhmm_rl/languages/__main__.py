@@ -1,6 +1,5 @@
 """``python -m dhmm_rl.languages NAME``: a model learns a token language, and what it writes is executed."""
 
-import inspect
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,14 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
+from dhmm_rl.recipes import MODEL_KEYS
 from dhmm_rl.training.language_model import TrainingSettings
 from dhmm_rl.training.languages import (
     LanguageRun,
     draw,
-    finished_runs,
     judge,
     model_settings,
+    newest_run,
     show,
     train_on_language,
     write_pictures,
@@ -50,15 +50,16 @@ class Args:
     """Sentences in a gradient step. Default: what suits the language, or 64."""
     learning_rate: float | None = None
     """Peak learning rate. Default: what suits the language, or 0.003."""
-    eval_every: int = 200
-    """Gradient steps from one look at held-out sentences to the next; a checkpoint is written each time."""
+    eval_every: int | None = None
+    """Gradient steps from one look at held-out sentences to the next; a checkpoint is written each time. Default: what suits
+    the language, or 200."""
     beyond: tuple[int, ...] = ()
     """Sizes beyond those of the training on which the model is judged, too. Default: twice the largest."""
     instances: int = 200
     """On how many instances of each size it is judged."""
     show: str | None = None
-    """Let the newest finished run of this language, or the one that --resume names, solve this instance, such as "3 1 2", and
-    train nothing. The language's options are then that run's."""
+    """Let the newest finished run of this language, or the one that --resume names, solve this instance, such as "3 1 2", or
+    go on with this beginning of a process or stream, and train nothing. The language's options are then that run's."""
     judge: tuple[int, ...] = ()
     """Judge the newest finished run, or the one that --resume names, on instances of these sizes, and train nothing."""
     seed: int = 0
@@ -79,10 +80,12 @@ def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
     if args.show is not None or args.judge:
-        run = LanguageRun.open(args.resume) if args.resume is not None else _newest(args)
+        run = newest_run(args.runs, args.name) if args.resume is None else LanguageRun.open(args.resume)
+        if not run.checkpoint.exists():
+            raise InputError(f"the run {run.folder} is not finished; without --show and --judge, --resume goes on with it")
         model = load_checkpoint(run.checkpoint, device).model
         if args.show is not None:
-            print(show(model, run.language, [run.language.parse(args.show)]))
+            print(show(model, run.language, [run.language.parse(args.show)], goes_on=True))
         if args.judge:
             _check_sizes(args.judge, args.instances)
             print("\n".join(judge(model, run, args.judge, args.instances)[0]))
@@ -108,13 +111,13 @@ def _new(args: Args) -> LanguageRun:
     beyond = args.beyond or (2 * language.sizes[1],)
     _check_sizes(beyond, args.instances)
     hints = typing.get_type_hints(DHMMGPT2.__init__)
-    keys = [key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in ("self", "vocab_size", "slots")]
-    model = model_settings(language, beyond) | read_options(args.model, hints, keys)
+    model = model_settings(language, beyond) | read_options(args.model, hints, MODEL_KEYS)
     DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made
-    given = {"steps": args.steps, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
-    chosen = language.training | {name: value for name, value in given.items() if value is not None}
-    settings = TrainingSettings(eval_every=args.eval_every, **chosen)
-    settings = replace(settings, patience=max(settings.steps, 1))  # no sentence is seen twice: nothing is learned by heart
+    given = {name: getattr(args, name) for name in ("steps", "batch_size", "learning_rate", "eval_every")}
+    chosen = {"eval_every": 200} | language.training | {name: value for name, value in given.items() if value is not None}
+    settings = TrainingSettings(**chosen)
+    if "patience" not in language.training:  # no sentence is seen twice: nothing is learned by heart
+        settings = replace(settings, patience=max(settings.steps, 1))
     settings.check()
     return LanguageRun.create(args.runs, args.name, language, model, settings, beyond, args.instances, args.seed)
 
@@ -122,13 +125,6 @@ def _new(args: Args) -> LanguageRun:
 def _check_sizes(sizes: tuple[int, ...], instances: int) -> None:
     if min(sizes) < 1 or instances < 1:
         raise InputError("sizes and the number of instances must be at least 1")
-
-
-def _newest(args: Args) -> LanguageRun:
-    runs = finished_runs(args.runs, args.name)
-    if not runs:
-        raise InputError(f"there is no finished run of {args.name}; python -m dhmm_rl.languages {args.name} makes one")
-    return runs[0]
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def write_traces(
     instances: Sequence[Any],
     *,
     steps: int | None = None,
+    begun: Sequence[Sequence[str]] | None = None,
     greedy: bool = True,
     temperature: float = 1.0,
     mutation: float | None = None,
@@ -143,7 +144,8 @@ def write_traces(
     """
     Let a model write a trace for each instance.
 
-    :param steps: the most tokens of a trace; as many as the longest of the language's own traces when ``None``
+    :param steps: the most tokens that are written; as many as the longest of the language's own traces has when ``None``
+    :param begun: the beginnings of traces, given as well; not in a language that transduces
     :param greedy: always take the likeliest token; drawn when ``False``
     :param temperature: of drawn tokens
     :param mutation: probability per step that the belief jumps to a random state; the model's own when ``None``, or 0 if
@@ -165,7 +167,8 @@ def write_traces(
         ids = choose(logits.flatten(0, 1), greedy=greedy, temperature=temperature, generator=generator).view(logits.shape[:2])
         return [language.decode(row[seen >= 0].tolist()) for row, seen in zip(ids.cpu(), batch.input_ids, strict=True)]
 
-    prompts = [language.encode(language.prompt(instance)) for instance in instances]
+    begun = [[]] * len(instances) if begun is None else begun
+    prompts = [language.encode([*language.prompt(one), *first]) for one, first in zip(instances, begun, strict=True)]
     width = max(map(len, prompts))
     ids = torch.tensor([[NOTHING] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
 
@@ -194,4 +197,5 @@ def write_traces(
         end_id=None if language.end is None else language.ids[language.end],
         position_ids=positions if language.coupling == "learned" or model.reach is not None else None,
     )
-    return [language.decode(row) for row in stream[:, width:].tolist()]
+    written = stream[:, width:].tolist()
+    return [[*first, *language.decode(row)] for first, row in zip(begun, written, strict=True)]

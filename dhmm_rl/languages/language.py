@@ -6,14 +6,14 @@ Shapes: T tokens read, P axes of position ids.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, fits, said
 from dhmm_rl.tokens import NOTHING
 
 Instance = TypeVar("Instance")
@@ -97,7 +97,7 @@ class Language(ABC, Generic[Instance]):
     coupled: ClassVar[bool] = False
     """Whether tokens share position ids, so that those of a trace go no further than the prompt's."""
     end: ClassVar[str | None] = None
-    """The token that ends a trace; ``None`` where the instance says how long it is."""
+    """The token after which nothing follows; ``None`` where there is no such."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.sizes[0] <= self.sizes[1]:
@@ -106,8 +106,10 @@ class Language(ABC, Generic[Instance]):
             raise InputError(f"growth is {self.growth}; it is a share of the training between 0 and 1")
         if self.max_position < 1:
             raise InputError(f"max_position is {self.max_position}; it must be at least 1")
-        if self.coupling not in get_args(Coupling):
-            raise InputError(f"coupling is {self.coupling!r}; known are {', '.join(get_args(Coupling))}")
+        hints = get_type_hints(type(self))
+        for name in (field.name for field in fields(self)):
+            if get_origin(hints[name]) is Literal and not fits(getattr(self, name), hints[name]):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it is {said(hints[name])}")
 
     @property
     def model(self) -> dict[str, Any]:
@@ -179,6 +181,11 @@ class Language(ABC, Generic[Instance]):
     def lines(self, trace: Sequence[str]) -> list[str]:
         """A trace as people read it."""
         return [" ".join(trace)]
+
+    def longest(self, size: int) -> int:
+        """How many tokens the longest sentence of a size has; unless overridden, the longest of 200 drawn ones."""
+        rng = np.random.default_rng(size)
+        return max(len(self.sentence(self.instance(size, rng)).ids) for _ in range(200))
 
     # What follows from it
 
@@ -263,16 +270,16 @@ class TraceReader:
     def __init__(self, trace: Sequence[str]) -> None:
         self.trace, self.place = trace, 0
 
-    def take(self, wanted: Collection[str], reason: str) -> str:
+    def take(self, wanted: str | Collection[str], reason: str) -> str:
         """
         The next token.
 
-        :param wanted: what it may be
+        :param wanted: what it may be: one token or several
         :param reason: why nothing else is legal
         :raises IllegalTrace: when it is something else, or there is none
         """
         token = self.trace[self.place] if self.place < len(self.trace) else ""
-        if token not in wanted:
+        if token not in ([wanted] if isinstance(wanted, str) else wanted):
             raise IllegalTrace(self.place, token, reason)
         self.place += 1
         return token
@@ -292,16 +299,18 @@ def _show(result: Any) -> str:
     return " ".join(map(str, result)) if isinstance(result, tuple | list) else str(result)
 
 
-def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+def whole_numbers(text: str, what: str, count: int | None = None) -> tuple[int, ...]:
     """
     The numbers in a text such as ``3 1 2`` or ``3, 1, 2``.
 
     :param what: they are, for the error
-    :raises InputError: when there are none, or something else
+    :param count: how many there must be; any number but 0 when ``None``
+    :raises InputError: when there are none, not so many, or something else
     """
     parts = text.replace(",", " ").split()
-    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(f"{text!r} is not {what}: give whole numbers with blanks between them, such as 3 1 2")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(parts) != (count or max(len(parts), 1)):
+        example = "3 1 2" if count is None else " ".join(str(number) for number in range(3, 3 + count))
+        raise InputError(f"{text!r} is not {what}: give whole numbers with blanks between them, such as {example}")
     return tuple(map(int, parts))
 
 

@@ -25,7 +25,7 @@ def find_language(name: str, known: dict[str, Language[Any]]) -> Language[Any]:
         raise InputError(f"unknown language {name!r}{suggest(name, [*known, 'module:Class for one of your own'])}")
     try:
         language = getattr(importlib.import_module(module), class_name)()
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"the language {name} cannot be made ({error})") from error
     if not isinstance(language, Language):
         raise InputError(f"{name} is no language; derive it from dhmm_rl.languages.Language")

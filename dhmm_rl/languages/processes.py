@@ -181,7 +181,7 @@ class HiddenProcess(Process):
             beliefs[:, t] = belief
         return beliefs, np.nan_to_num(predictions)
 
-    def entropy_rate(self, block: int = 12) -> tuple[float, float]:
+    def entropy_rate(self, block: int | None = None) -> tuple[float, float]:
         """
         Bounds of the entropy rate in nats per symbol.
 
@@ -189,12 +189,14 @@ class HiddenProcess(Process):
         theory", section 4.5). Where symbol and state determine the next state, the lower bound is the rate itself, whatever n,
         and both are it.
 
-        :param block: n; costs S ** n
+        :param block: n; costs S ** n. The largest that leaves a million words when ``None``
         """
         if ((self.matrices > 0).sum(axis=2) <= 1).all():
             shown = self.matrices.sum(axis=2)  # of each symbol in each state, (S, K)
             rate = float(self.stationary @ _entropies(shown.T))
             return rate, rate
+        if block is None:
+            block = max(int(np.log(1e6) / np.log(max(len(self.matrices), 2))), 1)
         conditions = [*np.eye(len(self.stationary)), self.stationary]
         added = np.array([self._last_entropy(start, block) for start in conditions])
         return float(self.stationary @ added[:-1]), float(added[-1])
@@ -220,6 +222,8 @@ class MarkovChain(HiddenProcess):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_symbols(self.states)
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must not be negative")
 
     @cached_property
     def matrix(self) -> Floats:
@@ -312,8 +316,8 @@ class InContextChains(Process):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_symbols(self.states)
-        if not self.concentration > 0:
-            raise InputError(f"concentration is {self.concentration}; it must be positive")
+        if not 0 < self.concentration < np.inf:
+            raise InputError(f"concentration is {self.concentration}; it must be positive and finite")
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:

@@ -77,6 +77,10 @@ class Sorting(Language[Array]):
         """An array of ``size`` numbers."""
         return tuple(rng.integers(self.values, size=size).tolist())
 
+    def longest(self, size: int) -> int:
+        """That of a descending array."""
+        return len(self.sentence(tuple(self.values * i // size for i in reversed(range(size)))).ids)
+
     def prompt(self, instance: Array) -> list[str]:
         """``START`` and the array."""
         return ["START", *(self.numbers[value] for value in instance)]

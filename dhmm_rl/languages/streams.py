@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import Rollouts, collect
+from dhmm_rl.envs import as_arrays
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import Language, TraceReader
 from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
@@ -24,8 +25,8 @@ class Stream(Language[Word]):
     What happens in an environment, slot by slot: ``RESET s s s s action s s s s … DONE`` in CartPole.
 
     Size: steps after the first. An instance is a part of an episode, or as much of it as there is; its first step is given.
-    Ids are the tokenizer's. The executor knows the grammar of steps, not the environment's dynamics. For streams of rollouts
-    of your own, derive a class whose ``rollouts`` are these.
+    Ids are the tokenizer's. The executor knows the grammar of steps, not the environment's dynamics; a stream may be cut
+    anywhere. For streams of rollouts of your own, derive a class whose ``rollouts`` are these.
     """
 
     sizes: tuple[int, int] = (20, 20)
@@ -38,13 +39,14 @@ class Stream(Language[Word]):
     """Of the episodes."""
 
     deterministic = False
+    end = "DONE"
 
     @cached_property
     def rollouts(self) -> Rollouts:
         """The episodes."""
         try:
-            venv = make_vec_env(self.env, 1, seed=self.seed)
-        except gym.error.Error as error:
+            venv = make_vec_env(self.env, 1, seed=self.seed, wrapper_class=as_arrays)
+        except (gym.error.Error, ImportError, TypeError) as error:
             raise InputError(f"the environment {self.env} cannot be made: {str(error).splitlines()[0]}") from error
         try:
             return collect(venv, episodes=self.episodes, imitate=True, env_id=self.env, seed=self.seed)
@@ -55,7 +57,7 @@ class Stream(Language[Word]):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, fitted on the rollouts."""
         rollouts = self.rollouts
-        return Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts.observations)
+        return Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts)
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
@@ -110,8 +112,8 @@ class Stream(Language[Word]):
         """
         Put tokens into their slots.
 
-        :return: steps, (T, C), the first one included
-        :raises IllegalTrace: for a token in a slot that is not its own, and when the last step is not complete
+        :return: whole steps, (T, C), the first one included
+        :raises IllegalTrace: for a token in a slot that is not its own
         """
         names, legal = [slot.name for slot in self.tokenizer.slots], self._legal
         reader, rows = TraceReader(trace), [self.encode(self.prompt(instance))]
@@ -120,8 +122,11 @@ class Stream(Language[Word]):
             if first == "DONE":
                 rows.append(self.tokenizer.done_step().tolist())
                 break
-            rest = [reader.take(ids, f"{name} must stand here") for ids, name in zip(legal[1:], names[1:], strict=True)]
-            rows.append(self.encode([first, *rest]))
+            left = len(trace) - reader.place
+            slots = list(zip(legal, names, strict=True))[1 : left + 1]
+            rest = [reader.take(ids, f"{name} must stand here") for ids, name in slots]
+            if len(rest) + 1 == len(names):
+                rows.append(self.encode([first, *rest]))
         reader.finish()
         return np.array(rows)
 

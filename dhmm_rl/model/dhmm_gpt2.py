@@ -642,4 +642,5 @@ def _check(config: dict[str, Any]) -> None:
         need(config[name] > 0, f"{name} is {config[name]}; it must be positive")
     for name in ("layers", "num_states", "evidence_floor"):
         need(config[name] >= 0, f"{name} is {config[name]}; it must not be negative")
-    need(config["window"] is None or config["window"] > 0, f"window is {config['window']}; it must be positive")
+    for name in ("window", "ff_hidden"):
+        need(config[name] is None or config[name] > 0, f"{name} is {config[name]}; it must be positive")

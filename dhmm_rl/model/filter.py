@@ -82,12 +82,13 @@ def run_filter(
     mutation: float = 0.0,
     which: Tensor | None = None,
     generator: torch.Generator | None = None,
+    scan: bool = False,
 ) -> Tensor:
     """
     Filter sequences: predict and correct, step after step.
 
-    On CPU in a plain loop, the fastest way there for the lengths and widths that policies have. On a GPU, which a loop would
-    have wait for launches, in a scan as long as that takes no great memory.
+    In a plain loop, on a CPU the fastest way for the lengths and widths that policies have. A GPU, which a loop would have wait
+    for launches, takes a scan where it may, as long as that takes no great memory.
 
     :param initial: belief before the first step, (B, N, K)
     :param gates: (B, T, N, M); of ones, with M = 1, when ``which`` is given
@@ -99,6 +100,7 @@ def run_filter(
     :param episode_start: steps at which the belief begins anew from ``start``, (B, T)
     :param mutation: probability of a jump per step and chain
     :param generator: draws the jumps; torch's own when ``None``
+    :param scan: whether a scan may be taken; without dither, single precision is not enough for one
     :return: filtered beliefs, (B, T, N, K)
     """
     _, steps, chains, states = evidence.shape
@@ -112,7 +114,7 @@ def run_filter(
     likelihood = evidence.exp().permute(1, 2, 0, 3).contiguous()
     taken = None if which is None else which.T.contiguous()
     beliefs: Tensor
-    if _scan_pays(evidence.device, evidence.numel() * states):
+    if scan and _scan_pays(evidence.device, evidence.numel() * states):
         beliefs = _scan(before, weights, likelihood, transitions, anew, restarts, jumps, targets, taken)
     else:
         stacked = transitions.transpose(1, 2).reshape(chains, states, -1) if which is None else transitions.contiguous()

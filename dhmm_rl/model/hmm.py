@@ -165,6 +165,7 @@ class LatentChain(nn.Module):
             mutation=mutation,
             which=which,
             generator=generator,
+            scan=self.floor > 0,
         )
 
     def slot_priors(

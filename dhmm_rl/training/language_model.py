@@ -5,6 +5,7 @@ Shapes: C slots.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,14 @@ class Trained(NamedTuple):
     :param best_step: the one whose weights the model has now
     :param loss: weighted held-out loss then, in nats per token
     :param bits: held-out cross-entropy per slot then, in bits; NaN where the weight is 0, (C,)
+    :param seconds: that training took, those before an interruption included
     """
 
     steps: int
     best_step: int
     loss: float
     bits: NDArray[np.float64]
+    seconds: float
 
 
 def train_language_model(
@@ -157,7 +160,7 @@ def train_language_model(
     bar.close()
     model.load_state_dict(state.best_weights)
     model.eval()
-    return Trained(state.step, state.best_step, state.best_loss, np.array(state.best_bits))
+    return Trained(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
 
 
 @torch.no_grad()
@@ -260,6 +263,12 @@ class _State:
         self.best_loss = math.inf
         self.best_bits: list[float] = []
         self.best_weights: dict[str, Any] = {}
+        self.seconds, self.began = 0.0, time.perf_counter()
+        """Of training before this process, and when it began here."""
+
+    def elapsed(self) -> float:
+        """Seconds of training, interruptions apart."""
+        return self.seconds + time.perf_counter() - self.began
 
     def keep(self, loss: float, bits: NDArray[np.float64]) -> None:
         """Remember the weights if they are the best so far."""
@@ -270,8 +279,13 @@ class _State:
 
     def save(self) -> None:
         """Write the state."""
-        content = {name: value for name, value in vars(self).items() if name not in ("model", "path", "optimizer")}
-        content |= {"format": _FORMAT, "weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        content = {name: value for name, value in vars(self).items() if name not in ("model", "path", "optimizer", "began")}
+        content |= {
+            "seconds": self.elapsed(),
+            "format": _FORMAT,
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         content |= {"torch_rng": torch.get_rng_state()}
         with atomic_write(self.path) as temporary:
             torch.save(content, temporary)

@@ -78,12 +78,15 @@ class LanguageRun:
         found = read_description(folder)
         if found.get("command") != COMMAND:
             raise InputError(f"the run {folder} is of python -m dhmm_rl.{found.get('command')}, not of a language")
-        options: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in found["language"].items()
-        }
-        language = replace(find_language(found["name"], LANGUAGES), **options)
-        settings, beyond = TrainingSettings(**found["settings"]), tuple(found["beyond"])
-        return cls(folder, found["name"], language, found["model"], settings, beyond, found["instances"], found["seed"])
+        try:
+            options: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in found["language"].items()
+            }
+            language = replace(find_language(found["name"], LANGUAGES), **options)
+            settings, beyond = TrainingSettings(**found["settings"]), tuple(found["beyond"])
+            return cls(folder, found["name"], language, found["model"], settings, beyond, found["instances"], found["seed"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}/run.json cannot be read ({error})") from error
 
     @property
     def checkpoint(self) -> Path:
@@ -101,10 +104,11 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
 
     :raises InputError: when that sentence needs position ids that the language does not have
     """
-    sizes = [max([language.sizes[1], *beyond])] * 20
-    longest = make_batch(language, draw(language, sizes, 0)).input_ids.shape[1]
+    largest = max([language.sizes[1], *beyond])
+    longest = language.longest(largest)
     settings: dict[str, Any] = {"window": longest, "max_len": longest}
     if language.coupling == "learned":
+        make_batch(language, draw(language, [largest] * 20, 0))
         settings |= {"max_len": language.max_position, "positions": "learned"}
     elif language.relative:
         settings |= {"reach": list(language.reach)}
@@ -132,7 +136,6 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
     :return: a table: share of exact traces and of right tokens, and nats per token, inside and beyond the training's sizes; for
         a hidden process also how well its belief can be read from the model's
     """
-    began = time.perf_counter()
     language, settings = run.language, run.settings
     torch.manual_seed(run.seed)
     model = DHMMGPT2(len(language.tokens), **run.model).to(device)
@@ -158,6 +161,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
     finally:
         logger.close()
 
+    began = time.perf_counter()
     lines, results = judge(model, run, [*language.sizes, *run.beyond], run.instances)
     info = {
         "language": run.name,
@@ -171,7 +175,11 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         r2 = read_out_belief(model, language, words)
         info["true_belief_r2"] = r2._asdict()
         lines.append(f"R² of a linear read-out of the true belief: {r2.belief:.4f}; from the last symbol: {r2.last_symbol:.4f}")
-    info["seconds"] = time.perf_counter() - began
+    if isinstance(language, HiddenProcess):
+        rates = language.entropy_rate()
+        info["entropy_rate"] = rates
+        lines.append(f"entropy rate: {' to '.join(dict.fromkeys(f'{rate:.4f}' for rate in rates))} nats a symbol")
+    info["seconds"] = trained.seconds + time.perf_counter() - began
     with atomic_write(run.folder / "result.json") as temporary:
         temporary.write_text(json.dumps(info, indent=2) + "\n")
     save_checkpoint(run.checkpoint, model, None, info)
@@ -220,16 +228,31 @@ def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
     return [curve, picture]
 
 
-def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> str:
-    """What a model writes for instances, and what the executor says of it."""
+def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goes_on: bool = False) -> str:
+    """
+    What a model writes for instances, and what the executor says of it.
+
+    :param goes_on: in a language that is not deterministic, all of an instance is given, and it goes on with as many tokens as
+        the longest sentence of the training has
+    """
+    goes_on = goes_on and not language.deterministic
+    begun = [language.trace(instance) if goes_on else [] for instance in instances]
+    steps = language.longest(language.sizes[1]) if goes_on else None
     parts = []
-    for instance, trace in zip(instances, write_traces(model, language, instances), strict=True):
+    for instance, trace in zip(instances, write_traces(model, language, instances, begun=begun, steps=steps), strict=True):
         verdict = language.check(instance, trace)
         parts.append("\n".join([" ".join(language.prompt(instance)), *language.lines(trace), f"-> {verdict.text}"]))
     return "\n\n".join(parts)
 
 
-def finished_runs(root: Path, name: str) -> list[LanguageRun]:
-    """Finished runs of a language, newest first."""
+def newest_run(root: Path, name: str) -> LanguageRun:
+    """
+    The run of a language that was finished last.
+
+    :raises InputError: when there is none
+    """
+    find_language(name, LANGUAGES)
     found = list((root / name.replace(":", "-") / COMMAND).glob(f"*/{LANGUAGE_MODEL}"))
-    return [LanguageRun.open(path.parent) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    if not found:
+        raise InputError(f"there is no finished run of {name}; python -m dhmm_rl.languages {name} makes one")
+    return LanguageRun.open(max(found, key=lambda path: path.stat().st_mtime).parent)

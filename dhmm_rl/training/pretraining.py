@@ -103,6 +103,7 @@ def pretrain(
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
     logger = make_logger(run.folder, "pretrain")
+    prepared = time.perf_counter() - began
     try:
         trained = train_language_model(
             model, train_set, held_out, settings, folder=run.folder, logger=logger, seed=run.seed, progress=progress
@@ -120,7 +121,7 @@ def pretrain(
         "bits": trained.bits.tolist(),
         "frequency_bits": baseline.tolist(),
         "gradient_steps": trained.steps,
-        "seconds": time.perf_counter() - began,
+        "seconds": prepared + trained.seconds,
     }
     save_checkpoint(run.language_model, model, tokenizer, info)
     return run.language_model
