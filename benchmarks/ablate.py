@@ -238,7 +238,9 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
     languages = dict.fromkeys(result["language"] for result in results)
     variants = list(dict.fromkeys(result["variant"] for result in results))
     lines = []
-    with drawn(out / "ablation.png", (4 * len(languages), 3.5)) as figure:
+    columns = min(len(languages), 4)
+    rows = -(-len(languages) // columns)
+    with drawn(out / "ablation.png", (4 * columns, 3.5 * rows)) as figure:
         for place, language in enumerate(languages):
             some = [result for result in results if result["language"] == language]
             sizes = list(some[0]["sizes"])
@@ -249,9 +251,12 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
             lines += [f"### {language}: {what}, mean and worst seed", ""]
             lines += ["| model | parameters | seconds | " + " | ".join(f"size {size}" for size in sizes) + " |"]
             lines += ["| --- " * (3 + len(sizes)) + "|"]
-            axes = figure.add_subplot(1, len(languages), place + 1)
-            for variant in variants:
+            axes = figure.add_subplot(rows, columns, place + 1)
+            for number, variant in enumerate(variants):
+                colour = f"C{number}"
                 runs = [result for result in some if result["variant"] == variant]
+                if not runs:
+                    continue
                 cells = []
                 values = np.array([[result["sizes"][size][measure] for result in runs] for size in sizes])
                 for size, row in zip(sizes, values, strict=True):
@@ -262,8 +267,8 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
                         cells.append(f"{row.mean():.2%}, {row.min():.2%} ({exact:.1%})")
                 seconds = np.mean([result["seconds"] for result in runs])
                 lines.append(f"| {variant} | {runs[0]['parameters']:,} | {seconds:.0f} | " + " | ".join(cells) + " |")
-                axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant)
-                axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), alpha=0.15)
+                axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant, color=colour)
+                axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15)
             axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
             lines.append("")
         figure.axes[0].legend(fontsize="small")
