@@ -23,6 +23,7 @@ from dhmm_rl.languages import (
     FixedSentences,
     FreshSentences,
     HiddenProcess,
+    IllegalTrace,
     InContextChains,
     InsertionSort,
     Language,
@@ -32,6 +33,7 @@ from dhmm_rl.languages import (
     Process,
     Sorting,
     Stream,
+    TraceReader,
     WordProblem,
     make_batch,
 )
@@ -602,3 +604,29 @@ def test_a_stream_is_the_tokenizers_read_flat() -> None:
     assert len(language.execute(instance, begun)) == 2
     begun[6] = begun[5]
     assert language.check(instance, begun).illegal is not None
+
+
+def test_streams_of_nested_observations_are_read_as_pretraining_reads_them() -> None:
+    language = Stream(env="Blackjack-v1", episodes=20, sizes=(2, 2))
+    assert len(language.tokenizer.slots) == 4
+    instance = drawn(language, 2, 0)
+    assert language.check(instance, language.trace(instance)).solved
+
+
+@pytest.mark.parametrize("language", SORTING, ids=lambda language: f"{type(language).__name__}, {language.form}")
+@given(size=st.integers(1, 9), seed=seeds)
+def test_no_array_takes_longer_than_the_longest(language: Sorting, size: int, seed: int) -> None:
+    assert len(language.sentence(drawn(language, size, seed)).ids) <= language.longest(size)
+
+
+def test_a_reader_takes_a_token_and_not_a_part_of_it() -> None:
+    for trace in ([], ["E"]):
+        with pytest.raises(IllegalTrace):
+            TraceReader(trace).take("END", "END must stand here")
+    assert TraceReader(["END"]).take("END", "END must stand here") == "END"
+
+
+@pytest.mark.parametrize(("options", "name"), [({"format": "revrsed"}, "format"), ({"coupling": "relativ"}, "coupling")])
+def test_a_misspelt_option_is_refused_in_python_too(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is '.*'; it is one of"):
+        Addition(**options)
