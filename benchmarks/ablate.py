@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from benchmarks.lstm import LSTMLanguageModel
-from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError, suggest
 from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
@@ -142,13 +142,6 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
                 path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}-{args.instances}.json"
                 jobs.append(Job(study, variant, seed, args.instances, path))
     return jobs
-
-
-def check_counts(args: Any, *names: str) -> None:
-    """:raises InputError: for an argument of these names that is below 1"""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
 
 
 def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], processes: int) -> list[dict[str, Any]]:

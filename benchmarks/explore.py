@@ -20,8 +20,8 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from benchmarks import ablate
-from benchmarks.ablate import Job, Study, check_counts, plan, run_all, train
-from dhmm_rl.cli import run_command
+from benchmarks.ablate import Job, Study, plan, run_all, train
+from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Language, write_traces

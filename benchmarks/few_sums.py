@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from benchmarks.ablate import check_counts, fit, run_all
-from dhmm_rl.cli import run_command
+from benchmarks.ablate import fit, run_all
+from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Addition, FixedSentences, score

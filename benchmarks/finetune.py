@@ -13,8 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.cli import run_command, set_up
-from dhmm_rl.errors import InputError
+from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
@@ -52,9 +51,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the command."""
-    for name in ("seeds", "updates", "episodes"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "seeds", "updates", "episodes")
     device = set_up("cpu", args.threads, seed=0)
     returns: dict[str, NDArray[np.float64]] = {}
     for way, changes in WAYS.items():

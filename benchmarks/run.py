@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.report import write_report
-from dhmm_rl.cli import run_command
+from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.recipes import load_recipes
@@ -58,9 +58,7 @@ class Job(NamedTuple):
 
 def main(args: Args) -> None:
     """Run the command."""
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "seeds", "jobs")
     jobs = [Job(env, agent, seed) for env in args.envs for seed in range(args.seeds) for agent in args.agents]
     for job in jobs:
         load_recipes(job.env, job.agent.removesuffix(":none"))

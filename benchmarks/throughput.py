@@ -13,8 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.utils.flop_counter import FlopCounterMode
 
 from dhmm_rl import SequencePPO, VecTokenStream
-from dhmm_rl.cli import run_command, set_up
-from dhmm_rl.errors import InputError
+from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.recipes import AgentRecipe, load_recipes
 from dhmm_rl.training.agents import make_agent, rollout_size
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
@@ -68,9 +67,7 @@ class Speed(NamedTuple):
 
 def main(args: Args) -> None:
     """Run the command."""
-    for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "turns"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "n_envs", "n_steps", "batch_size", "n_epochs", "turns")
     device = set_up(args.device, args.threads, seed=0)
     agents = {name: build(args, name, device) for name in args.agents}
     turns: dict[str, list[Speed]] = {name: [] for name in agents}

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -34,6 +34,13 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except KeyboardInterrupt:
         print("interrupted" + ("; --resume goes on with a run" if hasattr(args, "resume") else ""), file=sys.stderr)
         sys.exit(130)
+
+
+def check_counts(args: Any, *names: str) -> None:
+    """:raises InputError: for an argument of these names that is below 1"""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
 
 
 def set_up(device: str, threads: int, seed: int) -> str:

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
@@ -57,8 +57,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the command."""
-    if args.episodes < 1:
-        raise InputError(f"episodes is {args.episodes}; it must be at least 1")
+    check_counts(args, "episodes")
     if args.video is not None and args.video.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
     device = set_up(args.device, args.threads, args.seed)

@@ -88,6 +88,8 @@ def main(args: Args) -> None:
             print(show(model, run.language, [run.language.parse(args.show)], goes_on=True))
         if args.judge:
             _check_sizes(args.judge, args.instances)
+            if run.model["window"] == model_settings(run.language, run.beyond)["window"]:  # no other was asked for
+                model.window = max(model.window, model_settings(run.language, args.judge)["window"])
             print("\n".join(judge(model, run, args.judge, args.instances)[0]))
         return
     if args.resume is None:

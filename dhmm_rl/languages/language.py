@@ -308,7 +308,8 @@ def whole_numbers(text: str, what: str, count: int | None = None) -> tuple[int, 
     :raises InputError: when there are none, not so many, or something else
     """
     parts = text.replace(",", " ").split()
-    if not all(part.isascii() and part.isdigit() for part in parts) or len(parts) != (count or max(len(parts), 1)):
+    enough = bool(parts) if count is None else len(parts) == count
+    if not enough or not all(part.isascii() and part.isdigit() for part in parts):
         example = "3 1 2" if count is None else " ".join(str(number) for number in range(3, 3 + count))
         raise InputError(f"{text!r} is not {what}: give whole numbers with blanks between them, such as {example}")
     return tuple(map(int, parts))

@@ -285,8 +285,8 @@ class _State:
             "format": _FORMAT,
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
         }
-        content |= {"torch_rng": torch.get_rng_state()}
         with atomic_write(self.path) as temporary:
             torch.save(content, temporary)
 

@@ -108,7 +108,7 @@ def model_settings(language: Language[Any], beyond: Sequence[int]) -> dict[str, 
     longest = language.longest(largest)
     settings: dict[str, Any] = {"window": longest, "max_len": longest}
     if language.coupling == "learned":
-        make_batch(language, draw(language, [largest] * 20, 0))
+        make_batch(language, draw(language, [largest] * 20, 0))  # says whether there are position ids enough
         settings |= {"max_len": language.max_position, "positions": "learned"}
     elif language.relative:
         settings |= {"reach": list(language.reach)}
@@ -190,13 +190,10 @@ def judge(model: DHMMGPT2, run: LanguageRun, sizes: Sequence[int], count: int) -
     """
     How well a model does on instances of some sizes.
 
-    :param model: the run's; its window becomes that of the longest sentence, unless another was asked for
     :param count: instances of each size
     :return: a table in lines, and its rows
     """
     language = run.language
-    if run.model["window"] == model_settings(language, run.beyond)["window"]:
-        model.window = max(model.window, model_settings(language, sizes)["window"])
     lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
     results = []
     for size in dict.fromkeys(sizes):
