@@ -243,8 +243,8 @@ def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 def _minari_values(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
     """An episode's values as Minari takes them: texts are a list."""
-    values = unflatten(space.space, kept) if isinstance(space, FieldSpace) else unpack(space, kept)
-    return _listed(values)
+    values = unpack(space, kept)
+    return _listed(unflatten(space.space, values) if isinstance(space, FieldSpace) else values)
 
 
 def _listed(values: Any) -> Any:

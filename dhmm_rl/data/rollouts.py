@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.tokens import FieldSpace
-from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
+from dhmm_rl.tokens.fields import cast, fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 
 Notice = Callable[[str], None]
 
@@ -31,19 +31,75 @@ def pack(space: spaces.Space[Any], values: Any) -> NDArray[Any]:
     Values of a space as rollouts keep them.
 
     :param values: with any leading shape
-    :return: of a space whose values are arrays, these; of a composite one (Dict, Tuple, …) its fields' values, (..., F)
+    :return: of a space whose values are arrays, these; of a composite one (Dict, Tuple, …) its fields' values, (..., F). Where
+        fields have several types, and each in its own takes at most half the memory, they make a structured array (...), with
+        one entry (f,) for each type.
+    :raises InputError: where an integer field is NaN or infinite
     """
-    return np.asarray(values) if isinstance(space, PLAIN) else flatten(space, values)
-
-
-def kept_shape(space: spaces.Space[Any], name: str) -> tuple[int, ...]:
-    """The shape of one value of a space as :func:`pack` gives it; ``name`` is what errors call the space."""
-    return space.shape or () if isinstance(space, PLAIN) else (len(fields_of(space, name)),)
+    if _is_plain(space):
+        return np.asarray(values)
+    flat, columns = flatten(space, values), _columns_by_type(space)
+    for dtype, chosen in columns.items():
+        if dtype.kind in "iu" and flat.dtype.kind == "f" and not np.isfinite(flat[..., chosen]).all():
+            raise InputError(f"a field of {space} is NaN or infinite; it must be a whole number")
+    row_type = _row_type(columns)
+    if not row_type.names:
+        return cast(flat, row_type)
+    kept = np.empty(flat.shape[:-1], row_type)
+    for dtype, chosen in columns.items():
+        kept[dtype.name] = cast(flat[..., chosen], dtype)
+    return kept
 
 
 def unpack(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
-    """Invert :func:`pack`."""
-    return kept if isinstance(space, PLAIN) else unflatten(space, kept)
+    """Invert :func:`pack`; one array of all fields' values (..., F) will do, too."""
+    if _is_plain(space):
+        return kept
+    if kept.dtype.names:
+        columns = _columns_by_type(space)
+        flat = np.empty((*kept.shape, *kept_shape(space)), np.result_type(*columns))
+        for dtype, chosen in columns.items():
+            flat[..., chosen] = kept[dtype.name]
+        kept = flat
+    return kept if isinstance(space, FieldSpace) else unflatten(space, kept)
+
+
+def kept_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """The shape of one value: its own, or (F,) of a composite space."""
+    return space.shape or () if isinstance(space, PLAIN) else (sum(leaf.size for leaf in leaves_of(space, "value")),)
+
+
+def fits_space(space: spaces.Space[Any], kept: NDArray[Any]) -> bool:
+    """Whether an array has the type and shape of rows that :func:`pack` makes of a space, or of its fields' values, (R, F)."""
+    if kept.dtype.names:
+        return not _is_plain(space) and kept.ndim == 1 and kept.dtype == _row_type(_columns_by_type(space))
+    return kept.shape[1:] == kept_shape(space) and kept.dtype.kind in "biuf"
+
+
+def _joined(space: spaces.Space[Any], arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Rows one after the other, of one type: older files hold all fields of a composite space as floats."""
+    if any(array.dtype.names for array in arrays) and not all(array.dtype.names for array in arrays):
+        arrays = [pack(space, unpack(space, array)) for array in arrays]
+    return np.concatenate(arrays)
+
+
+def _is_plain(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, PLAIN) and not isinstance(space, FieldSpace)
+
+
+def _columns_by_type(space: spaces.Space[Any]) -> dict[np.dtype[Any], NDArray[np.int64]]:
+    """The numbers of the fields of each type, in the order in which types first occur."""
+    leaves = leaves_of(space, "value")
+    types = list(dict.fromkeys(leaf.dtype for leaf in leaves))
+    number = np.repeat([types.index(leaf.dtype) for leaf in leaves], [leaf.size for leaf in leaves])
+    return {dtype: np.flatnonzero(number == i) for i, dtype in enumerate(types)}
+
+
+def _row_type(columns: dict[np.dtype[Any], NDArray[np.int64]]) -> np.dtype[Any]:
+    """One type for all fields, or an entry for each type where that takes at most half the memory."""
+    common, width = np.result_type(*columns), sum(map(len, columns.values()))
+    single = np.dtype([(dtype.name, dtype, (len(chosen),)) for dtype, chosen in columns.items()])
+    return single if 2 * single.itemsize <= common.itemsize * width else common
 
 
 class Episode(NamedTuple):
@@ -79,8 +135,9 @@ class Rollouts:
     An episode of T environment steps has T + 1 rows: row t holds observation t, the action that led to it and the reward that
     came with it. In an episode's first row action and reward are fillers that nothing reads.
 
-    :param observations: (R, ...); of a composite space (Dict, Tuple, …) the values of its fields, (R, F)
-    :param actions: (R, ...), in the same way
+    :param observations: (R, ...); of a composite space (Dict, Tuple, …) the values of its fields as :func:`pack` gives them,
+        (R, F), or (R,) where fields have several types
+    :param actions: in the same way
     :param rewards: (R,); may be NaN where they are not known, which leaves the episode without a return
     :param starts: the first row of every episode, and R at the end, (E + 1,)
     :param terminated: whether the episode reached a terminal state (else it was cut off), (E,)
@@ -119,8 +176,8 @@ class Rollouts:
         if not episodes:
             raise InputError(f"there are no episodes in these rollouts of {env_id}")
         return cls(
-            observations=np.concatenate([episode.observations for episode in episodes]),
-            actions=np.concatenate([part for episode in episodes for part in (episode.actions[:1], episode.actions)]),
+            observations=_joined(observation_space, [episode.observations for episode in episodes]),
+            actions=_joined(action_space, [part for episode in episodes for part in (episode.actions[:1], episode.actions)]),
             rewards=np.concatenate([part for episode in episodes for part in ([0], episode.rewards)]).astype(np.float32),
             starts=np.concatenate([[0], np.cumsum([len(episode.observations) for episode in episodes])]),
             terminated=np.array([episode.terminated for episode in episodes]),
@@ -178,7 +235,7 @@ class Rollouts:
         if isinstance(self.observation_space, FieldSpace):
             values = unflatten(self.observation_space.space, values)
         if isinstance(space, FieldSpace):
-            return replace(self, observations=flatten(space.space, values).astype(space.dtype), observation_space=space)
+            values = flatten(space.space, values)
         return replace(self, observations=pack(space, values), observation_space=space)
 
     def observations_at(self, rows: NDArray[np.integer[Any]]) -> Any:
@@ -263,15 +320,15 @@ class Rollouts:
             raise InputError(f"there are no episodes in these rollouts of {self.env_id}")
         rows = len(self.observations)
         lengths = np.diff(self.starts)
-        for name, values, shape in (
-            ("observations", self.observations, kept_shape(self.observation_space, "observation")),
-            ("actions", self.actions, kept_shape(self.action_space, "action")),
-            ("rewards", self.rewards, ()),
+        for name, values, space in (
+            ("observations", self.observations, self.observation_space),
+            ("actions", self.actions, self.action_space),
+            ("rewards", self.rewards, spaces.Box(-np.inf, np.inf, ())),
         ):
-            if values.shape[1:] != shape or values.dtype.kind not in "biuf":
+            if not fits_space(space, values):
                 raise InputError(
                     f"{name} in these rollouts of {self.env_id} are {values.dtype} of shape {values.shape[1:]} each; "
-                    f"numbers of shape {shape} were expected"
+                    f"numbers of shape {kept_shape(space)} were expected"
                 )
         if not (len(self.actions) == len(self.rewards) == rows == self.starts[-1] and self.starts[0] == 0):
             raise InputError(

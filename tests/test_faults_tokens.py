@@ -1,0 +1,86 @@
+"""Faults of tokenizers and of what they read: the kinds that were found, and their siblings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dhmm_rl.data import Rollouts, collect
+from dhmm_rl.envs import as_arrays
+from dhmm_rl.tokens.fields import flatten
+
+
+class Drawn(gym.Env[Any, Any]):
+    """Episodes of five steps whose observations are drawn from a space, or made by a function of the random numbers."""
+
+    def __init__(self, space: spaces.Space[Any], observe: Callable[[np.random.Generator], Any] | None = None) -> None:
+        self.observation_space, self.action_space = space, spaces.Discrete(2)
+        self.observe, self.steps = observe, 0
+
+    def observation(self) -> Any:
+        return self.observation_space.sample() if self.observe is None else self.observe(self.np_random)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation(), 1.0, self.steps == 5, False, {}
+
+
+# What rollouts take
+
+IMAGE: Any = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+VECTOR: Any = spaces.Box(-np.inf, np.inf, (6,), np.float32)
+COMPOSITE: dict[str, tuple[Any, int]] = {
+    "image and vector": (spaces.Dict(image=IMAGE, vector=VECTOR), 3072 + 6 * 4),
+    "one type": (spaces.Dict(a=VECTOR, b=VECTOR), 2 * 6 * 4),
+    "tuple": (spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(64), VECTOR]), 8 + 64 + 24),
+    "small": (spaces.Tuple([spaces.Discrete(3), VECTOR]), 7 * 8),
+    "nested": (spaces.Dict(image=IMAGE, rest=spaces.Dict(vector=VECTOR, kind=spaces.Discrete(4))), 3072 + 24 + 8),
+    "alternatives": (spaces.OneOf([VECTOR, spaces.Box(0, 9, (20,), np.uint8)]), 8 + 24 + 20),
+}
+
+
+@pytest.mark.parametrize("kind", COMPOSITE)
+def test_rollouts_of_composite_observations_take_no_more_than_the_types_of_their_space(kind: str, tmp_path: Path) -> None:
+    space, size = COMPOSITE[kind]
+    venv = DummyVecEnv([lambda: as_arrays(Drawn(space))] * 2)
+    rollouts = collect(venv, episodes=4, imitate=True)
+    assert rollouts.observations.nbytes == size * len(rollouts.rewards)
+    rollouts.save(tmp_path / "kept")
+    kept = Rollouts.load(tmp_path / "kept")
+    assert isinstance(kept.observations, np.memmap)
+    rows = np.arange(len(rollouts.rewards))
+    venv.seed(0)
+    first = venv.reset()
+    for some in (rollouts, kept, kept.select(range(4)), kept.seen_as(venv.observation_space)):
+        again = flatten(venv.observation_space, some.observations_at(rows))
+        np.testing.assert_array_equal(again, flatten(venv.observation_space, rollouts.observations_at(rows)))
+        np.testing.assert_array_equal(again[0], flatten(venv.observation_space, first)[0])
+
+
+@pytest.mark.parametrize("kind", COMPOSITE)
+def test_rollouts_that_were_kept_as_floats_are_read_and_joined_with_new_ones(kind: str, tmp_path: Path) -> None:
+    space, _ = COMPOSITE[kind]
+    venv = DummyVecEnv([lambda: as_arrays(Drawn(space))])
+    new = collect(venv, episodes=2, imitate=True)
+    rows = np.arange(len(new.rewards))
+    flat = flatten(venv.observation_space, new.observations_at(rows)).astype(np.float64)
+    new.save(tmp_path / "old")
+    np.save(tmp_path / "old" / "observations.npy", flat)
+    old = Rollouts.load(tmp_path / "old")
+    joined = Rollouts.from_episodes([*old, *new], old.observation_space, old.action_space, "", 0)
+    assert joined.observations.dtype == new.observations.dtype or not new.observations.dtype.names
+    for some, times in ((old, 1), (joined, 2)):
+        values = flatten(venv.observation_space, some.observations_at(np.arange(len(some.rewards))))
+        np.testing.assert_array_equal(values, np.concatenate([flat] * times))
