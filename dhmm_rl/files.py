@@ -2,30 +2,55 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dhmm_rl.errors import InputError
+
+TEMPORARY = ".dhmm-rl-"
+"""Prefix of the folders that hold what is being written."""
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """
-    Yield a temporary path beside ``path``; what the block wrote there, a file or a folder, replaces ``path`` at the end.
+    Yield a temporary path; what the block wrote there, a file or a folder, replaces ``path`` at the end.
 
-    When the block raises, what was written is removed and ``path`` is left as it was.
+    When the block raises, what was written is removed and ``path`` is left as it was. After a power cut ``path`` holds the
+    old content or the new one. What a killed process leaves behind is removed by :func:`remove_leftovers`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    folder, lock = _temporary_folder(path.parent)
     try:
+        temporary = folder / path.name
         yield temporary
+        _flush(temporary)
         if path.is_dir():
-            _remove(path)
+            path.rename(folder / ".replaced")
         temporary.replace(path)
+        _flush(path.parent, files=False)
     finally:
-        _remove(temporary)
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, *, recursive: bool = True) -> None:
+    """
+    Remove what killed processes were writing with :func:`atomic_write`.
+
+    What a living process writes is left alone: it holds a lock, which the operating system releases when it dies.
+
+    :param folder: folder to search
+    :param recursive: whether to search the folders below, too
+    """
+    for temporary in list(folder.glob(f"{'**/' if recursive else ''}{TEMPORARY}*.tmp")):
+        with suppress(Timeout, OSError), FileLock(temporary / ".lock", timeout=0):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -44,8 +69,23 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read ({reason}): it is cut short, or something else") from error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _temporary_folder(parent: Path) -> tuple[Path, FileLock]:
+    """Make a temporary folder with a name of its own, and a lock that says that a living process writes in it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=".tmp", dir=parent))
+        lock = FileLock(folder / ".lock")
+        with suppress(Timeout, FileNotFoundError):  # another process took the folder for a leftover before it was locked
+            lock.acquire(timeout=0)
+            return folder, lock
+
+
+def _flush(path: Path, files: bool = True) -> None:
+    """Wait until a file or folder, and with ``files`` all that a folder holds, has reached the disk."""
+    if os.name != "posix":  # Windows flushes neither folders nor what was opened for reading
+        return
+    for part in [path, *path.rglob("*")] if files else [path]:
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
