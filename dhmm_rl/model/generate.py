@@ -4,6 +4,7 @@ Letting a model continue streams.
 Shapes: B streams, T steps, C slots.
 """
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -11,8 +12,23 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+from dhmm_rl.model.filter import TINY
 from dhmm_rl.model.outputs import Tables
 from dhmm_rl.tokens import DONE, NOTHING
+
+
+def check_predictions(logits: Tensor) -> None:
+    """
+    Refuse to choose where there is nothing to choose from.
+
+    :param logits: or log-probabilities, (..., n); minus infinity for what must not be chosen
+    :raises InputError: for a row with NaN or infinity in it, or without any finite value
+    """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise InputError(
+            "the model's predictions are not finite numbers (NaN or infinity), so no token can be chosen: its weights have "
+            "diverged or were damaged; use an earlier checkpoint, or train again with a lower learning rate"
+        )
 
 
 def choose(
@@ -31,17 +47,20 @@ def choose(
     :param top_k: keep only so many of the likeliest entries
     :param greedy: take the likeliest
     :return: indices, (B,)
+    :raises InputError: for a temperature or ``top_k`` out of range, or logits that are not finite numbers
     """
+    check_predictions(logits)
     if greedy:
         return logits.argmax(dim=-1)
-    if temperature <= 0:
-        raise InputError(f"temperature is {temperature}; it must be positive (greedy=True takes the likeliest)")
+    if not TINY <= temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it must be positive and finite (greedy=True takes the likeliest)")
     if top_k is not None:
         if top_k < 1:
             raise InputError(f"top_k is {top_k}; it must be at least 1")
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+    below_best = logits.float() - logits.float().amax(dim=-1, keepdim=True)  # no temperature makes this overflow
+    return torch.multinomial((below_best / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
 def mutation_rate(model: DHMMGPT2, greedy: bool, mutation: float | None) -> float:
