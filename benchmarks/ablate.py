@@ -119,7 +119,7 @@ AnyJob = TypeVar("AnyJob", bound=Kept)
 def main(args: Args) -> None:
     """Run the command."""
     write(args.out, run_all(run, plan(args, STUDIES, VARIANTS), args.jobs))
-    print((args.out / "report.md").read_text())
+    print((args.out / "report.md").read_text(encoding="utf-8"))
 
 
 def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) -> list[Job]:
@@ -158,12 +158,12 @@ def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], proc
 def complete(do: Callable[[AnyJob], dict[str, Any]], job: AnyJob) -> dict[str, Any]:
     """Do one job, or read its result when it is complete."""
     if job.path.exists():
-        found: dict[str, Any] = json.loads(job.path.read_text())
+        found: dict[str, Any] = json.loads(job.path.read_text(encoding="utf-8"))
         return found
     set_up("cpu", 1, job.seed)
     result = do(job)
     with atomic_write(job.path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -222,7 +222,7 @@ def count(model: torch.nn.Module) -> int:
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
     """The table of runs, the report and the plot."""
-    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["language", "variant", "seed", "steps", "parameters", "seconds", "size", "exact", "tokens", "nats"])
         for result in results:
@@ -267,7 +267,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
         figure.axes[0].legend(fontsize="small")
     lines += ["Whether mutation explores other traces than temperature does: `python -m benchmarks.explore`.", ""]
     with atomic_write(out / "report.md") as temporary:
-        temporary.write_text("\n".join(lines))
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

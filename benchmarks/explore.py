@@ -90,7 +90,7 @@ def main(args: Args) -> None:
     check_counts(args, "draws")
     jobs = [job._replace(path=job.path.with_stem(f"{job.path.stem}-{args.draws}")) for job in plan(args, STUDIES, VARIANTS)]
     write(args.out, run_all(partial(explore, draws=args.draws), jobs, args.jobs))
-    print((args.out / "report.md").read_text())
+    print((args.out / "report.md").read_text(encoding="utf-8"))
 
 
 def explore(job: Job, draws: int) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
         for result in results
         for way in result["ways"]
     ]
-    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     with atomic_write(out / "report.md") as temporary:
-        temporary.write_text(table(rows, ks))
+        temporary.write_text(table(rows, ks), encoding="utf-8")
     plot(out / "exploration.png", rows, ks)
 
 

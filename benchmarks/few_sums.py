@@ -74,7 +74,7 @@ def main(args: Args) -> None:
                     name = f"{format_}-{coupling}-{sums}-{args.steps}-{args.instances}-{seed}.json"
                     jobs.append(Job(format_, coupling, sums, args.steps, args.instances, seed, args.out / "runs" / name))
     write(args.out, run_all(run, jobs, args.jobs))
-    print((args.out / "report.md").read_text())
+    print((args.out / "report.md").read_text(encoding="utf-8"))
 
 
 def draw_sums(language: Addition, job: Job) -> tuple[list[Sum], list[Sum], list[Sum]]:
@@ -101,7 +101,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
     """The table of runs and the report."""
-    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(results[0]))
         writer.writeheader()
         writer.writerows(results)
@@ -122,7 +122,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
         if tuple(sums) == Args.sums:
             lines.append(f"| {format_} | published | " + " | ".join(f"{share:.1%}" for share in PUBLISHED[format_]) + " |")
     with atomic_write(out / "report.md") as temporary:
-        temporary.write_text("\n".join([*lines, ""]))
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

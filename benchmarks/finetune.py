@@ -61,8 +61,8 @@ def main(args: Args) -> None:
             if not kept.exists():
                 found = finetune(args, seed, changes, device)
                 with atomic_write(kept) as temporary:
-                    temporary.write_text(json.dumps(found))
-            per_seed.append(json.loads(kept.read_text())[: args.updates + 1])
+                    temporary.write_text(json.dumps(found), encoding="utf-8")
+            per_seed.append(json.loads(kept.read_text(encoding="utf-8"))[: args.updates + 1])
             print(f"{way}, seed {seed}: lowest {min(per_seed[-1]):.1f}, last {per_seed[-1][-1]:.1f}", flush=True)
         returns[way] = np.array(per_seed)
         means = returns[way].mean(axis=0)

@@ -73,7 +73,7 @@ def write_report(out: Path, results: Results) -> None:
         sections.append(table(env, of_env))
         plot(out / f"{env}.png", env, of_env)
     with atomic_write(out / "report.md") as temporary:
-        temporary.write_text("\n\n".join(sections) + "\n")
+        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def table(env: str, results: Results) -> str:

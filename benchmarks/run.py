@@ -69,7 +69,7 @@ def main(args: Args) -> None:
             bar.update()
             write_runs(args.out / "runs.csv", results)
     write_report(args.out, results)
-    print((args.out / "report.md").read_text())
+    print((args.out / "report.md").read_text(encoding="utf-8"))
     print(f"report: {args.out / 'report.md'}\nruns:   {args.out / 'runs.csv'}")
 
 
@@ -95,18 +95,20 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
             command += ["--pretrained", pretrained, *(["--steps", str(args.steps)] if args.steps else [])]
         log = root / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
         if done.returncode != 0:
-            raise InputError(f"{' '.join(command[2:])} failed: {log.read_text().strip().splitlines()[-1]} (see {log})")
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+            raise InputError(
+                f"{' '.join(command[2:])} failed: {log.read_text(encoding='utf-8').strip().splitlines()[-1]} (see {log})"
+            )
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return result | {"agent": job.agent}
 
 
 def write_runs(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """One row per run."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = [
             "env",

@@ -4,6 +4,7 @@ dhmm-rl: DHMM-GPT2, a GPT-2 with a latent hidden-Markov layer, as a Stable-Basel
 Importing it makes the policy known to SB3 by name: ``PPO("DHMMPolicy", TokenStream(env))``.
 """
 
+from dhmm_rl import _interrupts  # noqa: F401
 from dhmm_rl.envs import GymnasiumVecEnv, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, generate

@@ -1,5 +1,7 @@
 """What every command does alike: read its arguments, and end in one line when something handed in is not usable."""
 
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
+from dhmm_rl._interrupts import expect_interruptions
 from dhmm_rl.errors import InputError
 
 Args = TypeVar("Args")
@@ -20,14 +23,26 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     Parse the command line into ``arguments`` and run ``main``.
 
     Exit status 2 and one line for bad input, and for files that cannot be read or written; 130 for an interruption from the
-    keyboard.
+    keyboard; 141, without a line, when the reader of the output has gone away (``| head``). Characters that the terminal's
+    encoding does not have are printed as escapes.
 
     :param arguments: a dataclass; its docstrings are the command's ``--help``
     :param name: of the module, as ``python -m`` takes it
     """
-    args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    args = None
     try:
-        main(args)
+        expect_interruptions()
+        try:
+            args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
+            main(args)
+        finally:
+            sys.stdout.flush()  # here and not when Python exits, because there a closed pipe can no longer be handled
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # what a shell reports for a program that SIGPIPE ends
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from dhmm_rl.cli import run_command
 from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.sources import MINARI, RANDOM, Source, read_source
 
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
         rollouts.save(args.to)
     returns = rollouts.returns
     print(f"{rollouts}, mean return {returns.mean():.1f}")
-    print(f"pretrain on them: python -m dhmm_rl.pretrain --env {args.env} --data {args.to}")
+    print(f"pretrain on them: {python_command()} -m dhmm_rl.pretrain --env {args.env} --data {args.to}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """The one error that is the user's to mend, and how it is told."""
 
 import difflib
+import shlex
+import shutil
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
@@ -24,6 +28,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known are {', '.join(known[:16])}{', …' if len(known) > 16 else ''}"
+
+
+def python_command() -> str:
+    """The Python that runs now, as it is written in a shell in the current folder: ``.venv/bin/python``, or ``python``."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    python, here = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(python.relative_to(here) if python.is_relative_to(here) else python))
 
 
 def fits(value: Any, hint: Any) -> bool:

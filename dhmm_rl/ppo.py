@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from dhmm_rl.cli import run_command, set_up
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
@@ -203,7 +203,7 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
     }
     plot_curve(run, result, evaluation.evaluations_results)
     with atomic_write(run.folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     total = pretraining_steps + agent.num_timesteps
     print(
@@ -218,7 +218,7 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
     print(f"learning curve: {run.folder / 'curve.png'}")
     print(f"best agent:     {run.folder / BEST}")
     video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(env) else ""
-    print(f"let it act:     python -m dhmm_rl.play {run.folder}{video}")
+    print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}")
 
 
 if __name__ == "__main__":

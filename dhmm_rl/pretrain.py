@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from dhmm_rl.cli import run_command, set_up
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
 from dhmm_rl.training.runs import Run
@@ -89,10 +89,11 @@ def main(args: Args) -> None:
         progress=not args.quiet,
     )
     print(f"\npretrained model: {checkpoint}")
-    print(f"let it act:       python -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")
+    python = python_command()
+    print(f"let it act:       {python} -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")
     recipes = f"--env {run.args['env']} --agent {run.args['agent']}"
-    print(f"train it by PPO:  python -m dhmm_rl.ppo {recipes} --pretrained {checkpoint}")
-    print(f"watch the losses: tensorboard --logdir {run.folder}")
+    print(f"train it by PPO:  {python} -m dhmm_rl.ppo {recipes} --pretrained {checkpoint}")
+    print(f"watch the losses: {python} -m tensorboard.main --logdir {run.folder}")
 
 
 if __name__ == "__main__":

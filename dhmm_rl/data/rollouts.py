@@ -274,7 +274,7 @@ class Rollouts:
                 "observation_space": space_to_dict(self.observation_space),
                 "action_space": space_to_dict(self.action_space),
             }
-            (folder / "rollouts.json").write_text(json.dumps(description, indent=2) + "\n")
+            (folder / "rollouts.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, *, skip_bad: bool = False, notice: Notice = print) -> "Rollouts":
@@ -290,7 +290,7 @@ class Rollouts:
         if not (folder / "rollouts.json").is_file():
             raise InputError(f"{path} holds no rollouts (no rollouts.json in it); Rollouts.save writes such a folder")
         try:
-            description = json.loads((folder / "rollouts.json").read_text())
+            description = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
             rollouts = cls(
                 **arrays,

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from dhmm_rl.cli import run_command, set_up
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
@@ -102,8 +102,9 @@ def main(args: Args) -> None:
     model, largest = load_checkpoint(run.checkpoint, device).model, run.language.sizes[1]
     print("\n" + show(model, run.language, draw(run.language, [largest] * 2, 0)))
     print(f"\nmodel:            {run.checkpoint}")
-    print(f'ask it:           python -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')
-    print(f"watch the losses: tensorboard --logdir {run.folder}")
+    python = python_command()
+    print(f'ask it:           {python} -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')
+    print(f"watch the losses: {python} -m tensorboard.main --logdir {run.folder}")
     for picture in write_pictures(run, model):
         print(f"{picture.stem + ':':<18}{picture}")
 

@@ -179,7 +179,7 @@ def _find(kind: str, name: str) -> Path | None:
 
 def _read(path: Path) -> Table:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} is not valid TOML: {error}") from error
 

@@ -226,7 +226,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write this tokenizer as JSON."""
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -236,7 +236,7 @@ class Tokenizer:
         :raises InputError: where there is none
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a tokenizer that Tokenizer.save wrote ({type(error).__name__})") from error
 

@@ -33,7 +33,7 @@ class Clock:
         before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": []}
         if checkpoint is not None:
             with reading(checkpoint / CLOCK):
-                before |= json.loads((checkpoint / CLOCK).read_text())
+                before |= json.loads((checkpoint / CLOCK).read_text(encoding="utf-8"))
         self.evaluating: float = before["evaluating"]
         self.marks: list[float] = before["marks"]
         """Seconds of training at every evaluation."""
@@ -47,7 +47,7 @@ class Clock:
     def save(self, folder: Path) -> None:
         """Keep the times in a checkpoint."""
         times = {"training": self.training, "evaluating": self.evaluating, "marks": self.marks}
-        (folder / CLOCK).write_text(json.dumps(times))
+        (folder / CLOCK).write_text(json.dumps(times), encoding="utf-8")
 
 
 class KeepBest(BaseCallback):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import (
     LANGUAGES,
@@ -181,7 +181,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         lines.append(f"entropy rate: {' to '.join(dict.fromkeys(f'{rate:.4f}' for rate in rates))} nats a symbol")
     info["seconds"] = trained.seconds + time.perf_counter() - began
     with atomic_write(run.folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n")
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     save_checkpoint(run.checkpoint, model, None, info)
     return "\n".join(lines)
 
@@ -251,5 +251,5 @@ def newest_run(root: Path, name: str) -> LanguageRun:
     find_language(name, LANGUAGES)
     found = list((root / name.replace(":", "-") / COMMAND).glob(f"*/{LANGUAGE_MODEL}"))
     if not found:
-        raise InputError(f"there is no finished run of {name}; python -m dhmm_rl.languages {name} makes one")
+        raise InputError(f"there is no finished run of {name}; {python_command()} -m dhmm_rl.languages {name} makes one")
     return LanguageRun.open(max(found, key=lambda path: path.stat().st_mtime).parent)

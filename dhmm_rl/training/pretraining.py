@@ -153,7 +153,7 @@ def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: b
     """Keep in the run, and print, how well the rollouts can be told from their tokens; draw it where they are images."""
     lines = tokenizer.report or []
     with atomic_write(run.folder / "tokens.json") as temporary:
-        temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
+        temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n", encoding="utf-8")
     if progress:
         print(f"observations as tokens, fitted on the rollouts:\n{table(lines)}\n")
     if image_parts(tokenizer):

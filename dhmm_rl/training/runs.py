@@ -101,7 +101,7 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
     versions = {name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")}
     description = {**description, "versions": {"python": platform.python_version(), **versions}}
     with atomic_write(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=2) + "\n")
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
     try:
-        description: dict[str, Any] = json.loads(path.read_text())
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     return description
