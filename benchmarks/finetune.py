@@ -80,7 +80,7 @@ def pretrained(args: Args, seed: int) -> Path:
     if not (teacher / "result.json").exists():
         subprocess.run([sys.executable, "-m", "dhmm_rl.ppo", "--agent", "mlp", *common], check=True, capture_output=True)
     if not model.exists():
-        data = ["--data", f"teacher:{teacher / 'best_model.zip'}", *TEACHING]
+        data = ["--data", f"teacher:{teacher}", *TEACHING]
         subprocess.run([sys.executable, "-m", "dhmm_rl.pretrain", *data, *common], check=True, capture_output=True)
     return model
 

@@ -16,9 +16,9 @@ from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.envs import tiger_beliefs, tiger_values
 from dhmm_rl.envs.tiger import LISTEN
 from dhmm_rl.errors import InputError
-from dhmm_rl.training.agents import load_agent
 from dhmm_rl.training.callbacks import last_checkpoint
 from dhmm_rl.training.runs import Run
+from dhmm_rl.training.saved_agents import read_checkpoint
 
 STEPS = 100
 HORIZON = 40
@@ -71,7 +71,7 @@ def main(args: Args) -> None:
     checkpoint = last_checkpoint(run.folder)
     if checkpoint is None:
         raise InputError(f"{args.run} has no checkpoint yet")
-    agent = load_agent(run.agent, checkpoint / "model.zip", None, device)
+    agent = read_checkpoint(checkpoint, device).build(run.agent)
     if not isinstance(agent, SequencePPO) or run.env.id != "dhmm_rl/Tiger-v0":
         raise InputError(f"{args.run} is no run of SequencePPO on Tiger-v0")
     best = float(tiger_values(args.gamma, horizon=HORIZON)[0][HORIZON])

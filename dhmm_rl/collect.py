@@ -25,15 +25,17 @@ class Args:
     env: str = "CartPole-v1"
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     data: str = RANDOM
-    """Where rollouts come from: 'random'; 'oracle', the environment's own method of that name; 'teacher:PATH', the zip of an
-    SB3 model; 'minari:ID'; or a folder of rollouts. Options follow: '@imitate=yes' or '@imitate=no', whether the actions are
-    worth imitating; after a folder '@skip_bad=yes'."""
+    """Where rollouts come from: 'random'; 'oracle', the environment's own method of that name; 'teacher:PATH', the folder of a
+    run of ppo or, with --trust, the zip of an SB3 model; 'minari:ID'; or a folder of rollouts. Options follow: '@imitate=yes'
+    or '@imitate=no', whether the actions are worth imitating; after a folder '@skip_bad=yes'."""
     episodes: int = 200
     """Episodes to collect."""
     n_envs: int = 8
     """Environments side by side."""
     seed: int = 0
     """Seeds environments and random actions."""
+    trust: bool = False
+    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust."""
     quiet: bool = False
     """Show no progress bar."""
 
@@ -54,6 +56,7 @@ def main(args: Args) -> None:
         episodes=args.episodes,
         seed=args.seed,
         progress=not args.quiet,
+        trust=args.trust,
     )
     if args.to.startswith(MINARI):
         write_minari(rollouts, args.to.removeprefix(MINARI), f"{args.data} on {env.id}, seed {args.seed}")

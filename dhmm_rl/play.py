@@ -11,7 +11,6 @@ import tyro
 from numpy.typing import NDArray
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError
@@ -20,10 +19,10 @@ from dhmm_rl.model import load_checkpoint
 from dhmm_rl.policies import LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.agents import load_agent, with_masks
-from dhmm_rl.training.callbacks import BEST, BEST_NORMALIZATION
-from dhmm_rl.training.environments import draws_pictures, make_envs, restore_normalization, wrap
+from dhmm_rl.training.agents import with_masks
+from dhmm_rl.training.environments import draws_pictures, make_envs, wrap
 from dhmm_rl.training.runs import Run
+from dhmm_rl.training.saved_agents import SavedAgent, read_best
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 
@@ -53,6 +52,8 @@ class Args:
     """Device to act on."""
     threads: int = 1
     """CPU threads."""
+    trust: bool = False
+    """Read agents of older runs, too, whose files can run code hidden in them."""
 
 
 def main(args: Args) -> None:
@@ -62,12 +63,12 @@ def main(args: Args) -> None:
         raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
     device = set_up(args.device, args.threads, args.seed)
     run = Run.open(args.run)
-    actor, recipe, tokenizer = load_actor(run, args.language_model, device)
+    actor, recipe, tokenizer, saved = load_actor(run, args.language_model, device, args.trust)
 
     set_random_seed(args.seed)
-    env = restored(
-        run, wrap(make_envs(run.env.evaluated, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False)
-    )
+    env = wrap(make_envs(run.env.evaluated, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False)
+    if saved is not None:
+        env = saved.restore_normalization(env, training=False)
     returns, lengths = evaluate_policy(
         with_masks(actor, env), env, args.episodes, deterministic=not args.sample, return_episode_rewards=True
     )
@@ -76,7 +77,7 @@ def main(args: Args) -> None:
     print(f"{who} on {run.env.name}: mean return {np.mean(returns):.1f} ± {np.std(returns):.1f} over {args.episodes} episodes")
     print(f"from {np.min(returns):.1f} to {np.max(returns):.1f}; mean length {np.mean(lengths):.0f} steps")
     if args.video is not None:
-        frames, fps = record(run, actor, recipe, tokenizer, args)
+        frames, fps = record(run, actor, recipe, tokenizer, saved, args)
         with atomic_write(args.video) as temporary:
             if args.video.suffix == ".gif":
                 imageio.imwrite(temporary, frames, duration=1000 / fps, loop=0)
@@ -85,30 +86,34 @@ def main(args: Args) -> None:
         print(f"video: {args.video}")
 
 
-def load_actor(run: Run, language_model: bool, device: str) -> tuple[Any, AgentRecipe | None, Tokenizer | None]:
+def load_actor(
+    run: Run, language_model: bool, device: str, trust: bool = False
+) -> tuple[Any, AgentRecipe | None, Tokenizer | None, SavedAgent | None]:
     """
-    Who acts, with the recipe and the tokenizer by which its environments are wrapped (``None``: they are left plain).
+    Who acts, with the recipe and the tokenizer by which its environments are wrapped (``None``: they are left plain), and the
+    file that it was read from, which has the statistics by which its observations are normalized.
 
     :raises InputError: when the run does not have it
     """
     if not language_model:
-        agent = load_agent(run.agent, run.folder / BEST, None, device)
-        return agent, run.agent, getattr(agent.observation_space, "tokenizer", None)
+        saved = read_best(run.folder, device, trust)
+        agent = saved.build(run.agent)
+        return agent, run.agent, getattr(agent.observation_space, "tokenizer", None), saved
     model, tokenizer, info = load_checkpoint(run.language_model, device)
     if tokenizer is None:
         raise InputError(f"{run.language_model} was trained on flat sequences; it cannot act")
     if not info.get("imitates", False):
         print("note: this model was pretrained on no actions worth imitating; what it does means nothing")
-    return LanguageModelActor(model, tokenizer), None, None
-
-
-def restored(run: Run, env: VecEnv) -> VecEnv:
-    """The environments with the statistics by which the best agent's observations are normalised."""
-    return restore_normalization(env, run.folder / BEST_NORMALIZATION, training=False)
+    return LanguageModelActor(model, tokenizer), None, None, None
 
 
 def record(
-    run: Run, actor: Any, recipe: AgentRecipe | None, tokenizer: Tokenizer | None, args: Args
+    run: Run,
+    actor: Any,
+    recipe: AgentRecipe | None,
+    tokenizer: Tokenizer | None,
+    saved: SavedAgent | None,
+    args: Args,
 ) -> tuple[list[NDArray[np.uint8]], float]:
     """
     Frames of one episode and how many belong to a second.
@@ -122,7 +127,9 @@ def record(
     if not drawn:
         raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
     env = make_envs(run.env.evaluated, 1, args.seed, recipe, render_mode="rgb_array")
-    env = restored(run, wrap(env, recipe, tokenizer, training=False))
+    env = wrap(env, recipe, tokenizer, training=False)
+    if saved is not None:
+        env = saved.restore_normalization(env, training=False)
     actor = with_masks(actor, env)
     observation: Any = env.reset()
     frames: list[NDArray[np.uint8]] = []

@@ -21,13 +21,14 @@ from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
-from dhmm_rl.training.agents import MASKED, make_agent, resume_agent, rollout_size, with_masks
-from dhmm_rl.training.callbacks import BEST, Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
+from dhmm_rl.training.agents import MASKED, make_agent, rollout_size, with_masks
+from dhmm_rl.training.callbacks import Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, wrap
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.pretraining import find_pretrained, pretrain, pretrains
 from dhmm_rl.training.runs import Run
+from dhmm_rl.training.saved_agents import BEST_AGENT, read_checkpoint
 
 FINAL_EPISODES = 100
 EVAL_ENVS = 10
@@ -66,6 +67,8 @@ class Args:
     """Folder under which runs are kept."""
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    trust: bool = False
+    """Read files that can run code hidden in them, too: SB3's zips as teachers, and checkpoints of older runs."""
     quiet: bool = False
     """Show no progress bars."""
 
@@ -81,7 +84,7 @@ def main(args: Args) -> None:
     eval_venv = make_envs(run.env.evaluated, EVAL_ENVS, run.seed + 10_000, run.agent)
     if run.agent.algorithm not in MASKED and is_masking_supported(venv):
         print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")
-    pretrained = get_pretrained(run, device, not args.quiet)
+    pretrained = get_pretrained(run, device, not args.quiet, args.trust)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
     own = pretrained if run.args["pretrained"] == "new" else None
     clock = Clock(checkpoint, 0.0 if own is None else own.info["seconds"])
@@ -95,7 +98,10 @@ def main(args: Args) -> None:
     if checkpoint is None:
         agent = make_agent(run.agent, env, run.seed, device, pretrained)
     else:
-        agent = resume_agent(run.agent, checkpoint, env, device)
+        saved = read_checkpoint(checkpoint, device, args.trust)
+        env = saved.restore_normalization(env, training=True)
+        agent = saved.build(run.agent, env, run.seed)
+        agent.set_random_seed(run.seed + agent.num_timesteps)
     agent.set_logger(make_logger(run.folder, "ppo"))
     steps = ppo_steps(run, agent, pretraining_steps)
     every_calls = run.env.eval_every // env.num_envs
@@ -141,14 +147,14 @@ def start(args: Args) -> Run:
     return Run.create(args.runs, "ppo", env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
 
 
-def get_pretrained(run: Run, device: str, progress: bool) -> Checkpoint | None:
+def get_pretrained(run: Run, device: str, progress: bool, trust: bool) -> Checkpoint | None:
     """The language model that the run starts from, kept in its folder."""
     source = run.args["pretrained"]
     if source == "none":
         return None
     if not run.language_model.exists():
         if source == "new":
-            pretrain(run, device=device, progress=progress)
+            pretrain(run, device=device, progress=progress, trust=trust)
         else:
             with atomic_write(run.language_model) as temporary:
                 shutil.copyfile(source, temporary)
@@ -216,7 +222,7 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
     if run.env.solved_at is not None:
         print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")
     print(f"learning curve: {run.folder / 'curve.png'}")
-    print(f"best agent:     {run.folder / BEST}")
+    print(f"best agent:     {run.folder / BEST_AGENT}")
     video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(env) else ""
     print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}")
 

@@ -26,10 +26,10 @@ class Args:
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Where rollouts come from; given more than once, they are mixed. Default: the agent recipe's, or 'random'. Actions are
-    imitated of 'oracle', what the environment's own method of that name would do; of 'teacher:PATH', the zip of an SB3 model;
-    and of 'minari:ID', a local Minari dataset. A folder that Rollouts.save wrote says it itself. Options follow:
-    'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often; 'minari:ID@imitate=no' teaches observations
-    alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
+    imitated of 'oracle', what the environment's own method of that name would do; of 'teacher:PATH', the folder of a run of
+    ppo or, with --trust, the zip of an SB3 model; and of 'minari:ID', a local Minari dataset. A folder that Rollouts.save wrote
+    says it itself. Options follow: 'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often;
+    'minari:ID@imitate=no' teaches observations alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
     top: float | None = None
     """Of the episodes worth imitating, imitate only this share, those of the highest returns (0.1: the best tenth). The others
     still teach observations."""
@@ -56,6 +56,8 @@ class Args:
     """Folder under which runs are kept."""
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    trust: bool = False
+    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust."""
     quiet: bool = False
     """Show no progress bars."""
 
@@ -87,6 +89,7 @@ def main(args: Args) -> None:
         settings=training_settings(run.agent, **run.args["changes"]),
         device=device,
         progress=not args.quiet,
+        trust=args.trust,
     )
     print(f"\npretrained model: {checkpoint}")
     python = python_command()

@@ -63,7 +63,7 @@ def test_it_goes_on_after_being_killed_and_writes_one_row_a_run(tmp_path: Path) 
     arguments = ["--agents", "mlp", "--seeds", "2", "--steps", "5120", "--jobs", "2"]
     with subprocess.Popen(benchmark(tmp_path, *arguments), start_new_session=True) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("runs/**/checkpoints/*/model.zip")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("runs/**/checkpoints/*/agent.pt")) and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "report.md").exists()

@@ -79,7 +79,7 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
     result = json.loads((training / "result.json").read_text())
     assert result["pretraining_steps"] == checkpoint.info["env_steps"]
     assert result["ppo_steps"] == 512
-    for name in ("curve.png", "best_model.zip", "progress_ppo.csv", "pretrained.pt"):
+    for name in ("curve.png", "best_agent.pt", "best_model.zip", "progress_ppo.csv", "pretrained.pt"):
         assert (training / name).stat().st_size > 0
     assert list(training.glob("events.out.tfevents*"))
     out = run(finished, "play", training, "--episodes", 3, "--video", "a.mp4")
@@ -131,7 +131,7 @@ def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
     assert infos[1].pop("seconds") > 0
     assert json.dumps(infos[0]) == json.dumps(infos[1])
     DQN("MlpPolicy", "CartPole-v1", learning_starts=10).learn(50).save(finished / "teacher.zip")
-    run(finished, "pretrain", "--agent", "short.toml", "--data", "teacher:teacher.zip", "--runs", "taught")
+    run(finished, "pretrain", "--agent", "short.toml", "--data", "teacher:teacher.zip", "--trust", "--runs", "taught")
     taught = load_checkpoint(finished / "taught/CartPole-v1/pretrain/1/pretrained.pt")
     assert taught.info["imitates"]
     assert not np.isnan(taught.info["bits"]).any()
@@ -141,7 +141,8 @@ def test_rollouts_saved_before_and_teachers_are_sources(finished: Path) -> None:
 def test_minari_datasets_are_written_read_and_mixed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(finished / "datasets"))
     PPO("MlpPolicy", "CartPole-v1").save(finished / "beginner.zip")
-    out = run(finished, "collect", "--data", "teacher:beginner.zip", "--episodes", 8, "--to", "minari:cartpole/beginner-v0")
+    beginner = ["--data", "teacher:beginner.zip", "--trust"]
+    out = run(finished, "collect", *beginner, "--episodes", 8, "--to", "minari:cartpole/beginner-v0")
     assert "8 episodes" in out
     sources = ["--data", "minari:cartpole/beginner-v0@weight=2", "--data", "random@episodes=6", "--top", 0.5]
     run(finished, "pretrain", "--agent", "short.toml", *sources, "--runs", "mixed")
@@ -221,7 +222,7 @@ BAD = {
     "a device without numbers": ("ppo", ["--device", "meta"], "cannot be used here"),
     "a teacher of other actions": (
         "pretrain",
-        ["--env", "MountainCarContinuous-v0", "--data", "teacher:mountain.zip"],
+        ["--env", "MountainCarContinuous-v0", "--data", "teacher:mountain.zip", "--trust"],
         "the teacher acts in",
     ),
     "a model of another version": ("ppo", ["--pretrained", "older.pt"], "of another version"),
@@ -252,10 +253,10 @@ BAD = {
     "no Minari dataset": ("pretrain", ["--data", "minari:no-v0"], "there is no Minari dataset no-v0"),
     "no name for a dataset": ("collect", ["--to", "minari:a b"], "is not the name of a Minari dataset"),
     "a folder that is there": ("collect", ["--to", "kept"], "there is a kept already"),
-    "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt"], "is not a model"),
+    "foreign teacher": ("pretrain", ["--data", "teacher:foreign.pt", "--trust"], "is not a model"),
     "teacher of another environment": (
         "pretrain",
-        ["--env", "Acrobot-v1", "--data", "teacher:agent.zip"],
+        ["--env", "Acrobot-v1", "--data", "teacher:agent.zip", "--trust"],
         "the teacher sees",
     ),
     "nothing to pretrain": ("pretrain", ["--agent", "mlp"], "no language model"),
@@ -266,7 +267,11 @@ BAD = {
     "pretraining resumed as PPO": ("ppo", ["--resume", "runs/CartPole-v1/pretrain/1"], "is of python -m dhmm_rl.pretrain"),
     "PPO resumed as pretraining": ("pretrain", ["--resume", "runs/CartPole-v1/short/1"], "is of python -m dhmm_rl.ppo"),
     "no run": ("play", ["nowhere"], "not the folder of a run"),
-    "truncated agent": ("play", ["broken"], "cannot be read ("),
+    "truncated agent": ("play", ["broken"], "cannot be read as a checkpoint"),
+    "an older agent that is not trusted": ("play", ["older"], "add --trust"),
+    "a truncated older agent": ("play", ["older", "--trust"], "cannot be read ("),
+    "a teacher that is not trusted": ("pretrain", ["--data", "teacher:agent.zip"], "add --trust"),
+    "a teacher on token streams": ("collect", ["--to", "x", "--data", "teacher:runs/CartPole-v1/short/1"], "token streams"),
     "no language model": ("play", ["broken", "--language-model"], "there is no checkpoint"),
     "video of no kind": ("play", ["runs/CartPole-v1/short/1", "--video", "a.avi"], "must end in .mp4 or .gif"),
 }
@@ -303,7 +308,7 @@ def bad_things(finished: Path) -> Path:
     (finished / "small.pt").write_bytes(checkpoint)
     (finished / "truncated.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
     (finished / "foreign.pt").write_text("something else")
-    agent = (training / "best_model.zip").read_bytes()
+    agent = (training / "best_agent.pt").read_bytes()
     PPO("MlpPolicy", "CartPole-v1").save(finished / "agent.zip")
     PPO("MlpPolicy", "MountainCar-v0").save(finished / "mountain.zip")
     content = torch.load(training / "pretrained.pt")
@@ -323,7 +328,10 @@ def bad_things(finished: Path) -> Path:
     (finished / "nan_env.py").write_text(NAN_ENV)
     (finished / "broken").mkdir()
     (finished / "broken/run.json").write_bytes((training / "run.json").read_bytes())
-    (finished / "broken/best_model.zip").write_bytes(agent[: len(agent) // 2])
+    (finished / "broken/best_agent.pt").write_bytes(agent[: len(agent) // 2])
+    (finished / "older").mkdir()
+    (finished / "older/run.json").write_bytes((training / "run.json").read_bytes())
+    (finished / "older/best_model.zip").write_bytes((training / "best_model.zip").read_bytes()[:5000])
     rollouts = Rollouts.load(finished / "runs/CartPole-v1/pretrain/1/rollouts")
     rollouts.save(finished / "kept")
     rollouts.save(finished / "nan")

@@ -50,7 +50,7 @@ def test_attention_repeats_what_was_shown_32_steps_ago(tmp_path: Path) -> None:
 
 def test_a_teachers_rollouts_alone_make_the_language_model_act_as_well(tmp_path: Path) -> None:
     run(tmp_path, "dhmm_rl.ppo", "--agent", "mlp", "--quiet")
-    teacher = "teacher:runs/CartPole-v1/mlp/1/best_model.zip"
+    teacher = "teacher:runs/CartPole-v1/mlp/1"
     run(tmp_path, "dhmm_rl.pretrain", "--data", teacher, "--episodes", "50", *TEACHING, "--quiet")
     out = run(tmp_path, "dhmm_rl.play", "runs/CartPole-v1/pretrain/1", "--language-model", "--episodes", "100")
     assert float(out.split("mean return ")[1].split(" ")[0]) >= 475

@@ -56,7 +56,7 @@ def test_a_teacher_from_a_zip_acts_as_the_model_did(algorithm: Any, policy: str,
     for weights in model.policy.parameters():
         torch.nn.init.normal_(weights)  # a fresh policy hardly moves
     model.save(tmp_path / "teacher.zip")
-    teacher = load_teacher(tmp_path / "teacher.zip", env, env_id)
+    teacher = load_teacher(tmp_path / "teacher.zip", env, env_id, trust=True)
     ours, theirs = (collect(env, actor, episodes=4, imitate=True, seed=1, deterministic=True) for actor in (teacher, model))
     assert_same(ours, theirs)
     assert env.action_space.contains(ours.actions[1])
@@ -87,7 +87,9 @@ class Masked(gym.Env[Any, Any]):
 def test_a_masked_teacher_never_acts_against_the_masks(tmp_path: Path) -> None:
     env = make_vec_env(Masked, 2)
     MaskablePPO("MlpPolicy", env).save(tmp_path / "teacher.zip")
-    rollouts = collect(env, load_teacher(tmp_path / "teacher.zip", env), episodes=4, imitate=True, deterministic=True)
+    rollouts = collect(
+        env, load_teacher(tmp_path / "teacher.zip", env, trust=True), episodes=4, imitate=True, deterministic=True
+    )
     assert rollouts.steps == 40
 
 
@@ -109,11 +111,11 @@ def test_a_teacher_sees_by_the_statistics_beside_it(model: str, statistics: str,
     normalize.training = False
     trained = PPO("MlpPolicy", normalize, seed=0)
     trained.save(tmp_path / f"{model}.zip")
-    plain = load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1")
+    plain = load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", trust=True)
     (tmp_path / f"{statistics}.pkl").parent.mkdir(exist_ok=True)
     normalize.save(str(tmp_path / f"{statistics}.pkl"))
     notices: list[str] = []
-    teacher = load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", notices.append)
+    teacher = load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", notices.append, trust=True)
     assert f"{statistics}.pkl" in notices[0]
 
     def as_trained(observations: Any) -> Any:
@@ -127,17 +129,17 @@ def test_a_teacher_sees_by_the_statistics_beside_it(model: str, statistics: str,
 
     normalize.norm_obs = False
     normalize.save(str(tmp_path / f"{statistics}.pkl"))
-    assert load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", notices.append).prepare(7) == 7
+    assert load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", notices.append, trust=True).prepare(7) == 7
     (tmp_path / f"{statistics}.pkl").write_bytes(pickle.dumps("something else"))
     with pytest.raises(InputError, match=r"vecnormalize.*cannot be read"):
-        load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1")
+        load_teacher(tmp_path / f"{model}.zip", env, "Pendulum-v1", trust=True)
 
 
 def test_an_agent_on_token_streams_is_no_teacher(tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", n_envs=2)
     SequencePPO("DHMMPolicy", VecTokenStream(env, history=1), n_steps=8, batch_size=8).save(tmp_path / "agent.zip")
     with pytest.raises(InputError, match="sees token streams; a teacher sees plain observations"):
-        load_teacher(tmp_path / "agent.zip", env)
+        load_teacher(tmp_path / "agent.zip", env, trust=True)
 
 
 def test_a_teacher_trained_on_flat_observations_gets_them_flat(tmp_path: Path) -> None:
@@ -145,7 +147,9 @@ def test_a_teacher_trained_on_flat_observations_gets_them_flat(tmp_path: Path) -
     model = PPO("MlpPolicy", flat, seed=0)
     model.save(tmp_path / "teacher.zip")
     plain = make_vec_env("FrozenLake-v1", 2)
-    ours = collect(plain, load_teacher(tmp_path / "teacher.zip", plain), episodes=4, imitate=True, seed=1, deterministic=True)
+    ours = collect(
+        plain, load_teacher(tmp_path / "teacher.zip", plain, trust=True), episodes=4, imitate=True, seed=1, deterministic=True
+    )
     theirs = collect(flat, model, episodes=4, imitate=True, seed=1, deterministic=True)
     np.testing.assert_array_equal(ours.actions, theirs.actions)
     assert (theirs.observations.argmax(axis=1) == ours.observations).all()
@@ -175,7 +179,7 @@ def test_a_teacher_of_pictures_gets_them_as_it_was_trained(tmp_path: Path) -> No
     model.save(tmp_path / "teacher.zip")
     ours, theirs = (
         collect(env, actor, episodes=4, imitate=True, seed=1, deterministic=True)
-        for actor in (load_teacher(tmp_path / "teacher.zip", env), model)
+        for actor in (load_teacher(tmp_path / "teacher.zip", env, trust=True), model)
     )
     assert_same(ours, theirs)
 
@@ -184,15 +188,15 @@ def test_what_is_no_teacher_here_is_named(tmp_path: Path) -> None:
     cartpole, pendulum = make_vec_env("CartPole-v1", 1), make_vec_env("Pendulum-v1", 1)
     PPO("MlpPolicy", cartpole).save(tmp_path / "teacher.zip")
     with pytest.raises(InputError, match=r"the teacher sees .* but Pendulum-v1 shows"):
-        load_teacher(tmp_path / "teacher.zip", pendulum, "Pendulum-v1")
+        load_teacher(tmp_path / "teacher.zip", pendulum, "Pendulum-v1", trust=True)
     other: Any = gym.make("CartPole-v1")
     other.unwrapped.action_space = spaces.Discrete(3)
     with pytest.raises(InputError, match=r"the teacher acts in Discrete\(2\), but X takes Discrete\(3\)"):
-        load_teacher(tmp_path / "teacher.zip", make_vec_env(lambda: other, 1), "X")
+        load_teacher(tmp_path / "teacher.zip", make_vec_env(lambda: other, 1), "X", trust=True)
     whole = (tmp_path / "teacher.zip").read_bytes()
     (tmp_path / "teacher.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="is not a model of SB3"):
-        load_teacher(tmp_path / "teacher.zip", cartpole)
+        load_teacher(tmp_path / "teacher.zip", cartpole, trust=True)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_sources_are_gathered_with_their_flags_and_kept(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "teacher.zip")
     texts = [f"teacher:{tmp_path}/teacher.zip@episodes=4@weight=3", "random@episodes=6", "random@imitate=yes@episodes=5"]
     sources = [Source.parse(text) for text in texts]
-    parts = gather(sources, env, tmp_path, n_envs=2, episodes=9, seed=3)
+    parts = gather(sources, env, tmp_path, n_envs=2, episodes=9, seed=3, trust=True)
     assert [(len(rollouts), rollouts.imitate.mean(), weight) for rollouts, weight in parts] == [(4, 1, 3), (6, 0, 1), (5, 1, 1)]
     (tmp_path / "teacher.zip").unlink()
     for again, first in zip(gather(sources, env, tmp_path, n_envs=2, episodes=9, seed=3), parts, strict=True):

@@ -1,5 +1,6 @@
 """A language model in one file, with the tokenizer of its streams and how it came to be."""
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,7 @@ def save_checkpoint(
         "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
         "info": info or {},
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    save_torch(path, content)
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -58,17 +58,27 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         raise InputError(f"{path} holds a model of another version of dhmm-rl ({reason}); pretrain one anew") from error
 
 
+def save_torch(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a file of tensors and plain values; :func:`load_torch` reads it. It holds a checksum of each of its parts."""
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
 def load_torch(path: str | Path, expected: str, device: str | torch.device = "cpu") -> dict[str, Any]:
     """
-    Read a file of tensors and plain values whose ``format`` entry is ``expected``.
+    Read a file of tensors and plain values whose ``format`` entry is ``expected``; no code in it is run.
 
-    :raises InputError: when there is no such file, or it is something else, or it is cut short
+    :raises InputError: when there is no such file, or it is something else, or a byte of it was changed or lost
     """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}; python -m dhmm_rl.pretrain writes one")
     try:
+        with zipfile.ZipFile(path) as parts:  # what torch.save writes is a zip, and torch.load ignores its checksums
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise InputError(f"{damaged} in it is damaged")
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met in a damaged file
+    except Exception as error:  # zipfile and torch raise whatever they met in a damaged file
         raise InputError(f"{path} cannot be read as a checkpoint: it is cut short or of another program") from error
     if not isinstance(content, dict) or content.get("format") != expected:
         raise InputError(f"{path} is no checkpoint of this kind; expected a {expected}")

@@ -1,6 +1,5 @@
-"""Agents as recipes ask for them: built, started from a pretrained model, resumed."""
+"""Agents as recipes ask for them, new or started from a pretrained model."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,10 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import reading
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.policies import DHMMPolicy, LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.sequence_ppo import SequencePPO, WithActionMasks
-from dhmm_rl.training.environments import restore_normalization
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
     "SequencePPO": SequencePPO,
@@ -30,26 +27,31 @@ MASKED = ("SequencePPO", "MaskablePPO")
 """Those that take action masks."""
 
 
-def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None) -> OnPolicyAlgorithm:
+def make_agent(
+    agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None, keep_prior: bool = False
+) -> OnPolicyAlgorithm:
     """
     A new agent.
 
     :param env: the environments as the agent sees them
     :param pretrained: the language model to start from
+    :param keep_prior: make room for a pretrained policy, see :class:`SequencePolicy`, although there is no ``pretrained``
     :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another build
     """
     settings: dict[str, Any] = {name: _schedule(name, value) for name, value in agent.ppo.items()}
     policy_kwargs = dict(settings.pop("policy_kwargs", {}))
     activation = policy_kwargs.get("activation_fn")
     if isinstance(activation, str):
-        if not hasattr(torch.nn, activation):
+        known = getattr(torch.nn, activation, None)
+        if not (isinstance(known, type) and issubclass(known, torch.nn.Module)):
             raise InputError(f"activation_fn is {activation!r}; it is the name of a class of torch.nn, such as 'ReLU'")
-        policy_kwargs["activation_fn"] = getattr(torch.nn, activation)
+        policy_kwargs["activation_fn"] = known
     if agent.reads_tokens:
         policy_kwargs["features_extractor_kwargs"] = agent.model
     sequence = agent.algorithm == "SequencePPO"
     if sequence:
         settings["pretrained"] = pretrained
+        policy_kwargs |= {"keep_prior": True} if keep_prior else {}
     algorithm: Any = ALGORITHMS[agent.algorithm]
     try:
         made: OnPolicyAlgorithm = algorithm(
@@ -63,30 +65,6 @@ def make_agent(agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrain
         assert isinstance(made.policy, DHMMPolicy)
         made.policy.load_language_model(pretrained.model)
     return made
-
-
-def resume_agent(recipe: AgentRecipe, checkpoint: Path, env: VecEnv, device: str) -> OnPolicyAlgorithm:
-    """
-    The agent of a run's checkpoint on its environments, whose reward statistics are read back.
-
-    :raises InputError: when the checkpoint cannot be read
-    """
-    env = restore_normalization(env, checkpoint / "vecnormalize.pkl", training=True)
-    agent = load_agent(recipe, checkpoint / "model.zip", env, device)
-    agent.set_random_seed((agent.seed or 0) + agent.num_timesteps)
-    return agent
-
-
-def load_agent(recipe: AgentRecipe, path: Path, env: VecEnv | None, device: str) -> OnPolicyAlgorithm:
-    """
-    An agent from its zip.
-
-    :raises InputError: when there is none, or it is cut short, or of other spaces
-    """
-    if not path.is_file():
-        raise InputError(f"there is no trained agent {path}")
-    with reading(path):
-        return ALGORITHMS[recipe.algorithm].load(path, env=env, device=device)
 
 
 def with_masks(agent: Any, env: VecEnv) -> Any:

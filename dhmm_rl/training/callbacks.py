@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.files import atomic_write, reading
 from dhmm_rl.training.agents import with_masks
+from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
 
-BEST = "best_model.zip"
-BEST_NORMALIZATION = "best_vecnormalize.pkl"
 CHECKPOINTS = "checkpoints"
 CLOCK = "clock.json"
 EVALUATIONS = "evaluations.npz"
@@ -63,12 +63,16 @@ class KeepBest(BaseCallback):
 
 
 def save_best(model: BaseAlgorithm, folder: Path) -> None:
-    """Keep an agent as the best of its run, with the statistics by which its observations are normalised."""
+    """
+    Keep an agent as the best of its run: in one file, which the commands read, and in SB3's files for its ``load`` in Python.
+    """
+    assert isinstance(model, OnPolicyAlgorithm)
+    save_agent(model, folder / BEST_AGENT)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        with atomic_write(folder / BEST_NORMALIZATION) as temporary:
+        with atomic_write(folder / BEST_PICKLE) as temporary:
             normalize.save(str(temporary))
-    with atomic_write(folder / BEST) as temporary:
+    with atomic_write(folder / BEST_ZIP) as temporary:
         model.save(temporary)
 
 
@@ -115,10 +119,8 @@ class KeepCheckpoint(BaseCallback):
             older = last_checkpoint(self.folder)
             with atomic_write(self.folder / CHECKPOINTS / str(self.num_timesteps)) as temporary:
                 temporary.mkdir()
-                self.model.save(temporary / "model.zip")
-                normalize = self.model.get_vec_normalize_env()
-                if normalize is not None:
-                    normalize.save(str(temporary / "vecnormalize.pkl"))
+                assert isinstance(self.model, OnPolicyAlgorithm)
+                save_agent(self.model, temporary / AGENT)
                 if (self.folder / EVALUATIONS).is_file():
                     shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
                 self.clock.save(temporary)

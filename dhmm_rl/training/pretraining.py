@@ -42,6 +42,7 @@ def pretrain(
     settings: TrainingSettings | None = None,
     device: str = "cpu",
     progress: bool = False,
+    trust: bool = False,
 ) -> Path:
     """
     Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
@@ -52,6 +53,7 @@ def pretrain(
         at the most
     :param top: imitate only this share of the episodes, those of the highest returns
     :param settings: of the training; the agent recipe's when ``None``
+    :param trust: read teachers' zips, which can run code
     :return: the checkpoint
     :raises InputError: for data that cannot be used
     """
@@ -72,6 +74,7 @@ def pretrain(
         top=top,
         seed=run.seed,
         progress=progress,
+        trust=trust,
     )
     splits = [split(rollouts, settings.held_out, run.seed) for rollouts, _ in parts]
     if not any(len(rest) for _, rest in splits):

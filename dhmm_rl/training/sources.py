@@ -30,8 +30,8 @@ class Source:
     """
     One source of rollouts, as it is written on the command line: ``PLACE@option=value@option=value``.
 
-    :param place: ``random``; ``oracle``, the environment's own method of that name; ``teacher:PATH``; ``minari:ID``; or the
-        folder of rollouts saved before
+    :param place: ``random``; ``oracle``, the environment's own method of that name; ``teacher:PATH``, a run's folder or an SB3
+        model's zip; ``minari:ID``; or the folder of rollouts saved before
     :param weight: how often each of its steps is shown, beside those of other sources
     :param imitate: whether its actions are worth imitating; what the source itself says when ``None``
     :param episodes: how many to collect
@@ -91,6 +91,7 @@ def read_source(
     seed: int = 0,
     progress: bool = False,
     notice: Notice = print,
+    trust: bool = False,
 ) -> Rollouts:
     """
     Collect or read the rollouts of one source.
@@ -100,6 +101,7 @@ def read_source(
     :param max_steps: environment steps that random rollouts take at the most, unless the source says how many episodes
     :param progress: show a bar
     :param notice: takes lines about episodes left out, and how a teacher sees
+    :param trust: read a teacher's zip, which can run code
     :raises InputError: when the source cannot be used, or is of another environment
     """
     venv = make_envs(env, n_envs if source.collects else 1, seed)
@@ -124,7 +126,7 @@ def read_source(
         if source.place == ORACLE:
             policy = _oracle(venv, env.id)
         elif source.place.startswith(TEACHER):
-            policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice)
+            policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice, trust=trust)
         taught = policy is not None
         return collect(
             venv,
@@ -163,11 +165,13 @@ def gather(
     top: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    trust: bool = False,
 ) -> list[Part]:
     """
     The rollouts of all sources. What is collected is kept in ``folder``, and read from there the next time.
 
     :param max_steps: of random rollouts, see :func:`read_source`
+    :param trust: read teachers' zips, which can run code
     :param top: of the episodes whose actions are worth imitating, imitate only this share, those of the highest returns
     :raises InputError: when a source cannot be used
     """
@@ -175,7 +179,9 @@ def gather(
     for number, source in enumerate(sources):
         kept = folder / ("rollouts" if len(sources) == 1 else f"rollouts-{number + 1}")
         wanted = replace(source, place=str(kept)) if source.collects and kept.exists() else source
-        rollouts = read_source(wanted, env, n_envs=n_envs, episodes=episodes, max_steps=max_steps, seed=seed, progress=progress)
+        rollouts = read_source(
+            wanted, env, n_envs=n_envs, episodes=episodes, max_steps=max_steps, seed=seed, progress=progress, trust=trust
+        )
         if wanted.collects:
             rollouts.save(kept)
         parts.append(Part(rollouts, source.weight))

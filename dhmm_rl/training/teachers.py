@@ -1,5 +1,5 @@
 """
-Teachers: policies out of the zips that SB3's algorithms save.
+Teachers: the best agents of runs, and policies out of the zips that SB3's algorithms save.
 
 A zip holds its policy's class, keywords and weights, and that is all it takes to act: which algorithm trained it does not
 matter, nor need its replay buffer be made.
@@ -12,8 +12,9 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -22,12 +23,16 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from dhmm_rl.data.rollouts import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.policies import DHMMPolicy
+from dhmm_rl.training.runs import Run
+from dhmm_rl.training.saved_agents import SpacesOnly, check_trusted, read_best
+
+_READS_TOKENS = "is an agent of dhmm-rl's, which sees token streams; a teacher sees plain observations"
 
 
 class Teacher:
@@ -55,23 +60,24 @@ class Teacher:
         return self.policy.predict(self.prepare(observation), state, episode_start, deterministic, **masks)
 
 
-def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice = print) -> Teacher:
+def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice = print, *, trust: bool = False) -> Teacher:
     """
-    The policy of an SB3 model's zip, for an environment.
+    The policy of an SB3 model's zip, or the best agent of a run, for an environment.
 
-    Observations are normalised by the statistics of a ``VecNormalize`` that lie beside the zip (:func:`statistics_beside`),
-    and flattened (categories one-hot) for a policy that was trained behind Gymnasium's ``FlattenObservation``.
+    Observations are normalised by the statistics of a ``VecNormalize`` that lie beside the zip (:func:`statistics_beside`) or
+    belong to the run's agent, and flattened (categories one-hot) for a policy that was trained behind Gymnasium's
+    ``FlattenObservation``.
 
+    :param path: a zip, or the folder of a run
     :param env: plain
     :param env_id: its name, for messages and the search for statistics
     :param notice: takes a line that says which statistics are used
-    :raises InputError: when there is no such model, or it was trained on other spaces
+    :param trust: read a zip and the pickle of its statistics, which can run code; a run's own agent needs no trust
+    :raises InputError: when there is no such model, it needs trust, or it was trained on other spaces
     """
-    policy = load_policy(path)
-    statistics = statistics_beside(Path(path), env_id)
-    normalize = None if statistics is None else _read_statistics(statistics)
+    policy, normalize = _policy_of_run(Path(path), trust) if Path(path).is_dir() else _policy_of_zip(Path(path), env_id, trust)
     if normalize is not None:
-        notice(f"note: observations of the teacher are normalised by {statistics}")
+        notice(f"note: observations of the teacher are normalised by {normalize.path}")
 
     sees, shown = policy.observation_space, env.observation_space
     if isinstance(shown, spaces.Box):
@@ -79,7 +85,8 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
     else:
         flat, transposed = shown.is_np_flattenable and spaces.flatten_space(shown) == sees, False
     # An image that is transposed for the policy needs nothing: predict transposes it, too.
-    if not (flat or transposed or sees in (shown, getattr(normalize, "observation_space", shown))):
+    known = flat or transposed or sees in (shown, shown if normalize is None else normalize.wrapper.observation_space)
+    if not known or (normalize is not None and not flat and shown.shape != sees.shape):
         raise InputError(f"the teacher sees {_line(sees)}, but {env_id} shows {_line(shown)}")
     if policy.action_space != env.action_space:
         mine, wanted = _line(policy.action_space), _line(env.action_space)
@@ -89,7 +96,7 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
         if flat:
             each = iterate(batch_space(shown, env.num_envs), observations)
             observations = np.stack([np.asarray(spaces.flatten(shown, observation)) for observation in each])
-        return observations if normalize is None else normalize.normalize_obs(observations)
+        return observations if normalize is None else normalize.wrapper.normalize_obs(observations)
 
     return Teacher(policy, prepare)
 
@@ -99,9 +106,42 @@ def _line(space: spaces.Space[Any]) -> str:
     return " ".join(str(space).split())
 
 
+class _Statistics(NamedTuple):
+    """What normalizes observations, and from where."""
+
+    wrapper: VecNormalize
+    path: Path
+
+
+def _policy_of_run(folder: Path, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
+    run = Run.open(folder)
+    if run.command != "ppo":
+        raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; a teacher is a run of dhmm_rl.ppo")
+    if run.agent.reads_tokens:
+        raise InputError(f"the agent of {folder} {_READS_TOKENS}")
+    saved = read_best(folder, "cpu", trust)
+    agent = saved.build(run.agent)
+    if not run.agent.normalize_observation:
+        return agent.policy, None
+    if saved.content is None:
+        statistics = _read_statistics(saved.pickle)
+        return agent.policy, None if statistics is None else _Statistics(statistics, saved.pickle)
+    wrapper = VecNormalize(DummyVecEnv([partial(SpacesOnly, agent.observation_space, agent.action_space)]), training=False)
+    saved.restore_normalization(wrapper, training=False)
+    return agent.policy, _Statistics(wrapper, saved.path)
+
+
+def _policy_of_zip(path: Path, env_id: str, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
+    if path.is_file():
+        check_trusted(path, trust)
+    policy, found = load_policy(path), statistics_beside(path, env_id)
+    statistics = None if found is None else _read_statistics(found)
+    return policy, None if statistics is None or found is None else _Statistics(statistics, found)
+
+
 def load_policy(path: str | Path) -> BasePolicy:
     """
-    The policy of an SB3 model's zip, on the CPU.
+    The policy of an SB3 model's zip, on the CPU. Reading a zip runs code that is hidden in it.
 
     :raises InputError: when there is no zip, or it holds no policy that can be made here
     """
@@ -113,7 +153,7 @@ def load_policy(path: str | Path) -> BasePolicy:
             data, weights, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
         if issubclass(data["policy_class"], DHMMPolicy):
-            raise InputError("it is an agent of dhmm-rl's, which sees token streams; a teacher sees plain observations")
+            raise InputError(f"it {_READS_TOKENS}")
         known = inspect.signature(data["policy_class"]).parameters
         keywords: dict[str, Any] = {"lr_schedule": lambda progress: 0.0, "use_sde": data.get("use_sde", False)}
         keywords = {name: value for name, value in keywords.items() if name in known} | data["policy_kwargs"]

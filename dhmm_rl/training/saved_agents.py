@@ -1,0 +1,274 @@
+"""
+Agents on disk: one file of tensors and plain values, in which everything is of the same step and no code can hide.
+
+Older runs hold SB3's zip and a pickle of ``VecNormalize`` instead. Reading these can run code, so it needs the user's word.
+"""
+
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from dhmm_rl.envs import TokenSpace
+from dhmm_rl.errors import InputError
+from dhmm_rl.files import reading
+from dhmm_rl.model.checkpoint import load_torch, save_torch
+from dhmm_rl.recipes import AgentRecipe
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
+from dhmm_rl.training.agents import ALGORITHMS, make_agent
+from dhmm_rl.training.environments import restore_normalization
+
+_FORMAT = "dhmm-rl agent 1"
+
+BEST_AGENT = "best_agent.pt"
+"""The best agent of a run."""
+BEST_ZIP, BEST_PICKLE = "best_model.zip", "best_vecnormalize.pkl"
+"""The same for SB3's ``load`` and ``VecNormalize.load`` in Python; older runs have nothing else."""
+AGENT = "agent.pt"
+"""The agent in a checkpoint's folder."""
+_AGENT_ZIP, _AGENT_PICKLE = "model.zip", "vecnormalize.pkl"
+
+_COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_episode_num",
+    "_current_progress_remaining",
+    "_rollouts",
+    "_advantage_variance",
+)
+"""What an algorithm counts while it learns, if it has it."""
+_EPISODES = ("ep_info_buffer", "ep_success_buffer")
+"""What SB3 keeps of the latest episodes for its logs."""
+
+
+_KEYS = {
+    "algorithm",
+    "observation_space",
+    "action_space",
+    "keep_prior",
+    "policy",
+    "optimizer",
+    "counters",
+    "episodes",
+    "normalization",
+}
+
+
+class SavedAgent(NamedTuple):
+    """
+    A trained agent as it was read, before it is built.
+
+    :param path: its file
+    :param content: what the file holds; ``None`` of an SB3 zip, which is read when the agent is built
+    :param pickle: where the statistics of an SB3 zip are
+    :param device: for the agent
+    """
+
+    path: Path
+    content: dict[str, Any] | None
+    pickle: Path
+    device: str
+
+    def build(self, recipe: AgentRecipe, env: VecEnv | None = None, seed: int = 0) -> OnPolicyAlgorithm:
+        """
+        The agent, as it was when it was saved.
+
+        :param recipe: by which it was made
+        :param env: the environments as it sees them; ``None`` for an agent that only acts
+        :raises InputError: when it cannot be read, or is an agent of another recipe or of other spaces
+        """
+        if self.content is None:
+            with reading(self.path):
+                return ALGORITHMS[recipe.algorithm].load(self.path, env=env, device=self.device)
+        content = self.content
+        if content["algorithm"] != recipe.algorithm:
+            raise InputError(f"{self.path} is of another run: an agent of {content['algorithm']}, not {recipe.algorithm}")
+        venv = DummyVecEnv([partial(SpacesOnly, *self._spaces())] * recipe.n_envs) if env is None else self.check_spaces(env)
+        agent = make_agent(recipe, venv, seed, self.device, None, keep_prior=bool(content["keep_prior"]))
+        with reading(self.path):
+            agent.policy.load_state_dict(content["policy"])
+            agent.policy.optimizer.load_state_dict(content["optimizer"])
+            for name in _counters(agent):
+                setattr(agent, name, type(getattr(agent, name))(content["counters"][name]))
+            for name in _EPISODES:
+                setattr(agent, name, deque(_rows(content["episodes"][name]), maxlen=agent._stats_window_size))
+        return agent
+
+    def check_spaces(self, env: VecEnv) -> VecEnv:
+        """
+        The environments as SB3 shows them to the agent, images transposed.
+
+        :raises InputError: when they are not those that the agent was trained on
+        """
+        venv = BaseAlgorithm._wrap_env(env, verbose=0, monitor_wrapper=False)
+        if self.content is not None:
+            for verb, mine, other in zip(
+                ("sees", "acts in"), self._spaces(), (venv.observation_space, venv.action_space), strict=True
+            ):
+                if mine != other:
+                    raise InputError(f"{self.path} is of another run: its agent {verb} {_line(mine)}, not {_line(other)}")
+        return venv
+
+    def _spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+        assert self.content is not None
+        with reading(self.path):
+            return _space_from_dict(self.content["observation_space"]), space_from_dict(self.content["action_space"])
+
+    def statistics(self) -> dict[str, RunningMeanStd] | None:
+        """The statistics by which observations and returns are normalized, by name; ``None`` where none are."""
+        if self.content is None or self.content["normalization"] is None:
+            return None
+        found = {}
+        for name, values in self.content["normalization"].items():
+            found[name] = RunningMeanStd(shape=tuple(values["mean"].shape))
+            found[name].mean, found[name].var = values["mean"].numpy(), values["var"].numpy()
+            found[name].count = values["count"]
+        return found
+
+    def restore_normalization(self, env: VecEnv, training: bool) -> VecEnv:
+        """
+        The same environments with the statistics of the agent, where they have a :class:`VecNormalize`.
+
+        :raises InputError: when the statistics cannot be read, or the environments are not those of the agent
+        """
+        self.check_spaces(env)
+        if not isinstance(env, VecNormalize):
+            return env
+        if self.content is None:
+            return restore_normalization(env, self.pickle, training)
+        with reading(self.path):
+            for name, statistics in (self.statistics() or {}).items():
+                if statistics.mean.shape != getattr(env, name).mean.shape:
+                    raise InputError(f"{name} has the shape {statistics.mean.shape}")
+                setattr(env, name, statistics)
+        env.training = training
+        return env
+
+
+def save_agent(agent: OnPolicyAlgorithm, path: Path) -> None:
+    """Write an agent with the statistics of its environments, all of this moment."""
+    normalize = agent.get_vec_normalize_env()
+    content = {
+        "format": _FORMAT,
+        "algorithm": next(name for name, known in ALGORITHMS.items() if isinstance(agent, known)),
+        "observation_space": _space_to_dict(agent.observation_space),
+        "action_space": space_to_dict(agent.action_space),
+        "keep_prior": bool(getattr(agent.policy, "keep_prior", False)),
+        "policy": agent.policy.state_dict(),
+        "optimizer": agent.policy.optimizer.state_dict(),
+        "counters": {name: getattr(agent, name) for name in _counters(agent)},
+        "episodes": {name: _columns(getattr(agent, name)) for name in _EPISODES},
+        "normalization": None if normalize is None else _normalization(normalize),
+    }
+    save_torch(path, content)
+
+
+def read_best(folder: Path, device: str, trust: bool = False) -> SavedAgent:
+    """
+    The best agent of a run.
+
+    :param trust: read what an older run has, too, though that can run code
+    :raises InputError: when there is none, or it cannot be read
+    """
+    return _read(folder, (BEST_AGENT, BEST_ZIP, BEST_PICKLE), device, trust)
+
+
+def read_checkpoint(folder: Path, device: str, trust: bool = False) -> SavedAgent:
+    """
+    The agent of a run's checkpoint.
+
+    :param trust: read what an older run has, too, though that can run code
+    :raises InputError: when there is none, or it cannot be read
+    """
+    return _read(folder, (AGENT, _AGENT_ZIP, _AGENT_PICKLE), device, trust)
+
+
+def check_trusted(path: Path, trust: bool) -> None:
+    """:raises InputError: for a file that can run code when it is read, unless the user trusts it"""
+    if not trust:
+        safer = f" (teacher:{path.parent} needs none)" if path.name == BEST_ZIP and (path.parent / BEST_AGENT).is_file() else ""
+        raise InputError(
+            f"{path} is in SB3's format, which holds pickles: reading it runs whatever code is in it; "
+            f"if you trust whoever made it, add --trust{safer}"
+        )
+
+
+def _read(folder: Path, names: tuple[str, str, str], device: str, trust: bool) -> SavedAgent:
+    path, zipped, pickled = (folder / name for name in names)
+    if path.is_file() or not zipped.is_file():
+        if not path.is_file():
+            raise InputError(f"there is no trained agent {path}")
+        content = load_torch(path, _FORMAT)
+        missing = _KEYS - content.keys()
+        if missing:
+            raise InputError(f"{path} lacks {sorted(missing)[0]!r}; save_agent writes it")
+        return SavedAgent(path, content, pickled, device)
+    check_trusted(zipped, trust)
+    return SavedAgent(zipped, None, pickled, device)
+
+
+class SpacesOnly(gym.Env[Any, Any]):
+    """Stands where an agent that only acts has no environment."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, TokenSpace):
+        return {"tokenizer": space.tokenizer.to_dict(), "history": space.shape[0]}
+    return space_to_dict(space)
+
+
+def _space_from_dict(description: dict[str, Any]) -> spaces.Space[Any]:
+    if "tokenizer" in description:
+        return TokenSpace(Tokenizer.from_dict(description["tokenizer"]), description["history"])
+    return space_from_dict(description)
+
+
+def _normalization(normalize: VecNormalize) -> dict[str, dict[str, Any]]:
+    """Means and variances of observations, if these are normalized, and of returns, in the precision they have."""
+    found = {"ret_rms": normalize.ret_rms} | ({"obs_rms": normalize.obs_rms} if normalize.norm_obs else {})
+    return {
+        name: {
+            "mean": torch.from_numpy(np.array(statistics.mean)),
+            "var": torch.from_numpy(np.array(statistics.var)),
+            "count": float(statistics.count),
+        }
+        for name, statistics in found.items()
+        if isinstance(statistics, RunningMeanStd)
+    }
+
+
+def _counters(agent: OnPolicyAlgorithm) -> list[str]:
+    return [name for name in _COUNTERS if hasattr(agent, name)]
+
+
+def _columns(rows: Any) -> Any:
+    """What SB3 keeps of the latest episodes, as arrays: dictionaries of numbers, or numbers."""
+    if rows and isinstance(rows[0], dict):
+        return {name: torch.from_numpy(np.array([row[name] for row in rows])) for name in ("r", "l", "t")}
+    return torch.from_numpy(np.array(list(rows or [])))
+
+
+def _rows(columns: Any) -> list[Any]:
+    if isinstance(columns, dict):
+        arrays: dict[str, NDArray[Any]] = {name: values.numpy() for name, values in columns.items()}
+        return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
+    return list(columns.numpy())
+
+
+def _line(value: Any) -> str:
+    """A value in one line, which arrays of bounds break."""
+    return " ".join(str(value).split())
