@@ -5,7 +5,7 @@ arXiv 2108.13264).
 Shapes: S seeds, E evaluations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from scipy import stats
 
 from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
-from dhmm_rl.recipes import load_recipes
 
 Results = Sequence[dict[str, Any]]
 
@@ -65,20 +64,23 @@ def first_steps(result: dict[str, Any], threshold: float) -> float:
     return float(reached[0]) if reached else np.inf
 
 
-def write_report(out: Path, results: Results) -> None:
-    """Write ``report.md`` and a plot for every environment."""
+def write_report(out: Path, results: Results, solved_at: Mapping[str, float | None]) -> None:
+    """
+    Write ``report.md`` and a plot for every environment.
+
+    :param solved_at: by environment, the mean return at which it counts as solved
+    """
     sections = []
     for env in dict.fromkeys(result["env"] for result in results):
         of_env = [result for result in results if result["env"] == env]
-        sections.append(table(env, of_env))
+        sections.append(table(env, of_env, solved_at[env]))
         plot(out / f"{env}.png", env, of_env)
     with atomic_write(out / "report.md") as temporary:
         temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def table(env: str, results: Results) -> str:
-    """A Markdown table of one environment's agents."""
-    threshold = load_recipes(env, "mlp")[0].solved_at
+def table(env: str, results: Results, threshold: float | None) -> str:
+    """A Markdown table of one environment's agents; ``threshold`` is the mean return at which it counts as solved."""
     lines = [
         f"### {env}",
         "",

@@ -18,7 +18,7 @@ from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.runs import Run
+from dhmm_rl.training.runs import Run, locked, newest_first
 
 
 @dataclass
@@ -27,7 +27,8 @@ class Args:
     Train every agent on every environment with every seed, by `python -m dhmm_rl.ppo`, and report.
 
     Each run is a process of its own on one thread. Runs that are complete are not repeated, runs that were interrupted are
-    resumed: the same command again always goes on.
+    resumed: the same command again always goes on. When a run fails, the others are still done; the command then lists the
+    failures and exits with status 1.
     """
 
     envs: tuple[str, ...] = ("CartPole-v1",)
@@ -44,6 +45,17 @@ class Args:
     """Folder for the runs, the table of runs (runs.csv), the report (report.md) and the plots."""
 
 
+COLUMNS = (
+    "env",
+    "agent",
+    "seed",
+    "pretraining_steps",
+    "ppo_steps",
+    "training_seconds",
+    "final_return",
+    "final_return_std",
+)
+"""What a run's row holds as single values."""
 SERIES = ("eval_steps", "eval_returns", "eval_seconds")
 """What a run's row holds as lists, one entry an evaluation."""
 
@@ -57,73 +69,113 @@ class Job(NamedTuple):
 
 
 def main(args: Args) -> None:
-    """Run the command."""
+    """
+    Run the command.
+
+    :raises SystemExit: with status 1 when runs failed, after the others have been reported
+    """
     check_counts(args, "seeds", "jobs")
     jobs = [Job(env, agent, seed) for env in args.envs for seed in range(args.seeds) for agent in args.agents]
+    solved_at: dict[str, float | None] = {}
     for job in jobs:
-        load_recipes(job.env, job.agent.removesuffix(":none"))
-    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
-        results = []
-        for result in pool.map(lambda job: run_job(job, args), jobs):
-            results.append(result)
-            bar.update()
-            write_runs(args.out / "runs.csv", results)
-    write_report(args.out, results)
-    print((args.out / "report.md").read_text(encoding="utf-8"))
-    print(f"report: {args.out / 'report.md'}\nruns:   {args.out / 'runs.csv'}")
+        env_recipe, _ = load_recipes(job.env, job.agent.removesuffix(":none"))
+        solved_at[env_recipe.name] = env_recipe.solved_at
+    args.out.mkdir(parents=True, exist_ok=True)
+    results, failures = [], []
+    with locked(args.out), ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(run_job, job, args) for job in jobs]
+        try:
+            for future in tqdm(futures, desc="runs", unit="run", disable=None):
+                try:
+                    results.append(future.result())
+                except (InputError, OSError) as error:
+                    failures.append(str(error))
+                else:
+                    write_runs(args.out / "runs.csv", results)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if results:
+            write_report(args.out, results, solved_at)
+            print((args.out / "report.md").read_text(encoding="utf-8"))
+            print(f"report: {args.out / 'report.md'}\nruns:   {args.out / 'runs.csv'}")
+    if failures:
+        print(f"{len(failures)} of {len(jobs)} runs failed:", *failures, sep="\n", file=sys.stderr)
+        sys.exit(1)
+
+
+def job_folder(job: Job, args: Args) -> Path:
+    """The folder of a job: its log, and under it the folder of its run."""
+    return args.out / "runs" / Path(job.agent.replace(":", "-")).name / f"seed{job.seed}"
+
+
+def find_run(job: Job, args: Args) -> Path | None:
+    """The folder of a job's run, if the run has begun."""
+    env_recipe, agent_recipe = load_recipes(job.env, job.agent.removesuffix(":none"))
+    found = newest_first((job_folder(job, args) / env_recipe.name / agent_recipe.name).glob("*/run.json"))
+    return found[0].parent if found else None
 
 
 def run_job(job: Job, args: Args) -> dict[str, Any]:
     """
-    Do one run, or go on with it, or read it when it is complete.
+    Do one run, or resume it, or read it when it is complete.
 
-    :raises InputError: when the run fails, with the last line that it said
+    :raises InputError: when the run fails, with the last line that it said, or when it was begun with another number of steps
     """
-    root = args.out / "runs" / Path(job.agent.replace(":", "-")).name / f"seed{job.seed}"
-    agent = job.agent.removesuffix(":none")
-    env_recipe, agent_recipe = load_recipes(job.env, agent)
-    folder = root / env_recipe.name / agent_recipe.name / "1"
-    if (folder / "run.json").exists() and (steps := Run.open(folder).args["steps"]) != args.steps:
+    folder = find_run(job, args)
+    if folder is not None and (steps := Run.open(folder).args["steps"]) != args.steps:
         raise InputError(f"{folder} is a run of --steps {steps}, not {args.steps}; give another --out, or remove it")
-    if not (folder / "result.json").exists():
-        command = [sys.executable, "-m", "dhmm_rl.ppo", "--quiet"]
-        if (folder / "run.json").exists():
-            command += ["--resume", str(folder)]
-        else:
-            pretrained = "none" if job.agent.endswith(":none") else "auto"  # in a folder of its own: as the recipe says
-            command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(root)]
-            command += ["--pretrained", pretrained, *(["--steps", str(args.steps)] if args.steps else [])]
-        log = root / "log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
-        if done.returncode != 0:
-            raise InputError(
-                f"{' '.join(command[2:])} failed: {log.read_text(encoding='utf-8').strip().splitlines()[-1]} (see {log})"
-            )
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if folder is not None and (result := read_result(folder)) is not None:
+        return result | {"agent": job.agent}
+    command = ["dhmm_rl.ppo", "--quiet"]
+    if folder is not None:
+        (folder / "result.json").unlink(missing_ok=True)  # there may be a damaged one
+        command += ["--resume", str(folder)]
+    else:
+        agent, none = job.agent.removesuffix(":none"), job.agent.endswith(":none")
+        command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(job_folder(job, args))]
+        # In a folder of its own, auto is what the recipe says.
+        command += ["--pretrained", "none" if none else "auto", *(["--steps", str(args.steps)] if args.steps else [])]
+    log = job_folder(job, args) / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a+b") as file:
+        start = file.tell()
+        child = [sys.executable, "-m", "benchmarks.child", *command]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(child, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+            status = process.wait()
+        file.seek(start)
+        lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
+    folder = find_run(job, args)
+    result = None if folder is None else read_result(folder)
+    if status != 0 or result is None:
+        reason = lines[-1] if lines else "it said nothing"
+        raise InputError(f"python -m {' '.join(command)} failed with status {status}: {reason} (see {log})")
     return result | {"agent": job.agent}
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run; ``None`` when the run is not complete, or when the result cannot be read."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    try:
+        series = [[float(value) for value in result[name]] for name in SERIES]
+        [float(result[name]) for name in COLUMNS[2:]]
+        complete = result["env"] == folder.parts[-3] and len({len(values) for values in series}) == 1
+    except (KeyError, TypeError, ValueError):
+        return None
+    return result if complete else None
 
 
 def write_runs(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """One row per run."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        columns = [
-            "env",
-            "agent",
-            "seed",
-            "pretraining_steps",
-            "ppo_steps",
-            "training_seconds",
-            "final_return",
-            "final_return_std",
-        ]
-        writer.writerow([*columns, *SERIES])
+        writer.writerow([*COLUMNS, *SERIES])
         for result in results:
             series = [" ".join(f"{value:g}" for value in result[name]) for name in SERIES]
-            writer.writerow([*(result[column] for column in columns), *series])
+            writer.writerow([*(result[column] for column in COLUMNS), *series])
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted" + ("; --resume goes on with a run" if hasattr(args, "resume") else ""), file=sys.stderr)
+    except KeyboardInterrupt as error:  # of a run, it says how to continue
+        print(f"interrupted; {error}" if str(error) else "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

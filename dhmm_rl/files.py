@@ -16,12 +16,16 @@ TEMPORARY = ".dhmm-rl-"
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """
     Yield a temporary path; what the block wrote there, a file or a folder, replaces ``path`` at the end.
 
     When the block raises, what was written is removed and ``path`` is left as it was. After a power cut ``path`` holds the
     old content or the new one. What a killed process leaves behind is removed by :func:`remove_leftovers`.
+
+    :param path: file or folder to write
+    :param replace: whether what was written may replace a folder that is not empty
+    :raises FileExistsError: when it may not, and there is such a folder
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,9 +34,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary = folder / path.name
         yield temporary
         _flush(temporary)
-        if path.is_dir():
+        if replace and path.is_dir():
             path.rename(folder / ".replaced")
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:  # its type depends on the operating system
+            raise FileExistsError(f"there is a {path} already") if path.is_dir() else error from error
         _flush(path.parent, files=False)
     finally:
         lock.release()

@@ -79,6 +79,12 @@ def main(args: Args) -> None:
     run = start(args) if args.resume is None else Run.resume(args.resume, "ppo")
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
+    with run.writing():
+        train(run, args, device)
+
+
+def train(run: Run, args: Args, device: str) -> None:
+    """Train the agent of a run, from its last checkpoint if there is one, and evaluate it."""
     checkpoint = last_checkpoint(run.folder)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     eval_venv = make_envs(run.env.evaluated, EVAL_ENVS, run.seed + 10_000, run.agent)
@@ -102,7 +108,7 @@ def main(args: Args) -> None:
         env = saved.restore_normalization(env, training=True)
         agent = saved.build(run.agent, env, run.seed)
         agent.set_random_seed(run.seed + agent.num_timesteps)
-    agent.set_logger(make_logger(run.folder, "ppo"))
+    agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
     steps = ppo_steps(run, agent, pretraining_steps)
     every_calls = run.env.eval_every // env.num_envs
     evaluation = make_eval_callback(run.folder, eval_env, run.env.eval_episodes, every_calls, checkpoint, clock)

@@ -81,16 +81,17 @@ def main(args: Args) -> None:
         run = Run.resume(args.resume, "pretrain")
         if run.language_model.exists():
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
-    checkpoint = pretrain(
-        run,
-        run.args["data"],
-        episodes=run.args["episodes"],
-        top=run.args.get("top"),
-        settings=training_settings(run.agent, **run.args["changes"]),
-        device=device,
-        progress=not args.quiet,
-        trust=args.trust,
-    )
+    with run.writing():
+        checkpoint = pretrain(
+            run,
+            run.args["data"],
+            episodes=run.args["episodes"],
+            top=run.args.get("top"),
+            settings=training_settings(run.agent, **run.args["changes"]),
+            device=device,
+            progress=not args.quiet,
+            trust=args.trust,
+        )
     print(f"\npretrained model: {checkpoint}")
     python = python_command()
     print(f"let it act:       {python} -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")

@@ -33,8 +33,13 @@ def test_what_a_living_process_writes_is_no_leftover(tmp_path: Path) -> None:
 def test_data_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int | str] = []
     replace = os.replace
+
+    def replaced(*paths: Path) -> None:
+        done.append("replace")
+        replace(*paths)
+
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    monkeypatch.setattr(os, "replace", replaced)
     with atomic_write(tmp_path / "folder") as path:
         path.mkdir()
         (path / "part").write_text("content")

@@ -19,6 +19,7 @@ from dhmm_rl.training.languages import (
     judge,
     model_settings,
     newest_run,
+    save_result,
     show,
     train_on_language,
     write_pictures,
@@ -96,17 +97,23 @@ def main(args: Args) -> None:
         run = _new(args)
     else:
         run = LanguageRun.open(args.resume)
-        if run.checkpoint.exists():
+        if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
-    print(train_on_language(run, device=device, progress=not args.quiet))
-    model, largest = load_checkpoint(run.checkpoint, device).model, run.language.sizes[1]
-    print("\n" + show(model, run.language, draw(run.language, [largest] * 2, 0)))
+    with run.writing():
+        _train(run, device, not args.quiet)
+
+
+def _train(run: LanguageRun, device: str, progress: bool) -> None:
+    print(train_on_language(run, device=device, progress=progress))
+    model, _, info = load_checkpoint(run.checkpoint, device)
+    print("\n" + show(model, run.language, draw(run.language, [run.language.sizes[1]] * 2, 0)))
     print(f"\nmodel:            {run.checkpoint}")
     python = python_command()
     print(f'ask it:           {python} -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')
     print(f"watch the losses: {python} -m tensorboard.main --logdir {run.folder}")
     for picture in write_pictures(run, model):
         print(f"{picture.stem + ':':<18}{picture}")
+    save_result(run, info)
 
 
 def _new(args: Args) -> LanguageRun:

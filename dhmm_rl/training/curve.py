@@ -1,5 +1,6 @@
 """The learning curve of one run, as a picture."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 from dhmm_rl.figures import drawn
 from dhmm_rl.training.runs import Run
 
+DRAWN = 1e100
+"""Larger values in a log are not drawn: axes overflow."""
 SIZE = (7, 4)
 """Of a curve, in inches."""
 
@@ -49,17 +52,29 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 
     :param rows: of its log, as :func:`~dhmm_rl.training.logs.read_log` gives them
     """
-    steps = [int(row["pretrain/steps"]) for row in rows]
+    steps = _numbers(rows, "pretrain/steps")
     shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}
-    shares = {key: label for key, label in shares.items() if key in rows[0]}
+    shares = {key: label for key, label in shares.items() if any(key in row for row in rows)}
     with drawn(path, SIZE) as figure:
         loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
-        loss.plot(steps, [float(row["pretrain/held_out_loss"]) for row in rows], marker=".")
+        loss.plot(steps, _numbers(rows, "pretrain/held_out_loss"), marker=".")
         scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0
         loss.set(ylabel="nats per token", yscale=scale, title=f"{title}: held-out sentences")
         for axes in below:
             for key, label in shares.items():
-                axes.plot(steps, [float(row[key]) for row in rows], marker=".", label=label)
+                axes.plot(steps, _numbers(rows, key), marker=".", label=label)
             axes.set(ylabel="share that is right", ylim=(-0.05, 1.05))
             axes.legend()
         figure.axes[-1].set_xlabel("gradient steps")
+
+
+def _numbers(rows: Sequence[dict[str, str]], key: str) -> list[float]:
+    """A column of a log; NaN, which is not drawn, for what is damaged."""
+    numbers = []
+    for row in rows:
+        try:
+            value = float(row[key])
+        except (KeyError, ValueError):
+            value = math.nan
+        numbers.append(value if abs(value) < DRAWN else math.nan)
+    return numbers

@@ -26,6 +26,9 @@ from dhmm_rl.model.checkpoint import load_torch
 
 _FORMAT = "dhmm-rl training state 1"
 
+STATE = "training.pt"
+"""File of the state of a training."""
+
 
 class Windows(Protocol):
     """A training set: numbered windows, fetched a batch at a time."""
@@ -122,7 +125,7 @@ def train_language_model(
     :raises InputError: for settings out of range, or a state in ``folder`` that cannot be read
     """
     settings.check()
-    state = _State(model, settings, folder / "training.pt")
+    state = _State(model, settings, folder / STATE)
     state.resume()
     device = model.slot_ids.device
     stream = _batches(train_set, settings.batch_size, seed, state.step)
@@ -161,6 +164,16 @@ def train_language_model(
     model.load_state_dict(state.best_weights)
     model.eval()
     return Trained(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
+
+
+def steps_done(folder: Path) -> int:
+    """
+    Gradient steps after which the training in a folder resumes.
+
+    :raises InputError: when its state cannot be read
+    """
+    path = folder / STATE
+    return int(load_torch(path, _FORMAT)["step"]) if path.exists() else 0
 
 
 @torch.no_grad()

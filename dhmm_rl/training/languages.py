@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from dhmm_rl.languages.options import find_language
 from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
 from dhmm_rl.training.curve import plot_losses
-from dhmm_rl.training.language_model import TrainingSettings, train_language_model
+from dhmm_rl.training.language_model import TrainingSettings, steps_done, train_language_model
 from dhmm_rl.training.logs import make_logger, read_log
-from dhmm_rl.training.runs import LANGUAGE_MODEL, next_folder, read_description, write_description
+from dhmm_rl.training.runs import LANGUAGE_MODEL, create_folder, newest_first, read_description, writing
 
 COMMAND = "languages"
+RESULT = "result.json"
 HELD_OUT = 256
 """Sentences on which training is judged."""
 
@@ -63,10 +65,9 @@ class LanguageRun:
     @classmethod
     def create(cls, root: Path, name: str, *parts: Any) -> "LanguageRun":
         """Make the next folder; ``parts`` are the further fields, in their order."""
-        run = cls(next_folder(root / name.replace(":", "-") / COMMAND), name, *parts)
+        run = cls(root, name, *parts)
         description = {key: value for key, value in asdict(run).items() if key != "folder"}
-        write_description(run.folder, {"command": COMMAND, **description})
-        return run
+        return replace(run, folder=create_folder(run_parent(root, name), {"command": COMMAND, **description}))
 
     @classmethod
     def open(cls, folder: Path) -> "LanguageRun":
@@ -92,6 +93,15 @@ class LanguageRun:
     def checkpoint(self) -> Path:
         """The trained model, if the run has one."""
         return self.folder / LANGUAGE_MODEL
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model is trained and judged, and the pictures are drawn."""
+        return self.checkpoint.exists() and (self.folder / RESULT).exists()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Be the one process that writes into the folder, see :func:`~dhmm_rl.training.runs.writing`."""
+        return writing(self.folder, COMMAND)
 
     def held_out(self) -> list[Any]:
         """Instances on which training is judged."""
@@ -145,7 +155,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         found = score(model, language, held_out)
         return {"held_out/exact": found.exact, "held_out/right_tokens": found.tokens}
 
-    logger = make_logger(run.folder, COMMAND)
+    logger = make_logger(run.folder, COMMAND, steps_done(run.folder))
     try:
         trained = train_language_model(
             model,
@@ -180,8 +190,6 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         info["entropy_rate"] = rates
         lines.append(f"entropy rate: {' to '.join(dict.fromkeys(f'{rate:.4f}' for rate in rates))} nats a symbol")
     info["seconds"] = trained.seconds + time.perf_counter() - began
-    with atomic_write(run.folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     save_checkpoint(run.checkpoint, model, None, info)
     return "\n".join(lines)
 
@@ -225,6 +233,12 @@ def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
     return [curve, picture]
 
 
+def save_result(run: LanguageRun, info: dict[str, Any]) -> None:
+    """Write ``result.json``, the last file of a run: one without it is not complete, and can be resumed."""
+    with atomic_write(run.folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
 def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goes_on: bool = False) -> str:
     """
     What a model writes for instances, and what the executor says of it.
@@ -249,7 +263,12 @@ def newest_run(root: Path, name: str) -> LanguageRun:
     :raises InputError: when there is none
     """
     find_language(name, LANGUAGES)
-    found = list((root / name.replace(":", "-") / COMMAND).glob(f"*/{LANGUAGE_MODEL}"))
+    found = newest_first(run_parent(root, name).glob(f"*/{LANGUAGE_MODEL}"))
     if not found:
         raise InputError(f"there is no finished run of {name}; {python_command()} -m dhmm_rl.languages {name} makes one")
-    return LanguageRun.open(max(found, key=lambda path: path.stat().st_mtime).parent)
+    return LanguageRun.open(found[0].parent)
+
+
+def run_parent(root: Path, name: str) -> Path:
+    """The folder of all runs of a language."""
+    return root / name.replace(":", "-") / COMMAND

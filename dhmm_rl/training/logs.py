@@ -1,10 +1,17 @@
 """SB3's logger, as runs use it."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+from dhmm_rl.files import atomic_write
+
+STEP_COLUMNS = ("time/total_timesteps", "pretrain/steps")
+"""Columns that hold the step of a row, of PPO and of a language model's training."""
 
 
 class QuotedCSV(CSVOutputFormat):
@@ -26,28 +33,82 @@ class QuotedCSV(CSVOutputFormat):
         super().write(quoted, {_quoted(name): formats for name, formats in key_excluded.items()}, step)
 
 
+class RestartableTensorBoard(TensorBoardOutputFormat):
+    """
+    SB3's TensorBoard format, with a mark that makes TensorBoard drop what earlier files in the folder hold from a step on.
+
+    :param folder: folder of the event files
+    :param first_step: first step that is logged here
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._is_closed = False
+
+
 def _quoted(name: str) -> str:
     name = " ".join(name.split())  # SB3 reads the file line by line: a name must not contain a line break
     return '"' + name.replace('"', '""') + '"' if {",", '"'} & {*name} else name
 
 
-def make_logger(folder: Path, name: str) -> Logger:
+def make_logger(folder: Path, name: str, step: int = 0) -> Logger:
     """
     A logger to CSV and TensorBoard.
 
-    Each part of a run that was interrupted gets a CSV file of its own, so nothing is overwritten.
+    Each part of a run that was interrupted gets a CSV file of its own. What earlier parts logged after the checkpoint that the
+    run resumes from is dropped, because it is logged again: from their CSV files, and by TensorBoard when it reads them.
+
+    TensorBoard drops the later steps of everything in a folder, so the pretraining that an agent's run may begin with has a
+    folder of its own, ``pretrain``.
 
     :param folder: of the run
     :param name: of the phase, e.g. ``ppo``
+    :param step: step at which this part starts
     """
-    part = len(list(folder.glob(f"progress_{name}*.csv")))
-    suffix = f"_{name}_{part + 1}" if part else f"_{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    table = QuotedCSV(str(folder / f"progress{suffix}.csv"))
-    return Logger(str(folder), [table, TensorBoardOutputFormat(str(folder))])
+    for part in _parts(folder, name):
+        _drop_rows(part, step)
+    number = max((_number(part) for part in _parts(folder, name)), default=0) + 1
+    table = QuotedCSV(str(folder / (f"progress_{name}.csv" if number == 1 else f"progress_{name}_{number}.csv")))
+    board = RestartableTensorBoard(folder / name if name == "pretrain" else folder, step + 1)
+    return Logger(str(folder), [table, board])
 
 
 def read_log(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a phase's CSV files, part after part, by column."""
-    parts = sorted(folder.glob(f"progress_{name}*.csv"), key=lambda path: (len(path.name), path.name))
-    return [row for part in parts for row in csv.DictReader(part.read_text(encoding="utf-8").splitlines())]
+    """The rows of a phase's CSV files, part after part, by column. Damaged rows are left out."""
+    return [row for part in _parts(folder, name) for row in _read_rows(part)]
+
+
+def _parts(folder: Path, name: str) -> list[Path]:
+    parts = [path for path in folder.glob(f"progress_{name}*.csv") if re.fullmatch(rf"progress_{name}(_\d+)?", path.stem)]
+    return sorted(parts, key=_number)
+
+
+def _number(part: Path) -> int:
+    last = part.stem.rpartition("_")[2]
+    return int(last) if last.isdecimal() else 1
+
+
+def _read_rows(part: Path) -> list[dict[str, str]]:
+    lines = part.read_text(encoding="utf-8", errors="replace").replace("\0", "").splitlines()
+    try:
+        rows = list(csv.reader(lines))
+    except csv.Error:
+        return []
+    header = rows.pop(0) if rows else []
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header) > 0]
+
+
+def _drop_rows(part: Path, step: int) -> None:
+    """Drop the rows of a CSV file from the first one on that is later than a step, and the file if no row is left."""
+    rows = _read_rows(part)
+    steps = [next((row[column] for column in STEP_COLUMNS if column in row), "") for row in rows]
+    later = (number for number, value in enumerate(steps) if value.isdecimal() and int(value) > step)
+    kept = rows[: next(later, len(rows))]
+    if not kept:
+        part.unlink()
+    elif len(kept) < len(rows):
+        with atomic_write(part) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)

@@ -21,7 +21,7 @@ from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import ROWS, by_array, table
 from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
-from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, train_language_model
+from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, steps_done, train_language_model
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
 from dhmm_rl.training.sources import RANDOM, Part, Source, gather
@@ -105,7 +105,7 @@ def pretrain(
 
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
-    logger = make_logger(run.folder, "pretrain")
+    logger = make_logger(run.folder, "pretrain", steps_done(run.folder))
     prepared = time.perf_counter() - began
     try:
         trained = train_language_model(

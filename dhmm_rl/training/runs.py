@@ -3,17 +3,27 @@
 import json
 import os
 import platform
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from filelock import FileLock, Timeout
+
+from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 
 LANGUAGE_MODEL = "pretrained.pt"
 """The pretrained language model of a run."""
+
+LOCK = ".lock"
+"""File that a process locks while it writes into a folder; it holds the process's number and machine."""
+
+PATIENCE = 5.0
+"""Seconds to wait for another process, which may be about to end, to release a folder."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,9 @@ class Run:
     @classmethod
     def create(cls, root: Path, command: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
         """Make the next folder: ``root/<env>/pretrain/<n>`` of pretraining, ``root/<env>/<agent>/<n>`` of an agent."""
-        folder = next_folder(root / env.name / (agent.name if command == "ppo" else command))
-        run = cls(folder, env, agent, seed, command, args)
         description = {"env": asdict(env), "agent": asdict(agent), "seed": seed, "command": command, "args": args}
-        write_description(folder, description)
-        return run
+        folder = create_folder(root / env.name / (agent.name if command == "ppo" else command), description)
+        return cls(folder, env, agent, seed, command, args)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -77,31 +85,83 @@ class Run:
             raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; that resumes it")
         return run
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Be the one process that writes into the folder, see :func:`writing`."""
+        return writing(self.folder, self.command)
+
     @property
     def language_model(self) -> Path:
         """The pretrained language model, if the run has one."""
         return self.folder / LANGUAGE_MODEL
 
 
-def next_folder(parent: Path) -> Path:
-    """Make the next numbered folder, ``parent/<n>``."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
-    while True:
-        folder = parent / str(number)
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:  # another process took the number
-            number += 1
+def create_folder(parent: Path, description: dict[str, Any]) -> Path:
+    """
+    Make the next numbered folder, ``parent/<n>``, with its ``run.json``; there is never one without the other.
 
-
-def write_description(folder: Path, description: dict[str, Any]) -> None:
-    """Write ``run.json``: what a run is, and the versions it was made with."""
+    :param description: what the run is; the versions it is made with are added
+    """
     versions = {name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")}
     description = {**description, "versions": {"python": platform.python_version(), **versions}}
-    with atomic_write(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    remove_leftovers(parent, recursive=False)
+    number = max((run_number(path) for path in parent.glob("*")), default=0)
+    while True:
+        number += 1
+        try:
+            with atomic_write(parent / str(number), replace=False) as temporary:
+                temporary.mkdir()
+                (temporary / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            return parent / str(number)
+        except FileExistsError:  # another process took the number
+            continue
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """
+    Keep other processes from writing into a folder during the block, and first remove what killed ones left there.
+
+    The operating system releases the lock when its process dies.
+
+    :return: the lock's file, which is gone when the folder was removed during the block
+    :raises InputError: when another process writes into the folder
+    """
+    path = folder / LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8") or "another process"
+        raise InputError(f"{owner} is writing into {folder}; wait until it ends") from error
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        remove_leftovers(folder)
+        yield path
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(folder: Path, command: str) -> Iterator[None]:
+    """
+    Be the one process that writes into a run's folder during the block.
+
+    :param folder: of the run
+    :param command: command that resumes the run, e.g. ``ppo``
+    :raises InputError: when another process writes into the folder, or when the folder is removed during the block
+    :raises KeyboardInterrupt: on one in the block, with a text that says how to continue
+    """
+    with locked(folder) as lock:
+        try:
+            yield
+            if not lock.exists():
+                raise FileNotFoundError
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{python_command()} -m dhmm_rl.{command} --resume {folder} continues") from error
+        except Exception as error:
+            if lock.exists():
+                raise
+            raise InputError(f"the folder {folder} was removed while its run was writing into it") from error
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -122,5 +182,14 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 def pretraining_runs(root: Path, env: EnvRecipe) -> list[Path]:
     """Finished checkpoints of ``python -m dhmm_rl.pretrain`` for an environment, newest first."""
-    found = list((root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}"))
-    return sorted(found, key=os.path.getmtime, reverse=True)
+    return newest_first((root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}"))
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Files of runs, those of the newest run first: the one with the highest number, because clocks can be set back."""
+    return sorted(paths, key=lambda path: run_number(path.parent), reverse=True)
+
+
+def run_number(folder: Path) -> int:
+    """The number of a run's folder, 0 for a folder that has a name."""
+    return int(folder.name) if folder.name.isdecimal() else 0
