@@ -8,10 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dhmm_rl.data import Rollouts, collect
 from dhmm_rl.envs import as_arrays
+from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import flatten
 
 
@@ -84,3 +87,51 @@ def test_rollouts_that_were_kept_as_floats_are_read_and_joined_with_new_ones(kin
     for some, times in ((old, 1), (joined, 2)):
         values = flatten(venv.observation_space, some.observations_at(np.arange(len(some.rewards))))
         np.testing.assert_array_equal(values, np.concatenate([flat] * times))
+
+
+# Tokens lie where the data lie, whatever the declared bounds
+
+SHAPES: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "uniform": lambda rng, n: rng.uniform(-1.7, 1.7, n),
+    "skewed": lambda rng, n: rng.exponential(size=n),
+    "two modes": lambda rng, n: rng.choice([-1, 1], n) + 0.2 * rng.normal(size=n),
+    "a rare event": lambda rng, n: rng.normal(size=n) + 20 * (rng.random(n) < 0.02),
+    "mostly one value": lambda rng, n: np.where(rng.random(n) < 0.7, 0.0, rng.normal(size=n)),
+}
+
+
+def told_apart(tokenizer: Tokenizer, values: Any) -> None:
+    """Every field uses more than two ids and is decoded to within half its spread."""
+    assert tokenizer.report is not None
+    ids = tokenizer.encode_observation(values)
+    back = tokenizer.decode_observation(ids).astype(np.float64)
+    assert (np.array([len(np.unique(column)) for column in ids.T]) > 2).all()
+    error = np.sqrt(np.square(back - values).mean(axis=0))
+    assert (error <= values.std(axis=0) / 2).all()
+    assert all(line.used > 2 and line.error <= line.spread / 2 for line in tokenizer.report)
+
+
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    center=st.sampled_from([0.0, 20.0, 1013.0, -273.0, 0.5, 1e5]),
+    spread=st.floats(0.01, 100),
+    low=st.sampled_from([-np.inf, -3e38, -1e5, -1000.0, 0.0]),
+    high=st.sampled_from([np.inf, 3e38, 1e5, 1100.0]),
+    bins=st.integers(8, 40),
+    array=st.sampled_from([(1,), (3,), (2, 2)]),
+    seed=st.integers(0, 1000),
+)
+def test_values_can_be_told_apart_wherever_they_lie(
+    shape: str, center: float, spread: float, low: float, high: float, bins: int, array: tuple[int, ...], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.stack([center + spread * SHAPES[shape](rng, 2000) for _ in range(int(np.prod(array)))], axis=-1)
+    space = spaces.Box(low, high, array, np.float64)
+    tokenizer = Tokenizer(space, spaces.Discrete(2), bins=bins)
+    fitted = tokenizer.fit(values.reshape(-1, *array))  # a warning would be an error
+    flat = Tokenizer.from_dict(fitted.to_dict()).observation_codec
+    assert (flat.decode(flat.encode(values)) == fitted.observation_codec.decode(fitted.observation_codec.encode(values))).all()
+    line = spaces.Box(low, high, (values.shape[1],), np.float64)
+    told_apart(Tokenizer(line, spaces.Discrete(2), bins=bins).fit(values), values)
+    assert fitted.vocab_size == tokenizer.vocab_size

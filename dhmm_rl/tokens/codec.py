@@ -144,7 +144,8 @@ class Codec:
         self.ordinal: list[bool] = []
         self.leaf_slots: dict[str, range] = {}
         """Which slots belong to each leaf."""
-        images, fields = [], []
+        images: list[Part] = []
+        fields: list[tuple[int, int, FieldPlan]] = []
         self.width = 0
         for leaf in leaves:
             image, first = plan_image(leaf, settings), len(self.names)
@@ -166,6 +167,8 @@ class Codec:
             raise InputError(
                 f"{len(self.names)} slots a step are more than {MOST_SLOTS}; see gymnasium.wrappers.FilterObservation"
             )
+        self.fields = fields
+        """The column, the slot and the plan of every field that is no part of an image."""
         self.parts = [*images, *_parts(fields)]
         self.starts = first_id + np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self._leaves = leaves
@@ -232,6 +235,12 @@ def _parts(fields: list[tuple[int, int, FieldPlan]]) -> list[Part]:
             columns, places, plans = zip(*some, strict=True)
             parts.append(Part(_index(columns), _index(places), kind(plans)))
     return parts
+
+
+def quantizer(plan: FieldPlan) -> Quantiser:
+    """The quantizer of a single field."""
+    made: Quantiser = _kind(plan)([plan])
+    return made
 
 
 def _kind(plan: FieldPlan) -> Any:

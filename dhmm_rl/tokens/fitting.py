@@ -7,6 +7,7 @@ Shapes: N rows, F fields.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,11 +19,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.bins import Bins
-from dhmm_rl.tokens.codec import Values
-from dhmm_rl.tokens.fields import Leaf, flatten
+from dhmm_rl.tokens.codec import Values, quantizer
+from dhmm_rl.tokens.fields import Field, Leaf, flatten
 from dhmm_rl.tokens.images import Codebook, fit_codebook
 from dhmm_rl.tokens.legal import random_action, random_actor
-from dhmm_rl.tokens.plan import Settings, origin_of, plan_image, settings_of
+from dhmm_rl.tokens.plan import UNBOUNDED_SPAN, FieldPlan, Settings, origin_of, plan_field, plan_image, settings_of
 
 if TYPE_CHECKING:
     from dhmm_rl.tokens.tokenizer import Tokenizer
@@ -41,6 +42,10 @@ CELL_VALUES = 64
 """An array of integers whose values span more than this is no grid of categories."""
 CELL_ARRAY = 1024
 """Nor is an array of more integers than this."""
+LONGEST_REACH = 100.0
+"""Bins reach to the farthest of the data, but not farther than this many times their spread."""
+BULK_ROWS = 20_000
+"""The median and spread of a field are measured on this many rows at most."""
 TABLE_FIELDS = 12
 """An array with more fields than this takes one line of the table."""
 
@@ -105,11 +110,11 @@ def fit(
             if leaf.name not in codebooks:
                 codebooks[leaf.name] = fit_codebook(image[0], values, image[1], seed)
         elif leaf.kind != "categorical":
-            _fit_fields(leaf, values, overrides, tokenizer.bins)
+            _fit_fields(leaf, values, overrides, tokenizer.bins, few=tokenizer.bins)
     if actions is not None:
         for leaf, values in _by_leaf(tokenizer.action_leaves, actions):
             if leaf.kind != "categorical":
-                _fit_fields(leaf, values, overrides, 0)  # an agent may do what nobody did: no values are left out
+                _fit_fields(leaf, values, overrides, tokenizer.bins, few=0, to_bounds=True)  # an agent may do what nobody did
     return {name: chosen for name, chosen in overrides.items() if chosen or name in tokenizer.overrides}, codebooks
 
 
@@ -126,6 +131,17 @@ def unfitted(tokenizer: Tokenizer) -> list[str]:
             if _grid(leaf) and not any(settings_of(leaf, tokenizer.overrides)):
                 names.append(leaf.name)
     return names
+
+
+def binned_by_space(tokenizer: Tokenizer) -> list[str]:
+    """Names of fields whose bins follow from their space alone, which may be far wider than the data."""
+    codec, overrides = tokenizer.observation_codec, tokenizer.overrides
+    names = []
+    for leaf in tokenizer.observation_leaves:
+        if plan_image(leaf, overrides) is None:
+            several = zip(leaf.fields, settings_of(leaf, overrides), strict=True)
+            names += [f.name for f, chosen in several if not _is_set(chosen)]
+    return [plan.name for _, _, plan in codec.fields if plan.binned and plan.name in names]
 
 
 def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport]:
@@ -190,6 +206,39 @@ def by_array(names: Sequence[str], places: Iterable[int]) -> list[tuple[str, lis
     return lines
 
 
+def indistinct(tokenizer: Tokenizer, observations: NDArray[Any]) -> dict[str, str]:
+    """
+    Fields that vary in the data (N, F) but can hardly be told apart by their ids.
+
+    :return: by name, settings that would place their bins where the values lie, as a recipe has them
+    """
+    found = {}
+    for column, _, plan in tokenizer.observation_codec.fields:
+        values = observations[:, column]
+        bulk = _bulk(values[np.isfinite(values)])
+        if (plan.binned or plan.values) and (bulk != bulk[:1]).any() and not _tells_apart(plan, bulk):
+            found[plan.name] = f'"{plan.name}" = {{ low = {bulk.min():.3g}, high = {bulk.max():.3g} }}'
+    return found
+
+
+def warn_of_indistinct(tokenizer: Tokenizer, observations: NDArray[Any], reports: list[FieldReport]) -> None:
+    """Warn of fields that vary in the data (N, F) but can hardly be told apart by their ids."""
+    found = indistinct(tokenizer, observations)
+    if not found:
+        return
+    lines = [
+        f"{one.name} ({one.used} of {one.ids} ids used, error {one.error:.2g}, spread {one.spread:.2g})"
+        for one in reports
+        if one.name in found
+    ]
+    shown = ", ".join(lines[:8]) + (f" and {len(lines) - 8} others" if len(lines) > 8 else "")
+    warnings.warn(
+        f"tokens hardly tell the values of {shown} apart; set low and high where the values lie, or more bins, in the token "
+        f"settings (overrides=, or [tokens.fields] in a recipe): {next(iter(found.values()))}",
+        stacklevel=3,
+    )
+
+
 def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings]) -> None:
     """
     Cells of one channel share their categories: all integers from 0, or the lowest found, to the highest and one more.
@@ -207,24 +256,82 @@ def _fit_cells(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings])
         overrides[name] = {**overrides.get(name, {}), "values": list(several)}
 
 
-def _fit_fields(leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings], few: int) -> None:
+def _fit_fields(
+    leaf: Leaf, values: NDArray[Any], overrides: dict[str, Settings], bins: int, few: int, to_bounds: bool = False
+) -> None:
     """
-    The values of fields that have at most ``few``; else the scale of those without bounds.
+    The values of fields that have at most ``few``; else bins that suit their data.
 
     What never changes in the data gets bins like any other field, unless its bounds say that it cannot: it may change later.
+
+    :param to_bounds: let bins reach to declared bounds, wherever the data lie
     """
     for field, chosen, column in zip(leaf.fields, settings_of(leaf, overrides), values.T, strict=True):
         finite = column[np.isfinite(column)]  # what is infinite goes to an end bin
         changes = field.low == field.high or bool((finite != finite[:1]).any())
         if not chosen and len(finite) == len(column) and changes and _few(column, few):
             overrides[field.name] = {"values": np.unique(column).tolist()}
-            continue
-        low, high = chosen.get("low", field.low), chosen.get("high", field.high)
-        within = replace(field, low=low, high=high)
-        if not within.bounded and not {"scale", "values"} & set(chosen) and not {"low", "high"} <= set(chosen):
-            away = finite.astype(np.float64) - origin_of(within)
-            scale = float(np.sqrt(np.square(away).sum() / max(len(away), 1))) or 1.0
-            overrides[field.name] = {**overrides.get(field.name, {}), "scale": scale}
+        elif not _is_set(chosen):
+            placed = _place_bins(field, chosen, finite.astype(np.float64), bins, to_bounds)
+            if placed:
+                overrides[field.name] = {**overrides.get(field.name, {}), **placed}
+
+
+def _is_set(chosen: Settings) -> bool:
+    """Whether settings say where the bins of a field lie."""
+    return bool({"scale", "values"} & chosen.keys()) or {"low", "high"} <= chosen.keys()
+
+
+def _place_bins(field: Field, chosen: Settings, values: NDArray[np.float64], bins: int, to_bounds: bool) -> Settings:
+    """Settings that place the bins of a field where its values (N,) lie; see :meth:`Tokenizer.fit`."""
+    within = replace(field, low=chosen.get("low", field.low), high=chosen.get("high", field.high))
+    origin = chosen.get("origin", origin_of(within))
+    # First from the bounds alone: uniform between two, or away from one.
+    declared: Settings = {} if within.bounded else {"scale": _root_mean_square(values - origin) or 1.0}
+    plan = plan_field(field, {**chosen, **declared}, bins)
+    bulk = _bulk(values)
+    if not plan.binned or (bulk == bulk[:1]).all():
+        return declared
+    if (within.bounded or origin in (within.low, within.high)) and _tells_apart(plan, bulk):
+        return declared
+    center = float(chosen.get("origin", np.median(bulk)))
+    spread = _root_mean_square(bulk - center)
+    farthest = np.array([center - values.min(), values.max() - center]) / spread
+    for reach in (farthest.clip(UNBOUNDED_SPAN, LONGEST_REACH), *np.full((3, 2), [[UNBOUNDED_SPAN], [5.0], [2.5]])):
+        low, high = (center - reach[0] * spread, center + reach[1] * spread)
+        if within.low <= bulk.min():
+            low = within.low if to_bounds and within.bounded else max(low, within.low)
+        if within.high >= bulk.max():
+            high = within.high if to_bounds and within.bounded else min(high, within.high)
+        placed = {"low": low, "high": high, "scale": spread, "origin": center} | chosen
+        if _tells_apart(plan_field(field, placed, bins), bulk):
+            break
+    return placed
+
+
+def _tells_apart(plan: FieldPlan, values: NDArray[np.float64]) -> bool:
+    """
+    Whether values (N,) can be told apart: they use more than two ids, and decoding is off by at most half their spread.
+
+    Two ids are enough for two values, and where there are no more.
+    """
+    made = quantizer(plan)
+    ids = made.encode(values[:, None])
+    used, error = len(np.unique(ids)), _root_mean_square(made.decode(ids)[:, 0] - values)
+    return (used > 2 or used in (plan.size, len(np.unique(values)))) and error <= values.std() / 2
+
+
+def _bulk(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Some of many values (N,), the outermost percent of them moved inward; all, where the rest never changes."""
+    if len(values) == 0:
+        return values.astype(np.float64)
+    some = values[_evenly(len(values), BULK_ROWS)].astype(np.float64)
+    inward = np.clip(some, *np.quantile(some, [0.005, 0.995]))
+    return inward if (inward != inward[0]).any() else values.astype(np.float64)
+
+
+def _root_mean_square(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.square(values).sum() / max(len(values), 1)))
 
 
 def _grid(leaf: Leaf) -> bool:
@@ -251,7 +358,7 @@ def _rows(count: int, width: int) -> NDArray[np.int64]:
 
 
 def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+    return np.arange(count) if count <= most else np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
 def _random_steps(tokenizer: Tokenizer, env: Any, seed: int) -> NDArray[Any]:

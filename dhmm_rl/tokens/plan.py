@@ -5,15 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.fields import ABSURD, Field, Leaf
 from dhmm_rl.tokens.images import CODES, Patches
 
 Settings = dict[str, Any]
 
-SETTINGS = {"bins": int, "low": float, "high": float, "scale": float, "values": list, "patch": int, "codes": int}
+SETTINGS = {
+    "bins": int,
+    "low": float,
+    "high": float,
+    "scale": float,
+    "origin": float,
+    "values": list,
+    "patch": int,
+    "codes": int,
+}
 """What can be set by name, of a field or of a whole array of them."""
 UNBOUNDED_SPAN = 10.0
 """A field without bounds is binned out to so many times its scale."""
@@ -62,14 +69,16 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
         if name not in names:
             listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
             raise InputError(f"token settings name a field {name!r}; the fields are {listed}")
+        if not isinstance(chosen, Mapping):
+            raise InputError(f"token settings of {name} are {chosen!r}; they must be a table, such as {{low = -1, high = 1}}")
         for key, value in chosen.items():
             if key not in SETTINGS:
                 raise InputError(f"token settings of {name} hold {key!r}; known are {', '.join(SETTINGS)}")
             if key == "values" and not (isinstance(value, list | tuple) and value and all(map(_number, value))):
-                raise InputError(f"the values of {name} are {value!r}; a list of at least one number is needed")
+                raise InputError(f"the values of {name} are {value!r}; a list of at least one number is needed, all finite")
             whole = SETTINGS[key] is int
             if key != "values" and not (_number(value) and (not whole or float(value).is_integer())):
-                raise InputError(f"{key} of {name} is {value!r}; it must be a {'whole ' * whole}number")
+                raise InputError(f"{key} of {name} is {value!r}; it must be a {'whole ' * whole}number, and finite")
         if chosen.get("scale", 1) <= 0:
             raise InputError(f"the scale of {name} is {chosen['scale']}; it must be positive")
         if chosen.get("codes", 2) < 2 or chosen.get("patch", 0) < 0:
@@ -84,7 +93,7 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def plan_image(leaf: Leaf, settings: Mapping[str, Settings]) -> tuple[Patches, int] | None:
@@ -108,7 +117,7 @@ def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list
             f"{leaf.name} has {leaf.size} fields, more than the {MOST_SLOTS} that a step can hold; images are cut into patches "
             "if they are uint8, from 0 to 255: gymnasium.wrappers.TransformObservation, or ResizeObservation for fewer pixels"
         )
-    return [_plan(field, chosen, bins) for field, chosen in zip(leaf.fields, settings_of(leaf, settings), strict=True)]
+    return [plan_field(field, chosen, bins) for field, chosen in zip(leaf.fields, settings_of(leaf, settings), strict=True)]
 
 
 def settings_of(leaf: Leaf, settings: Mapping[str, Settings]) -> list[Settings]:
@@ -128,7 +137,8 @@ def _names(leaf: Leaf) -> list[str]:
     return [leaf.name, *layers, *([] if leaf.size > MOST_SLOTS else [field.name for field in leaf.fields])]
 
 
-def _plan(field: Field, chosen: Settings, bins: int) -> FieldPlan:
+def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
+    """The plan for one field, with what settings say of it; see :func:`plan_fields`."""
     if "values" in chosen:
         values = tuple(sorted({float(value) for value in chosen["values"]}))
         return FieldPlan(field.name, len(values), values)
@@ -155,15 +165,16 @@ def _plan(field: Field, chosen: Settings, bins: int) -> FieldPlan:
 
 
 def _binned(within: Field, chosen: Settings, bins: int) -> FieldPlan:
-    """Between two bounds uniform; away from one bound, or from 0, companded."""
+    """Between two bounds uniform, or companded where there is a scale; away from one bound, or from the origin, companded."""
     size = int(chosen.get("bins", bins))
     if size < 2:
         raise InputError(f"{within.name} has {size} bins; it needs at least 2")
     if within.bounded or {"low", "high"} <= set(chosen):
-        return FieldPlan(within.name, size, None, within.low, within.high, chosen.get("scale", math.inf))
+        scale, origin = chosen.get("scale", math.inf), chosen.get("origin", 0.0)
+        return FieldPlan(within.name, size, None, within.low, within.high, scale, origin)
     scale = float(chosen.get("scale", 1.0))
     span = UNBOUNDED_SPAN * scale
-    origin = origin_of(within)
+    origin = chosen.get("origin", origin_of(within))
     low = origin if origin == within.low else origin - span
     high = origin if origin == within.high else origin + span
     return FieldPlan(within.name, size, None, low, high, scale, origin)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
+from dhmm_rl.plain import plain
 from dhmm_rl.tokens import fitting
 from dhmm_rl.tokens.codec import Codec
 from dhmm_rl.tokens.composite_spaces import bounded
@@ -61,8 +62,9 @@ class Tokenizer:
     :param bins: how many bins a real field gets
     :param overrides: what to do differently, by the name of a field, of an array of them or of one channel of it
         (``observation[0]``, ``observation.image``, ``observation.image[:,:,0]``): ``bins``, ``low``, ``high``; ``scale``, the
-        typical size of a field without bounds; ``values``, the only ones to tell apart; of images, ``patch``, the side of a
-        patch (0 for categorical cells), and ``codes``. E.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
+        typical distance of values from ``origin``, where bins are finest; ``values``, the only ones to tell apart; of images,
+        ``patch``, the side of a patch (0 for categorical cells), and ``codes``.
+        E.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
     :param codebooks: the patches (K, d) that stand for all, by image; see :meth:`fit`
     :raises InputError: for a space that cannot be tokenised, and for an override that names no field
     """
@@ -80,14 +82,19 @@ class Tokenizer:
     ) -> None:
         self.observation_space = bounded(observation_space)
         self.action_space = bounded(action_space)
-        self.bins = bins
-        self.overrides = {name: dict(override) for name, override in (overrides or {}).items()}
+        self.bins, self.overrides = plain(bins), plain(overrides or {})
+        if isinstance(self.bins, float) and self.bins.is_integer():
+            self.bins = int(self.bins)
+        if not isinstance(self.bins, int) or isinstance(self.bins, bool) or self.bins < 2:
+            raise InputError(f"bins is {bins!r}; it must be a whole number of at least 2")
+        if not isinstance(self.overrides, dict):
+            raise InputError(f"token settings are {overrides!r}; they must be a table of settings by field")
         self.codebooks = dict(codebooks or {})
         self.action_leaves = leaves_of(self.action_space, "action")
         self.observation_leaves = leaves_of(self.observation_space, "observation")
         check_settings([*self.action_leaves, *self.observation_leaves], self.overrides)
 
-        how = self.overrides, bins, self.codebooks
+        how = self.overrides, self.bins, self.codebooks
         self.action_codec = Codec(self.action_leaves, *how, first_id=DONE + 1)
         self.observation_codec = Codec(self.observation_leaves, *how, first_id=int(self.action_codec.starts[-1]))
         self.slots = (*_slots(self.action_codec, first=DONE), *_slots(self.observation_codec))
@@ -154,9 +161,16 @@ class Tokenizer:
         """
         A tokenizer like this one that suits data.
 
-        Fields without bounds get their scale. A field with no more values than bins gets exactly these as categories: one, if
-        it never changes. Arrays of integers, such as MiniGrid's, are cells of the categories that were found; images get
-        codebooks. What ``overrides`` say of a field stays.
+        A real field keeps its declared bounds if its data can be told apart with them: they use more than two bins, and the
+        error of decoding is at most half their spread. Otherwise, and where there are no bounds, the bins are placed where the
+        data lie: finest at their median, wider with the distance from it (``asinh``), out to ten times their spread, which
+        leaves room for values that the data do not show. Bins do not reach past declared bounds. The spread is the root mean
+        square distance from the median, with the outermost percent of the data moved inward. A field with one bound keeps its
+        bins finest there if its data can be told apart so.
+
+        A field with no more values than bins gets exactly these as categories. One that never changes keeps its bins. Arrays of
+        integers, such as MiniGrid's, are cells of the categories that were found; images get codebooks. What ``overrides`` say
+        of a field stays. A warning names fields whose data still cannot be told apart, and says what to set.
 
         :param data: :class:`Rollouts`; values of the observation space, (N, ...); or an environment, Gymnasium's or SB3's
             vector one, which is then stepped at random
@@ -168,12 +182,18 @@ class Tokenizer:
         overrides, codebooks = fitting.fit(self, observations, actions, seed)
         fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
         fitted.report = fitting.report(fitted, observations)
+        fitting.warn_of_indistinct(fitted, observations, fitted.report)
         return fitted
 
     @property
     def unfitted(self) -> list[str]:
         """What should be fitted on data: fields without bounds and scale, images without codebook, arrays of any integers."""
         return fitting.unfitted(self)
+
+    def encodes_like(self, other: "Tokenizer") -> bool:
+        """Whether another tokenizer gives the same ids, whatever its settings say."""
+        mine, theirs = ((one.action_codec.fields, one.observation_codec.fields) for one in (self, other))
+        return mine == theirs and self.codebooks.keys() == other.codebooks.keys() and self.slots == other.slots
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """

@@ -23,7 +23,8 @@ from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays, make_gymnasiu
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
-from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens import Tokenizer, fitting
+from dhmm_rl.tokens.fields import unflatten
 
 
 def make_envs(
@@ -142,19 +143,24 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
     """
     The tokenizer that the environment's recipe asks for.
 
-    :param rollouts: what to fit on where the recipe does not say; with ``None``, and a recipe that says nothing of tokens, the
-        environments are stepped at random if the tokenizer needs to be fitted
+    :param rollouts: what to fit on where the recipe does not say. With ``None`` the environments are stepped at random, unless
+        the recipe says all that data could tell; settings of a recipe stay as they are if these steps can be told apart with
+        them. Without rollouts the tokenizer has a report only if the steps changed it.
     :raises InputError: for settings that fit no field, and rollouts of another environment
     """
     tokenizer = plain_tokenizer(env, venv)
     if rollouts is not None:
         return tokenizer.fit(rollouts)
-    if env.tokens or not tokenizer.unfitted:
+    if not (tokenizer.unfitted or fitting.binned_by_space(tokenizer)):
         return tokenizer
     stepped = make_envs(env, 1, seed=0)
-    fitted = tokenizer.fit(stepped)
+    rows, _ = fitting.read(tokenizer, stepped, seed=0)
     stepped.close()
-    return fitted
+    whole = any(leaf.name in tokenizer.unfitted for leaf in tokenizer.observation_leaves)  # an image or a grid
+    if env.tokens and not whole and not fitting.indistinct(tokenizer, rows):
+        return tokenizer
+    fitted = tokenizer.fit(unflatten(tokenizer.observation_space, rows))
+    return tokenizer if fitted.encodes_like(tokenizer) else fitted
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
