@@ -7,7 +7,6 @@ Shapes: B samples, A action slots, C slots, n the ids of the widest action slot.
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from stable_baselines3.common.distributions import Distribution
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
 from dhmm_rl.tokens import DONE, NOTHING, Tokenizer
+from dhmm_rl.tokens.legal import checked_masks
 
 
 class ActionTokens(Distribution):
@@ -118,12 +118,17 @@ class ActionTokens(Distribution):
         return self._decoded(ids), log_prob
 
     def draw(self, greedy: bool = False) -> tuple[Tensor, Tensor]:
-        """Action ids (B, A), drawn or each slot's likeliest, and their log-probability (B,)."""
+        """
+        Action ids (B, A), drawn or each slot's likeliest, and their log-probability (B,).
+
+        :raises InputError: when a probability is NaN
+        """
         slots = self.model.action_slots
         ids = torch.full((len(self.hidden), slots), NOTHING, device=self.hidden.device)
         drawn = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
+            refuse_unusable(log_probs.isnan())
             picked = log_probs.argmax(dim=-1) if greedy else torch.multinomial(log_probs.exp(), 1)[:, 0]
             ids[:, j] = self.ids[j, picked]
             drawn.append(log_probs)
@@ -143,23 +148,25 @@ class ActionTokens(Distribution):
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
 
 
+def refuse_unusable(unusable: Tensor) -> None:
+    """
+    Refuse to choose actions by numbers that are NaN or infinite: the likeliest of them would be an arbitrary action.
+
+    :param unusable: which of the numbers are
+    :raises InputError: when any is
+    """
+    if unusable.any():
+        raise InputError(
+            "the policy has no action to take: its action probabilities are NaN or infinite, because its weights are, for "
+            "example after training diverged; use an earlier checkpoint or a lower learning rate"
+        )
+
+
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:
     """
-    Action masks as a tensor (N, all choices).
+    Action masks as a tensor (N, all choices); see :func:`dhmm_rl.tokens.legal.checked_masks`.
 
     :param choices: how many each action field has
-    :raises InputError: for masks of another shape, and where nothing is legal
+    :raises InputError: for masks of another shape or other values than true and false, and where nothing is legal
     """
-    if masks is None:
-        return None
-    masks, total = np.asarray(masks, dtype=bool), sum(choices)
-    if masks.size == environments * total:
-        masks = masks.reshape(environments, total)
-    if masks.shape != (environments, total):
-        raise InputError(f"action masks have shape {masks.shape}; {environments} environments of {total} choices were expected")
-    legal = np.logical_or.reduceat(masks, np.cumsum([0, *choices[:-1]]), axis=1)
-    if not legal.all():
-        environment, field = np.argwhere(~legal)[0]
-        of = f" in field {field}" if len(choices) > 1 else ""
-        raise InputError(f"the action mask of environment {environment} forbids every action{of}")
-    return torch.as_tensor(masks, device=device)
+    return None if masks is None else torch.as_tensor(checked_masks(masks, choices, environments), device=device)

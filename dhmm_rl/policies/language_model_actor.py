@@ -43,24 +43,26 @@ class LanguageModelActor:
         """
         Actions for the present observations.
 
-        :param observation: of the environments, not tokenised, (N, ...)
+        :param observation: of the environments, not tokenised, (N, ...); a dictionary or a tuple of such arrays where the
+            space is one
         :param state: what the last call returned; ``None`` when all episodes begin
         :param episode_start: where an episode begins, (N,)
         :param deterministic: take the likeliest token; else draw one
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
+        :raises InputError: when the model's weights are NaN, and for masks that allow nothing or have another shape
         """
         device = self.model.slot_ids.device
         if state is None:
             tokens = self.tokenizer.first_step(observation)
-            memory = self.model.initial_state(len(observation))
+            memory = self.model.initial_state(len(tokens))
         else:
             memory, actions = state
             tokens = np.concatenate([actions, self.tokenizer.encode_observation(observation)], axis=-1)
             if episode_start is not None:
                 tokens[episode_start, : self.tokenizer.action_slots] = RESET
         hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
-        legal = check_masks(action_masks, self.distribution.choices, len(observation), device)
+        legal = check_masks(action_masks, self.distribution.choices, len(tokens), device)
         drawn, _ = self.distribution.proba_distribution(hidden, belief, legal, memory.tables).draw(greedy=deterministic)
         actions = drawn.cpu().numpy()
         return self.tokenizer.decode_action(actions), (memory, actions)

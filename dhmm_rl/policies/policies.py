@@ -1,5 +1,6 @@
 """DHMM-GPT2 as the policy of stock SB3 algorithms."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
-from dhmm_rl.policies.distribution import ActionTokens
+from dhmm_rl.policies.distribution import ActionTokens, refuse_unusable
 from dhmm_rl.tokens import Tokenizer
 
 
@@ -68,10 +69,11 @@ class DHMMPolicy(ActorCriticPolicy):
     :param observation_space: of a token stream
     :param action_space: the environment's
     :param lr_schedule: learning rate
-    :param net_arch: the critic's layers, e.g. ``dict(vf=[64])``
+    :param net_arch: the critic's layers, as ``[64]`` or ``dict(vf=[64])``. The actor has none: it is the language model
     :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`
     :param action_head: ``tokens``, or for Box actions ``gaussian``: a diagonal Gaussian on the features, as SB3's own
-    :param kwargs: the rest of what ``ActorCriticPolicy`` takes
+    :param kwargs: the rest of what ``ActorCriticPolicy`` takes, but ``use_sde=True`` and ``share_features_extractor=False``
+    :raises InputError: for a setting that this policy cannot have
     """
 
     features_extractor: DHMMFeaturesExtractor
@@ -81,7 +83,7 @@ class DHMMPolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: dict[str, list[int]] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = DHMMFeaturesExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         action_head: str = "tokens",
@@ -94,11 +96,17 @@ class DHMMPolicy(ActorCriticPolicy):
         self.action_head = action_head
         if kwargs.pop("use_sde", False):
             raise InputError("DHMMPolicy chooses action tokens; gSDE (use_sde=True) is for Gaussian actions")
+        if not kwargs.get("share_features_extractor", True):
+            raise InputError("DHMMPolicy's actor and critic share one language model; share_features_extractor=False is not possible")
+        if not issubclass(features_extractor_class, DHMMFeaturesExtractor):
+            raise InputError(
+                f"DHMMPolicy reads token streams by a DHMMFeaturesExtractor, not by a {features_extractor_class.__name__}"
+            )
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
-            net_arch={"pi": [], "vf": (net_arch or {}).get("vf", [64])},
+            net_arch={"pi": [], "vf": _critic_layers(net_arch)},
             ortho_init=False,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
@@ -144,7 +152,9 @@ class DHMMPolicy(ActorCriticPolicy):
             assert isinstance(self.action_dist, DiagGaussianDistribution)
             if masks is not None:
                 raise InputError("action masks are for action tokens; action_head = 'gaussian' cannot obey them")
-            return self.action_dist.proba_distribution(self.action_net(features), self.log_std)
+            mean = self.action_net(features)
+            refuse_unusable(~(mean + self.log_std + self.log_std.exp()).isfinite())
+            return self.action_dist.proba_distribution(mean, self.log_std)
         model = self.language_model
         shape = model.chain.shape if model.chain is not None else (0, 0)
         hidden, belief = features[:, None, : model.embed_size], features[:, None, model.embed_size :]
@@ -173,6 +183,19 @@ class DHMMPolicy(ActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"action_head": self.action_head}
 
+
+def _critic_layers(net_arch: list[Any] | dict[str, list[int]] | None) -> list[int]:
+    """The critic's layers of what SB3 takes as ``net_arch``: one list for actor and critic, or a dictionary of one for each."""
+    if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):  # as SB3 took it before 1.8
+        net_arch = net_arch[0]
+    if not isinstance(net_arch, dict):
+        return [64] if net_arch is None else net_arch
+    if net_arch.get("pi"):
+        warnings.warn(f"net_arch['pi'] = {net_arch['pi']} has no effect: {NO_ACTOR_LAYERS}", stacklevel=2)
+    return net_arch.get("vf", [64])
+
+
+NO_ACTOR_LAYERS = "the actor of DHMMPolicy is the language model read at its action slots, and has no layers of its own"
 
 for _algorithm in (PPO, A2C):
     _algorithm.policy_aliases["DHMMPolicy"] = DHMMPolicy

@@ -100,7 +100,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def add_step(
         self,
-        tokens: NDArray[Any],
+        tokens: Tensor,
         action: Tensor,
         reward: NDArray[Any],
         episode_start: NDArray[Any],
@@ -114,7 +114,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param tokens: of the step that the action answers, (N, C)
         :param action: as the policy evaluates it, (N, A)
         """
-        self.tokens[self.burn_in + self.pos] = tokens
+        self.tokens[self.burn_in + self.pos] = tokens.cpu().numpy()
         self.actions[self.pos] = action.cpu().numpy()
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start

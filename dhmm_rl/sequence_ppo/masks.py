@@ -2,11 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
+
+from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of
 
 
 class WithActionMasks:
@@ -24,13 +25,22 @@ class WithActionMasks:
         self.model, self.env, self.masked = model, env, is_masking_supported(env)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "model" not in vars(self):  # while a copy or a pickle of this is made
+            raise AttributeError(name)
         return getattr(self.model, name)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        """Legal actions and the state for the next call; see :meth:`SequencePolicy.predict`."""
-        masks = {"action_masks": np.asarray(get_action_masks(self.env), dtype=bool)} if self.masked else {}
+        """
+        Legal actions and the state for the next call; see :meth:`SequencePolicy.predict`.
+
+        :raises InputError: for masks that cannot be read, or forbid everything
+        """
+        masks = {}
+        if self.masked:
+            choices = choices_of(self.env.action_space)
+            masks["action_masks"] = checked_masks(action_masks_of(self.env), choices, self.env.num_envs)
         result: tuple[NDArray[Any], Any] = self.model.predict(observation, state, episode_start, deterministic, **masks)
         return result
 

@@ -31,6 +31,7 @@ FORGOTTEN = (
 class Acted(NamedTuple):
     """
     :param actions: for the environments
+    :param unclipped: the same before values of a Gaussian head were clipped to the action space
     :param stored: the same as the policy evaluates them: ids, or values under a Gaussian head, (N, A)
     :param values: (N,)
     :param log_prob: (N,)
@@ -38,6 +39,7 @@ class Acted(NamedTuple):
     """
 
     actions: NDArray[Any]
+    unclipped: NDArray[Any]
     stored: Tensor
     values: Tensor
     log_prob: Tensor
@@ -69,9 +71,9 @@ class SequencePolicy(DHMMPolicy):
         return len(self.language_model.blocks) * (self.language_model.window - 1)
 
     @property
-    def action_choices(self) -> int:
-        """How many choices all action fields have together: the length of a mask."""
-        return sum(self._action_tokens().choices)
+    def action_choices(self) -> list[int]:
+        """How many choices each action field has; a mask has a flag for each."""
+        return self._action_tokens().choices
 
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
         """Start from a pretrained model, which is kept as the prior if this policy keeps one."""
@@ -99,19 +101,21 @@ class SequencePolicy(DHMMPolicy):
         :param tokens: (N, C)
         :param state: of these N streams; must not be used again
         :param masks: legal choices, (N, all choices)
+        :raises InputError: when weights are NaN or infinite, and for masks that allow nothing or have another shape
         """
         features, state = self.read_step(tokens, state)
-        legal = check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
+        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
         distribution = self.distribution(features, legal, state.tables)
         if isinstance(distribution, ActionTokens):
             stored, log_prob = distribution.draw(deterministic)
-            actions = distribution.tokenizer.decode_action(stored.cpu().numpy())
+            actions = unclipped = distribution.tokenizer.decode_action(stored.cpu().numpy())
         else:
             stored = distribution.get_actions(deterministic)
             log_prob = distribution.log_prob(stored)
             space = self.action_space
-            actions = np.clip(stored.cpu().numpy().reshape(-1, *space.shape), space.low, space.high)  # type: ignore[attr-defined, misc]
-        return Acted(actions, stored, self.values(features), log_prob, state)
+            unclipped = stored.cpu().numpy().reshape(-1, *space.shape)  # type: ignore[misc]
+            actions = np.clip(unclipped, space.low, space.high)  # type: ignore[attr-defined]
+        return Acted(actions, unclipped, stored, self.values(features), log_prob, state)
 
     def read_step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Features (N, F) of one step of every stream (N, C), and the new state."""

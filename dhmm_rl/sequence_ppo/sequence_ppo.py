@@ -12,21 +12,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
-from dhmm_rl.policies import ActionTokens, as_ids
+from dhmm_rl.policies import ActionTokens, DHMMPolicy, as_ids
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.sequence_ppo.policies import SequencePolicy
 from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens.legal import action_masks_of, checked_masks
 
 ADVANTAGE_MEMORY = 0.9
 """How much of the advantages' variance so far still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
@@ -37,6 +38,11 @@ UNMASKED = (
     "EvalCallbackWithMasks is EvalCallback with masks"
 )
 
+NOT_FINITE = (
+    "{} became NaN or infinite. The minibatches in which that happened are left out of the update, so the weights stay finite, "
+    "but the agent learns nothing from them; normalize rewards with VecNormalize(env, norm_obs=False), or check the rewards"
+)
+
 
 class SequencePPO(PPO):
     """
@@ -44,10 +50,12 @@ class SequencePPO(PPO):
     steps once, in parallel, behind a burn-in.
 
     The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, the state remembers the rest). What
-    is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde``, ``sde_sample_freq``) and other rollout buffers are
-    missing. Learn on normalised returns (``VecNormalize(env, norm_obs=False)``).
+    is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde=True``) and other rollout buffers
+    (``rollout_buffer_class``, ``rollout_buffer_kwargs``) are missing. Learn on normalised returns
+    (``VecNormalize(env, norm_obs=False)``).
 
-    :param policy: ``"DHMMPolicy"``, or a subclass of :class:`SequencePolicy`
+    :param policy: ``"DHMMPolicy"``, which means the same as :class:`DHMMPolicy` and :class:`SequencePolicy`, or a subclass of
+        :class:`SequencePolicy`
     :param env: token streams
     :param n_steps: steps T of every environment between updates; no gradient reaches back further than T and the burn-in
     :param batch_size: environment steps of a minibatch: so many whole segments of ``n_steps`` as fit
@@ -72,7 +80,7 @@ class SequencePPO(PPO):
 
     def __init__(
         self,
-        policy: str | type[SequencePolicy],
+        policy: str | type[DHMMPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 2.5e-4,
         n_steps: int = 128,
@@ -86,6 +94,10 @@ class SequencePPO(PPO):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
         target_kl: float | None = None,
         pretrained: Checkpoint | str | Path | None = None,
         prior_kl: float = 0.2,
@@ -103,6 +115,12 @@ class SequencePPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         _check_batch(batch_size, n_steps)
+        if use_sde:
+            raise InputError("SequencePPO chooses action tokens or draws from a Gaussian; it has no gSDE (use_sde=True)")
+        if rollout_buffer_class not in (None, SequenceRolloutBuffer) or rollout_buffer_kwargs:
+            raise InputError(
+                "SequencePPO keeps its rollouts in a SequenceRolloutBuffer; leave out rollout_buffer_class and rollout_buffer_kwargs"
+            )
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
@@ -116,7 +134,7 @@ class SequencePPO(PPO):
             policy_kwargs.setdefault("features_extractor_kwargs", _model_settings(checkpoint))
             policy_kwargs.setdefault("keep_prior", bool(checkpoint.info.get("imitates", False)))
         super().__init__(
-            policy,
+            SequencePolicy if policy is DHMMPolicy else policy,
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
@@ -130,6 +148,7 @@ class SequencePPO(PPO):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
+            sde_sample_freq=sde_sample_freq,
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -163,6 +182,7 @@ class SequencePPO(PPO):
         """An empty buffer for the environments, and beliefs that know nothing."""
         if self.env is not None:
             self.masked = is_masking_supported(self.env)
+        self._choices = self.policy.action_choices
         gaussian = self.policy.action_head == "gaussian"
         entries = int(np.prod(self.action_space.shape or 1)) if gaussian else self.policy.language_model.action_slots
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -175,7 +195,7 @@ class SequencePPO(PPO):
             self.n_envs,
             burn_in=self.policy.burn_in,
             stored_action=(entries, np.float32 if gaussian else np.int32),
-            masked=self.policy.action_choices if self.masked else 0,
+            masked=sum(self._choices) if self.masked else 0,
         )
         fresh = self.policy.language_model.initial_state(self.n_envs)
         self._belief = self._prior_belief = fresh.belief
@@ -190,42 +210,54 @@ class SequencePPO(PPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Fill the buffer, each environment going on where it was; ``False`` when the callback asks to stop."""
+        """
+        Fill the buffer, each environment going on where it was; ``False`` when the callback asks to stop.
+
+        Callbacks read the local variables: those of SB3's ``PPO`` have its names, shapes and meanings.
+        """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
-        assert isinstance(self._last_obs, np.ndarray)
         assert self._last_episode_starts is not None
-        tokens = as_ids(torch.from_numpy(self._last_obs[:, -1])).numpy()
         policy = self.policy
         policy.set_training_mode(False)
         state = self._begin_rollout(rollout_buffer)
         callback.on_rollout_start()
-        for _ in range(n_rollout_steps):
-            masks = np.asarray(get_action_masks(env), dtype=bool).reshape(len(tokens), -1) if self.masked else None
-            acted = policy.act(torch.from_numpy(tokens).to(self.device), state, masks)
-            state = acted.state
-            new_obs, rewards, dones, infos = env.step(acted.actions)
+        n_steps = 0
+        while n_steps < n_rollout_steps:
+            assert isinstance(self._last_obs, np.ndarray)
+            action_masks = self._action_masks(env)
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)
+            tokens = as_ids(obs_tensor[:, -1])
+            acted = policy.act(tokens, state, action_masks)
+            state, log_probs, values = acted.state, acted.log_prob, acted.values[:, None]
+            actions, clipped_actions = acted.unclipped, acted.actions
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            goes_on = callback.on_step()
+
             self._update_info_buffer(infos, dones)
+            n_steps += 1
             if dones.any():
                 rewards = rewards + self._value_of_truncated(dones, infos, state)
             rollout_buffer.add_step(
-                tokens, acted.stored, rewards, self._last_episode_starts, acted.values, acted.log_prob, masks
+                tokens, acted.stored, rewards, self._last_episode_starts, acted.values, log_probs, action_masks
             )
-            assert isinstance(new_obs, np.ndarray)
-            self._last_obs, self._last_episode_starts, tokens = new_obs, dones, new_obs[:, -1]
-            callback.update_locals(locals())
-            if not callback.on_step():
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            if not goes_on:
                 return False
         with torch.no_grad():
-            features, _ = policy.read_step(torch.from_numpy(tokens).to(self.device), state)
-            last_values = policy.values(features)
-        rollout_buffer.compute_returns_and_advantage(last_values, dones)
-        if self.normalize_advantage:
-            rollout_buffer.advantages = self._normalize(rollout_buffer.advantages)
+            features, _ = policy.read_step(as_ids(obs_as_tensor(new_obs, self.device)[:, -1]), state)  # type: ignore[arg-type, call-overload]
+            values = policy.values(features)[:, None]
+        rollout_buffer.compute_returns_and_advantage(values, dones)
         rollout_buffer.prior = self._prior_log_probs(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _action_masks(self, env: VecEnv) -> NDArray[np.bool_] | None:
+        """What is legal now, (N, all choices); ``None`` without masks."""
+        return checked_masks(action_masks_of(env), self._choices, env.num_envs) if self.masked else None
 
     @torch.no_grad()
     def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:
@@ -243,7 +275,8 @@ class SequencePPO(PPO):
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
         """γ times the value of the final observation, in its state, where an episode was cut off; else 0, (N,)."""
         added = np.zeros(len(dones), dtype=np.float32)
-        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        ends = [(i, infos[i].get("terminal_observation")) for i in np.flatnonzero(dones)]
+        cut = [i for i, last in ends if last is not None and infos[i].get("TimeLimit.truncated", False)]
         if cut:
             final = torch.from_numpy(np.stack([infos[i]["terminal_observation"][-1] for i in cut])).to(self.device)
             with torch.no_grad():
@@ -258,10 +291,11 @@ class SequencePPO(PPO):
         SB3's ``PPO`` gives those of every minibatch the deviation 1. Once a task is solved they are the critic's noise and
         nothing else; blown up to 1 it throws the policy away.
         """
-        variance = float(advantages.var())
-        self._advantage_variance = max(
-            variance, ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * variance
-        )
+        variance = float(advantages.var(dtype=np.float64))  # the squares of large rewards have no room in 32 bits
+        if np.isfinite(variance):
+            self._advantage_variance = max(
+                variance, ADVANTAGE_MEMORY * self._advantage_variance + (1 - ADVANTAGE_MEMORY) * variance
+            )
         normalized: NDArray[np.float32] = (advantages - advantages.mean()) / np.float32(self._advantage_variance**0.5 + 1e-8)
         return normalized
 
@@ -299,11 +333,17 @@ class SequencePPO(PPO):
         """Update the policy on the rollout."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        buffer = self.rollout_buffer
+        if self.normalize_advantage:
+            buffer.advantages = self._normalize(buffer.advantages)
+            buffer.generator_ready = False
         warming_up = self.warming_up
         means = self._fit_critic() if warming_up else self._update()
         for name, values in means.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
-        buffer = self.rollout_buffer
+        not_finite = [name for name, values in means.items() if not np.isfinite(values).all()]
+        if not_finite:
+            warnings.warn(NOT_FINITE.format(" and ".join(f"train/{name}" for name in not_finite)), stacklevel=2)
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ("clip_range", "clip_range_vf"):
@@ -325,10 +365,12 @@ class SequencePPO(PPO):
                 with torch.no_grad():
                     features = self.policy.features(*self.policy.read_segments(samples)).flatten(0, 1)
                 value_loss = torch.nn.functional.mse_loss(self.policy.values(features), samples.returns)
+                means["value_loss"].append(value_loss.item())
+                if not np.isfinite(means["value_loss"][-1]):
+                    continue
                 optimizer.zero_grad()
                 value_loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                means["value_loss"].append(value_loss.item())
         return means
 
     def _update(self) -> dict[str, list[float]]:
@@ -342,10 +384,15 @@ class SequencePPO(PPO):
                 if self.target_kl is not None and parts["approx_kl"] > 1.5 * self.target_kl:
                     self._n_updates += 1
                     return means
+                if not np.isfinite(parts["loss"]):
+                    continue
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                if norm.isfinite():
+                    self.policy.optimizer.step()
+                else:
+                    means["gradient_norm"].append(norm.item())
             self._n_updates += 1
         return means
 
