@@ -42,12 +42,20 @@ def assert_same(ours: VecEnv, theirs: VecEnv, steps: int, seed: int = 3) -> tupl
     same_values(ours.reset(), theirs.reset())
     same_values(ours.reset_infos, theirs.reset_infos)
     terminated = truncated = 0
+    returns, lengths = np.zeros(ours.num_envs), np.zeros(ours.num_envs)
     for _ in range(steps):
         actions = sampler.integers(2, size=ours.num_envs)
         observations, rewards, dones, infos = ours.step(actions)
         other_observations, other_rewards, other_dones, other_infos = theirs.step(actions)
         same_values(observations, other_observations)
         same_values([rewards, dones], [other_rewards, other_dones])
+        returns, lengths = returns + rewards, lengths + 1
+        told = [info.pop("episode", None) for info in infos]  # a bare DummyVecEnv has no Monitor
+        for i, episode in enumerate(told):
+            assert (episode is not None) == dones[i]
+            if episode is not None:
+                assert (episode["r"], episode["l"]) == (returns[i], lengths[i])
+                returns[i] = lengths[i] = 0
         same_values(infos, other_infos)
         same_values(ours.reset_infos, theirs.reset_infos)
         cut_off = sum(info["TimeLimit.truncated"] for info in infos)

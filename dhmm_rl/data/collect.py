@@ -1,21 +1,27 @@
 """Letting a policy act, and recording what happens."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from dhmm_rl.data.rollouts import PLAIN, Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens.legal import random_actor
+from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of, random_actor
 
 Actions = NDArray[Any]
+
+NO_LAST_OBSERVATION = (
+    "the vector environment does not tell the last observation of an episode (infos have no terminal_observation), so the one "
+    "before it is recorded in its place"
+)
 
 
 @runtime_checkable
@@ -65,7 +71,8 @@ def collect(
     :param seed: of the environments and of random actions
     :param deterministic: take an SB3 policy's likeliest action
     :param progress: show a bar
-    :raises InputError: for a number of episodes or steps that is not positive, and for actions that are no arrays
+    :raises InputError: for a number of episodes or steps that is not positive, for actions that are no arrays, and for action
+        masks that cannot be read or forbid everything
     """
     if not isinstance(env.action_space, PLAIN):
         raise InputError(
@@ -90,7 +97,14 @@ def collect(
             env_steps += env.num_envs
             rows = pack(env.observation_space, observations)
             for i, recording in enumerate(running):
-                row = pack(env.observation_space, infos[i]["terminal_observation"]) if starts[i] else rows[i]
+                row = rows[i]
+                if starts[i]:
+                    last_observation = infos[i].get("terminal_observation")
+                    if last_observation is None:
+                        warnings.warn(NO_LAST_OBSERVATION, stacklevel=2)
+                        row = recording.observations[-1]
+                    else:
+                        row = pack(env.observation_space, last_observation)
                 recording.add(actions[i], row, float(rewards[i]))
                 if starts[i]:
                     if len(finished[i]) < quotas[i]:
@@ -134,11 +148,12 @@ def _actor(
     memory: tuple[Actions, ...] | None = None
     predict: Any = policy.predict
     masked = is_masking_supported(env) and "action_masks" in inspect.signature(predict).parameters
+    choices = choices_of(env.action_space)
 
     def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
         nonlocal memory
         actions: Actions
-        masks = {"action_masks": get_action_masks(env)} if masked else {}
+        masks = {"action_masks": checked_masks(action_masks_of(env), choices, env.num_envs)} if masked else {}
         actions, memory = predict(observations, state=memory, episode_start=starts, deterministic=deterministic, **masks)
         if isinstance(env.action_space, spaces.Box):
             actions = np.clip(actions, env.action_space.low, env.action_space.high)

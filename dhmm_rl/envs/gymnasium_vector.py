@@ -9,6 +9,7 @@ Shapes: N environments.
 """
 
 import importlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -51,7 +52,8 @@ class GymnasiumVecEnv(VecEnv):
     """
     A Gymnasium :class:`VectorEnv` as an SB3 :class:`VecEnv`: what SB3's own ``DummyVecEnv`` gives, in one call for all.
 
-    ``infos`` hold ``terminal_observation`` and ``TimeLimit.truncated``. A seed is seed + i for environment i where there are N
+    ``infos`` hold ``terminal_observation``, ``TimeLimit.truncated`` and, of episodes that have ended, the ``episode`` with its
+    return, length and time of SB3's ``Monitor``. A seed is seed + i for environment i where there are N
     separate ones (``SyncVectorEnv``, ``AsyncVectorEnv``), and the seed of the whole where there are not.
 
     :param env: from ``gymnasium.make_vec``, say. ``SyncVectorEnv``, ``AsyncVectorEnv`` and the NumPy-vectorised CartPole may
@@ -71,6 +73,7 @@ class GymnasiumVecEnv(VecEnv):
         self._copy = type(env.unwrapped) is not CartPoleVectorEnv and not getattr(env.unwrapped, "copy", False)
         self._actions = np.empty(0)
         self._masks: list[Any] = []
+        self._returns, self._lengths, self._began = np.zeros(env.num_envs), np.zeros(env.num_envs), time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
 
@@ -84,6 +87,8 @@ class GymnasiumVecEnv(VecEnv):
         self._reset_options()
         self.reset_infos = _by_environment(infos, self.num_envs)
         self._keep_masks(self.reset_infos)
+        self._returns[:] = 0
+        self._lengths[:] = 0
         return self._kept(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -96,8 +101,15 @@ class GymnasiumVecEnv(VecEnv):
         infos = _by_environment(vector_infos, self.num_envs)
         dones = np.asarray(terminated | truncated)
         now = infos
+        self._returns += rewards
+        self._lengths += 1
         if dones.any():
             observations = self._begin_anew(dones, observations, infos)
+            for i in np.flatnonzero(dones):
+                monitored = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": round(time.time() - self._began, 6)}
+                infos[i].setdefault("episode", monitored)
+            self._returns[dones] = 0
+            self._lengths[dones] = 0
             now = [self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
         self._keep_masks(now)
         for i, info in enumerate(infos):
@@ -130,7 +142,7 @@ class GymnasiumVecEnv(VecEnv):
     def _keep_masks(self, infos: Iterable[dict[str, Any]]) -> None:
         if self.mask_key is not None:
             try:
-                self._masks = [np.asarray(info[self.mask_key], dtype=bool) for info in infos]
+                self._masks = [info[self.mask_key] for info in infos]
             except KeyError as error:
                 raise InputError(f"infos of {self.env} hold no {self.mask_key!r}, where action masks should be") from error
 

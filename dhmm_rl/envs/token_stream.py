@@ -4,6 +4,7 @@ Any environment as a stream of tokens: one wrapper for Gymnasium environments, o
 Shapes: N environments, H steps of history, C slots.
 """
 
+import operator
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import NOTHING, Tokenizer
 
 Tokens = NDArray[Any]
@@ -26,9 +28,16 @@ class TokenSpace(spaces.Box):
 
     :param tokenizer: what makes the ids
     :param history: H
+    :raises InputError: when H is not a whole number of at least 1
     """
 
     def __init__(self, tokenizer: Tokenizer, history: int) -> None:
+        try:
+            history = operator.index(history)
+        except TypeError:
+            raise InputError(f"history is {history!r}; it must be a whole number of steps") from None
+        if history < 1:
+            raise InputError(f"history is {history}; it must be at least 1, which shows the present step alone")
         super().__init__(NOTHING, tokenizer.vocab_size - 1, (history, len(tokenizer.slots)), np.int64)
         self.tokenizer = tokenizer
 
@@ -52,7 +61,7 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         self.tokenizer = tokenizer or Tokenizer(env.observation_space, env.action_space)
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
         self.observation_space = TokenSpace(self.tokenizer, history)
-        self._steps = np.full((history, len(self.tokenizer.slots)), NOTHING)
+        self._steps = np.full(self.observation_space.shape, NOTHING)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
         """Begin an episode; its stream holds one step."""
@@ -83,7 +92,7 @@ class VecTokenStream(VecEnvWrapper):
         self.tokenizer = tokenizer or Tokenizer(venv.observation_space, venv.action_space)
         self.tokenizer.check_spaces(venv.observation_space, venv.action_space)
         super().__init__(venv, observation_space=TokenSpace(self.tokenizer, history))
-        self._steps = np.full((venv.num_envs, history, len(self.tokenizer.slots)), NOTHING)
+        self._steps = np.full((venv.num_envs, *self.observation_space.shape), NOTHING)  # type: ignore[misc]
         self._actions = np.empty(0)
 
     def reset(self) -> VecEnvObs:
@@ -104,9 +113,10 @@ class VecTokenStream(VecEnvWrapper):
         self._steps[:, -1] = self.tokenizer.next_step(self._actions, observations)
         first = self.tokenizer.first_step(observations) if dones.any() else self._steps[:, -1]
         for i in np.flatnonzero(dones):
-            final = self._steps[i].copy()
-            final[-1] = self.tokenizer.next_step(self._actions[i], infos[i]["terminal_observation"])
-            infos[i]["terminal_observation"] = final
+            if infos[i].get("terminal_observation") is not None:  # not every vector environment tells it
+                final = self._steps[i].copy()
+                final[-1] = self.tokenizer.next_step(self._actions[i], infos[i]["terminal_observation"])
+                infos[i]["terminal_observation"] = final
             self._steps[i] = NOTHING
             self._steps[i, -1] = first[i]
         return self._steps.copy(), rewards, dones, infos

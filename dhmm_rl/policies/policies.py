@@ -97,7 +97,9 @@ class DHMMPolicy(ActorCriticPolicy):
         if kwargs.pop("use_sde", False):
             raise InputError("DHMMPolicy chooses action tokens; gSDE (use_sde=True) is for Gaussian actions")
         if not kwargs.get("share_features_extractor", True):
-            raise InputError("DHMMPolicy's actor and critic share one language model; share_features_extractor=False is not possible")
+            raise InputError(
+                "DHMMPolicy's actor and critic share one language model; share_features_extractor=False is not possible"
+            )
         if not issubclass(features_extractor_class, DHMMFeaturesExtractor):
             raise InputError(
                 f"DHMMPolicy reads token streams by a DHMMFeaturesExtractor, not by a {features_extractor_class.__name__}"

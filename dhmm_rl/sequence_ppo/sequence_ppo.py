@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -119,7 +119,7 @@ class SequencePPO(PPO):
             raise InputError("SequencePPO chooses action tokens or draws from a Gaussian; it has no gSDE (use_sde=True)")
         if rollout_buffer_class not in (None, SequenceRolloutBuffer) or rollout_buffer_kwargs:
             raise InputError(
-                "SequencePPO keeps its rollouts in a SequenceRolloutBuffer; leave out rollout_buffer_class and rollout_buffer_kwargs"
+                "SequencePPO keeps rollouts in a SequenceRolloutBuffer; leave out rollout_buffer_class and its kwargs"
             )
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
@@ -225,7 +225,7 @@ class SequencePPO(PPO):
         while n_steps < n_rollout_steps:
             assert isinstance(self._last_obs, np.ndarray)
             action_masks = self._action_masks(env)
-            obs_tensor = obs_as_tensor(self._last_obs, self.device)
+            obs_tensor = torch.as_tensor(self._last_obs, device=self.device)
             tokens = as_ids(obs_tensor[:, -1])
             acted = policy.act(tokens, state, action_masks)
             state, log_probs, values = acted.state, acted.log_prob, acted.values[:, None]
@@ -247,7 +247,7 @@ class SequencePPO(PPO):
             if not goes_on:
                 return False
         with torch.no_grad():
-            features, _ = policy.read_step(as_ids(obs_as_tensor(new_obs, self.device)[:, -1]), state)  # type: ignore[arg-type, call-overload]
+            features, _ = policy.read_step(as_ids(torch.as_tensor(new_obs, device=self.device)[:, -1]), state)
             values = policy.values(features)[:, None]
         rollout_buffer.compute_returns_and_advantage(values, dones)
         rollout_buffer.prior = self._prior_log_probs(rollout_buffer)
@@ -344,7 +344,8 @@ class SequencePPO(PPO):
         not_finite = [name for name, values in means.items() if not np.isfinite(values).all()]
         if not_finite:
             warnings.warn(NOT_FINITE.format(" and ".join(f"train/{name}" for name in not_finite)), stacklevel=2)
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        values, returns = buffer.values.flatten().astype(np.float64), buffer.returns.flatten().astype(np.float64)
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ("clip_range", "clip_range_vf"):
             if getattr(self, name) is not None:

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import (
     VecMonitor,
     VecNormalize,
 )
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays, make_gymnasium_vec_env
@@ -25,6 +26,7 @@ from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
 from dhmm_rl.tokens import Tokenizer, fitting
 from dhmm_rl.tokens.fields import unflatten
+from dhmm_rl.tokens.legal import checked_masks, choices_of
 
 
 def make_envs(
@@ -101,9 +103,10 @@ def draws_pictures(env: VecEnv) -> bool:
 
 class RefuseNan(VecCheckNan):
     """
-    SB3's check for numbers that are none, in one line.
+    SB3's check for numbers that are none, in one line; and one of action masks, for all agents alike.
 
-    :raises InputError: from ``reset`` and ``step`` for an observation or reward that is NaN or infinite
+    :raises InputError: from ``reset`` and ``step`` for an observation or reward that is NaN or infinite, and for action masks
+        that cannot be read or forbid everything
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -116,6 +119,13 @@ class RefuseNan(VecCheckNan):
             where = ", ".join(f"{kind} in {of}" for of, kind in found)
             raise InputError(f"the environment gave {where}; an agent can learn from finite numbers only")
         return found
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """Call a method of every environment."""
+        results = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        if method_name == "action_masks":
+            return list(checked_masks(results, choices_of(self.action_space), len(results)))
+        return results
 
 
 def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
