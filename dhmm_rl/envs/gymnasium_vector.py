@@ -105,7 +105,7 @@ class GymnasiumVecEnv(VecEnv):
         self._lengths += 1
         if dones.any():
             observations = self._begin_anew(dones, observations, infos)
-            for i in np.flatnonzero(dones):
+            for i in np.flatnonzero(dones).tolist():
                 monitored = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": round(time.time() - self._began, 6)}
                 infos[i].setdefault("episode", monitored)
             self._returns[dones] = 0

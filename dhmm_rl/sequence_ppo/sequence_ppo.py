@@ -344,8 +344,8 @@ class SequencePPO(PPO):
         not_finite = [name for name, values in means.items() if not np.isfinite(values).all()]
         if not_finite:
             warnings.warn(NOT_FINITE.format(" and ".join(f"train/{name}" for name in not_finite)), stacklevel=2)
-        values, returns = buffer.values.flatten().astype(np.float64), buffer.returns.flatten().astype(np.float64)
-        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        predicted, returns = (array.flatten().astype(np.float64) for array in (buffer.values, buffer.returns))
+        self.logger.record("train/explained_variance", explained_variance(predicted, returns))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ("clip_range", "clip_range_vf"):
             if getattr(self, name) is not None:
