@@ -20,6 +20,7 @@ from dhmm_rl.model import load_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent
 from dhmm_rl.training.environments import make_envs, wrap
+from dhmm_rl.training.evaluation import show_numbers
 
 TEACHING = ("--episodes", "50", "--steps", "1500", "--length", "64")
 WAYS = {"warm-up and KL": {}, "neither": {"critic_warmup": 0, "prior_kl": 0.0}}
@@ -63,10 +64,12 @@ def main(args: Args) -> None:
                 with atomic_write(kept) as temporary:
                     temporary.write_text(json.dumps(found), encoding="utf-8")
             per_seed.append(json.loads(kept.read_text(encoding="utf-8"))[: args.updates + 1])
-            print(f"{way}, seed {seed}: lowest {min(per_seed[-1]):.1f}, last {per_seed[-1][-1]:.1f}", flush=True)
+            lowest, last = show_numbers(min(per_seed[-1]), per_seed[-1][-1])
+            print(f"{way}, seed {seed}: lowest {lowest}, last {last}", flush=True)
         returns[way] = np.array(per_seed)
         means = returns[way].mean(axis=0)
-        print(f"{way}: mean over seeds before PPO {means[0]:.1f}, lowest after an update {means[1:].min():.1f}\n")
+        before, lowest = show_numbers(means[0], means[1:].min())
+        print(f"{way}: mean over seeds before PPO {before}, lowest after an update {lowest}\n")
     plot(args, returns)
     print(f"plot: {args.out / 'returns.png'}")
 

@@ -8,6 +8,7 @@ from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.evaluation import show_numbers
 from dhmm_rl.training.sources import MINARI, RANDOM, Source, read_source
 
 
@@ -63,7 +64,7 @@ def main(args: Args) -> None:
     else:
         rollouts.save(args.to)
     returns = rollouts.returns
-    print(f"{rollouts}, mean return {returns.mean():.1f}")
+    print(f"{rollouts}, mean return {show_numbers(returns.mean())[0]}")
     print(f"pretrain on them: {python_command()} -m dhmm_rl.pretrain --env {args.env} --data {args.to}")
 
 

@@ -1,5 +1,6 @@
 """``python -m dhmm_rl.play``: an agent or a language model acts, to be looked at."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,18 @@ import imageio.v3 as imageio
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, reading
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.policies import LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training.agents import with_masks
 from dhmm_rl.training.environments import draws_pictures, make_envs, wrap
+from dhmm_rl.training.evaluation import GREEDY, SAMPLED, eval_limit, evaluate, show_numbers
 from dhmm_rl.training.runs import Run
 from dhmm_rl.training.saved_agents import SavedAgent, read_best
 
@@ -43,7 +44,9 @@ class Args:
     language_model: bool = False
     """The pretrained language model acts, not the agent."""
     sample: bool = False
-    """Draw actions from the policy instead of taking the likeliest."""
+    """Draw actions from the policy. Default: what the evaluation at the end of the run found better."""
+    greedy: bool = False
+    """Take the policy's likeliest actions."""
     video: Path | None = None
     """Write a video of one more episode here, .mp4 or .gif."""
     seed: int = 1000
@@ -59,6 +62,8 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     check_counts(args, "episodes")
+    if args.sample and args.greedy:
+        raise InputError("--sample draws actions, --greedy takes the likeliest; give one of them")
     if args.video is not None and args.video.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
     device = set_up(args.device, args.threads, args.seed)
@@ -69,15 +74,20 @@ def main(args: Args) -> None:
     env = wrap(make_envs(run.env.evaluated, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False)
     if saved is not None:
         env = saved.restore_normalization(env, training=False)
-    returns, lengths = evaluate_policy(
-        with_masks(actor, env), env, args.episodes, deterministic=not args.sample, return_episode_rewards=True
-    )
+    result = read_result(run)
+    greedy = not args.sample if args.sample or args.greedy or args.language_model else result.get("best_actions") != SAMPLED
+    limit = eval_limit(run.env.evaluated)
+    if limit is not None:
+        limit = result.get("eval_limit") or limit
+        print(f"note: {run.env.name} has no time limit; episodes end after {limit} steps here")
+    played = evaluate(actor, env, args.episodes, greedy=greedy, limit=limit, early=False)
     env.close()
     who = "language model" if args.language_model else run.agent.name
-    print(f"{who} on {run.env.name}: mean return {np.mean(returns):.1f} ± {np.std(returns):.1f} over {args.episodes} episodes")
-    print(f"from {np.min(returns):.1f} to {np.max(returns):.1f}; mean length {np.mean(lengths):.0f} steps")
+    print(f"{who} on {run.env.name}, {GREEDY if greedy else SAMPLED} actions: {played}")
+    lowest, highest = show_numbers(played.returns.min(), played.returns.max())
+    print(f"from {lowest} to {highest}; mean length {played.lengths.mean():.0f} steps")
     if args.video is not None:
-        frames, fps = record(run, actor, recipe, tokenizer, saved, args)
+        frames, fps = record(run, actor, recipe, tokenizer, saved, args.seed, greedy, limit)
         with atomic_write(args.video) as temporary:
             if args.video.suffix == ".gif":
                 imageio.imwrite(temporary, frames, duration=1000 / fps, loop=0)
@@ -107,13 +117,29 @@ def load_actor(
     return LanguageModelActor(model, tokenizer), None, None, None
 
 
+def read_result(run: Run) -> dict[str, Any]:
+    """
+    What a run has written about its end; nothing for one that has not ended.
+
+    :raises InputError: when it cannot be read
+    """
+    path = run.folder / "result.json"
+    if not path.is_file():
+        return {}
+    with reading(path):
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
 def record(
     run: Run,
     actor: Any,
     recipe: AgentRecipe | None,
     tokenizer: Tokenizer | None,
     saved: SavedAgent | None,
-    args: Args,
+    seed: int,
+    greedy: bool,
+    limit: int | None,
 ) -> tuple[list[NDArray[np.uint8]], float]:
     """
     Frames of one episode and how many belong to a second.
@@ -121,12 +147,12 @@ def record(
     :raises InputError: when the environment cannot be drawn
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
-    plain = make_envs(run.env.evaluated, 1, args.seed)
+    plain = make_envs(run.env.evaluated, 1, seed)
     drawn = draws_pictures(plain)
     plain.close()
     if not drawn:
         raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
-    env = make_envs(run.env.evaluated, 1, args.seed, recipe, render_mode="rgb_array")
+    env = make_envs(run.env.evaluated, 1, seed, recipe, render_mode="rgb_array")
     env = wrap(env, recipe, tokenizer, training=False)
     if saved is not None:
         env = saved.restore_normalization(env, training=False)
@@ -134,11 +160,11 @@ def record(
     observation: Any = env.reset()
     frames: list[NDArray[np.uint8]] = []
     state, start = None, np.ones(1, dtype=bool)
-    while not (frames and start[0]):
+    while not (frames and start[0]) and len(frames) != limit:
         frame = env.render()
         assert frame is not None
         frames.append(frame)
-        action, state = actor.predict(observation, state=state, episode_start=start, deterministic=not args.sample)
+        action, state = actor.predict(observation, state=state, episode_start=start, deterministic=greedy)
         observation, _, start, _ = env.step(action)
     fps = float(env.get_attr("metadata")[0].get("render_fps", 30))
     env.close()

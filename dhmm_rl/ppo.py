@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import math
 import shutil
+import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,28 +13,45 @@ from typing import Any, Literal
 import numpy as np
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.cli import run_command, set_up
+from dhmm_rl.cli import check_counts, run_command, set_up
+from dhmm_rl.data import collect
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import Checkpoint, load_checkpoint
-from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
+from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
-from dhmm_rl.training.agents import MASKED, make_agent, rollout_size, with_masks
-from dhmm_rl.training.callbacks import Clock, Evaluation, KeepCheckpoint, last_checkpoint, make_eval_callback, save_best
+from dhmm_rl.training.agents import MASKED, make_agent, rollout_size
+from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
 from dhmm_rl.training.curve import plot_curve
-from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, wrap
+from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
+from dhmm_rl.training.evaluation import (
+    ACTIONS,
+    EVAL_SHARE,
+    FIGURES,
+    FINAL_EPISODES,
+    GREEDY,
+    SAMPLED,
+    Evaluation,
+    better_actions,
+    check_share,
+    kept_random_state,
+)
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.pretraining import find_pretrained, pretrain, pretrains
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import BEST_AGENT, read_checkpoint
+from dhmm_rl.training.runs import Run, removed_if_failed
+from dhmm_rl.training.saved_agents import BEST_AGENT, read_best, read_checkpoint
 
-FINAL_EPISODES = 100
-EVAL_ENVS = 10
+PRETRAINING_SHARE = 0.5
+"""Gradient steps of pretraining take at most this share of the seconds that PPO will take."""
+SHORT_PRETRAINING = 30.0
+"""Seconds that they may always take."""
+TRIAL_STEPS = 64
+"""Random steps that a tokenizer is fitted on when an agent is only tried out."""
 SEQUENCE_ONLY = inspect.signature(SequencePPO.__init__).parameters.keys() - inspect.signature(PPO.__init__).parameters.keys()
 """Settings that SB3's PPO does not have."""
 
@@ -42,8 +62,8 @@ class Args:
     Train an agent on an environment by PPO, evaluating as it goes.
 
     The run's folder gets the best agent, a checkpoint to resume from, the evaluations, the learning curve and logs. An agent
-    whose recipe asks for pretraining starts from a pretrained language model: the newest one that python -m dhmm_rl.pretrain
-    made for this environment and fits, or else one that is pretrained first.
+    whose recipe asks for pretraining starts from a pretrained language model: one that was made before for the same
+    environment, from the same data and with the same settings, or else one that is pretrained first.
     """
 
     env: str = "CartPole-v1"
@@ -63,6 +83,15 @@ class Args:
     """Device to train on."""
     threads: int = 1
     """CPU threads. Small models are faster with one."""
+    eval_share: float = EVAL_SHARE
+    """Evaluations, those at the end included, take at most this share of the seconds of training: they then have fewer episodes
+    or come later. 'inf' sets no limit, and the numbers of episodes no longer depend on the machine's speed."""
+    eval_every: int | None = None
+    """Environment steps from one evaluation to the next. Default: the environment recipe's."""
+    eval_episodes: int | None = None
+    """The most episodes of an evaluation during training. Default: the environment recipe's."""
+    final_episodes: int = FINAL_EPISODES
+    """The most episodes of each evaluation at the end."""
     runs: Path = Path("runs")
     """Folder under which runs are kept."""
     resume: Path | None = None
@@ -76,10 +105,10 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
-    run = start(args) if args.resume is None else Run.resume(args.resume, "ppo")
+    run = start(args, device) if args.resume is None else Run.resume(args.resume, "ppo")
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
-    with run.writing():
+    with removed_if_failed(run.folder, new=args.resume is None), run.writing():
         train(run, args, device)
 
 
@@ -87,7 +116,6 @@ def train(run: Run, args: Args, device: str) -> None:
     """Train the agent of a run, from its last checkpoint if there is one, and evaluate it."""
     checkpoint = last_checkpoint(run.folder)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
-    eval_venv = make_envs(run.env.evaluated, EVAL_ENVS, run.seed + 10_000, run.agent)
     if run.agent.algorithm not in MASKED and is_masking_supported(venv):
         print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")
     pretrained = get_pretrained(run, device, not args.quiet, args.trust)
@@ -99,8 +127,6 @@ def train(run: Run, args: Args, device: str) -> None:
         tokenizer = make_tokenizer(run.env, venv)
         pretraining_steps = RANDOM_STEPS if tokenizer.report else 0
     env = wrap(venv, run.agent, tokenizer, training=True)
-    eval_env = wrap(eval_venv, run.agent, tokenizer, training=False)
-
     if checkpoint is None:
         agent = make_agent(run.agent, env, run.seed, device, pretrained)
     else:
@@ -108,29 +134,49 @@ def train(run: Run, args: Args, device: str) -> None:
         env = saved.restore_normalization(env, training=True)
         agent = saved.build(run.agent, env, run.seed)
         agent.set_random_seed(run.seed + agent.num_timesteps)
-    agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
     steps = ppo_steps(run, agent, pretraining_steps)
-    every_calls = run.env.eval_every // env.num_envs
-    evaluation = make_eval_callback(run.folder, eval_env, run.env.eval_episodes, every_calls, checkpoint, clock)
-    evaluation.n_calls = agent.num_timesteps // env.num_envs
+
+    def make_eval_env(count: int) -> VecEnv:
+        envs = make_envs(run.env.evaluated, count, run.seed + 10_000, run.agent)
+        return wrap(envs, run.agent, tokenizer, training=False)
+
+    agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
+    share = run.args.get("eval_share", EVAL_SHARE)
+    evaluation = Evaluation(
+        run.folder,
+        run.env,
+        make_eval_env,
+        clock,
+        every=run.env.eval_every,
+        episodes=run.env.eval_episodes,
+        final_episodes=run.args.get("final_episodes", FINAL_EPISODES),
+        share=math.inf if share is None else share,
+        checkpoint=checkpoint,
+    )
     agent.learn(
         steps - agent.num_timesteps,
         callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
         reset_num_timesteps=checkpoint is None,
         progress_bar=not args.quiet,
     )
-    finish(run, agent, eval_env, evaluation, pretraining_steps)
+    finish(run, agent, evaluation, pretraining_steps, device, args.trust)
 
 
-def start(args: Args) -> Run:
+def start(args: Args, device: str) -> Run:
     """
-    Make the folder of a new run, once the arguments have been checked.
+    Make the folder of a new run, once the arguments have been checked and an agent could be built.
 
-    :raises InputError: for arguments out of range
+    :raises InputError: for arguments out of range, and what :func:`try_agent` raises
     """
     if args.steps is not None and args.steps <= 0:
         raise InputError(f"steps is {args.steps}; it must be positive")
+    check_counts(args, "final_episodes")
+    check_share("eval_share", args.eval_share)
     env, agent = load_recipes(args.env, args.agent)
+    for name in ("eval_every", "eval_episodes"):
+        if getattr(args, name) is not None:
+            check_counts(args, name)
+            env = replace(env, **{name: getattr(args, name)})
     pretrained = args.pretrained
     if args.algo != "recipe":
         if not agent.reads_tokens:
@@ -145,12 +191,38 @@ def start(args: Args) -> Run:
         if pretrained not in ("auto", "none"):
             raise InputError(f"the agent {agent.name} has no language model; --pretrained is for agents that have")
         pretrained = "none"
-    if pretrained not in ("auto", "new", "none"):
-        load_checkpoint(pretrained)
+    checkpoint = load_checkpoint(pretrained) if pretrained not in ("auto", "new", "none") else None
     if pretrained == "auto":
-        found = find_pretrained(args.runs, env, agent)
+        found = find_pretrained(args.runs, env, agent, args.seed, args.steps) if pretrains(agent) else None
         pretrained = str(found) if found is not None else "new" if pretrains(agent) else "none"
-    return Run.create(args.runs, "ppo", env, agent, args.seed, {"steps": args.steps, "pretrained": pretrained})
+    try_agent(env, agent, args.seed, checkpoint, device)
+    kept = {
+        "steps": args.steps,
+        "pretrained": pretrained,
+        "eval_share": None if math.isinf(args.eval_share) else args.eval_share,
+        "final_episodes": args.final_episodes,
+    }
+    return Run.create(args.runs, "ppo", env, agent, args.seed, kept)
+
+
+def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpoint | None, device: str) -> None:
+    """
+    Build an agent on two environments and throw it away, so that what does not fit is found before anything takes long.
+
+    :raises InputError: when environments or agent cannot be made
+    """
+    if env.eval_kwargs:
+        make_envs(env.evaluated, 1, seed, agent).close()
+    venv = make_envs(env if env.vectorization != "subproc" else replace(env, vectorization="dummy"), 2, seed, agent)
+    tokenizer = pretrained.tokenizer if pretrained is not None else None
+    if agent.reads_tokens and tokenizer is None:
+        tokenizer = plain_tokenizer(env, venv)
+        if tokenizer.unfitted:
+            tokenizer = tokenizer.fit(collect(venv, episodes=2, imitate=False, max_steps=TRIAL_STEPS, env_id=env.id, seed=seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batches that do not fit two environments
+        make_agent(agent, wrap(venv, agent, tokenizer, training=True), seed, device, pretrained)
+    venv.close()
 
 
 def get_pretrained(run: Run, device: str, progress: bool, trust: bool) -> Checkpoint | None:
@@ -160,15 +232,44 @@ def get_pretrained(run: Run, device: str, progress: bool, trust: bool) -> Checkp
         return None
     if not run.language_model.exists():
         if source == "new":
-            pretrain(run, device=device, progress=progress, trust=trust)
+            pretrain(
+                run,
+                budget=run.args["steps"],
+                allow=lambda tokenizer, needed: allow_pretraining(run, tokenizer, needed, device),
+                device=device,
+                progress=progress,
+                trust=trust,
+            )
         else:
             with atomic_write(run.language_model) as temporary:
                 shutil.copyfile(source, temporary)
-            print(f"starting from {source}")
+            print(f"starting from {source}; --pretrained new would pretrain again")
     checkpoint = load_checkpoint(run.language_model)
     if checkpoint.tokenizer is None:
         raise InputError(f"{source} was trained on flat sequences; an agent needs a model of an environment's streams")
     return checkpoint
+
+
+def allow_pretraining(run: Run, tokenizer: Tokenizer, needed: float, device: str) -> float:
+    """
+    Seconds that gradient steps of pretraining may take: a share of those that PPO will take.
+
+    One rollout and one update of an agent that is thrown away tell how long PPO takes.
+
+    :param needed: by all steps; it is allowed without asking when it is short
+    """
+    if needed <= SHORT_PRETRAINING:
+        return needed
+    with kept_random_state(), warnings.catch_warnings():
+        venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
+        agent = make_agent(run.agent, wrap(venv, run.agent, tokenizer, training=True), run.seed, device, None)
+        size = rollout_size(agent)
+        began = time.perf_counter()
+        agent.learn(size)
+        seconds = time.perf_counter() - began
+        venv.close()
+    steps = run.args["steps"] or run.agent.budget or run.env.budget
+    return max(PRETRAINING_SHARE * seconds * steps / size, SHORT_PRETRAINING)
 
 
 def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int:
@@ -188,17 +289,23 @@ def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int
     return rollouts * rollout_size(agent)
 
 
-def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluation, pretraining_steps: int) -> None:
-    """Evaluate the final agent at length, keep it if it is the best, plot, and say where everything is."""
+def finish(
+    run: Run, agent: OnPolicyAlgorithm, evaluation: Evaluation, pretraining_steps: int, device: str, trust: bool
+) -> None:
+    """Evaluate the last agent and the best one, keep the better, plot, and say where everything is."""
     seconds = evaluation.clock.training
-    assert agent.env is not None
-    sync_envs_normalization(agent.env, env)
-    returns, _ = evaluate_policy(with_masks(agent, env), env, FINAL_EPISODES, return_episode_rewards=True)
-    assert isinstance(returns, list)
-    final = float(np.mean(returns))
-    if final >= evaluation.best_mean_reward:
+    last = {name: evaluation.evaluate_last(agent, name == GREEDY, FIGURES - i) for i, name in enumerate(ACTIONS)}
+    best, best_steps = last, agent.num_timesteps
+    if evaluation.best is not None and np.mean(evaluation.returns[evaluation.best]) > last[GREEDY].mean:
+        saved = read_best(run.folder, device, trust)
+        kept = {
+            name: evaluation.evaluate_best(saved, run.agent, name == GREEDY, FIGURES - 2 - i) for i, name in enumerate(ACTIONS)
+        }
+        if max(found.mean for found in kept.values()) > max(found.mean for found in last.values()):
+            best, best_steps = kept, evaluation.timesteps[evaluation.best]
+    if best is last:
         save_best(agent, run.folder)
-    means = [float(np.mean(results)) for results in evaluation.evaluations_results]
+    actions = better_actions(best[GREEDY], best[SAMPLED])
     result: dict[str, Any] = {
         "env": run.env.name,
         "agent": run.agent.name,
@@ -207,30 +314,49 @@ def finish(run: Run, agent: OnPolicyAlgorithm, env: VecEnv, evaluation: Evaluati
         "ppo_steps": agent.num_timesteps,
         "training_seconds": seconds,
         "evaluation_seconds": evaluation.clock.evaluating,
-        "eval_steps": [pretraining_steps + step for step in evaluation.evaluations_timesteps],
-        "eval_returns": means,
+        "eval_steps": [pretraining_steps + step for step in evaluation.timesteps],
+        "eval_returns": [float(np.mean(returns)) for returns in evaluation.returns],
         "eval_seconds": evaluation.clock.marks,
-        "final_return": final,
-        "final_return_std": float(np.std(returns)),
+        "eval_limit": evaluation.limit,
+        "final_return": last[GREEDY].mean,
+        "final_return_std": last[GREEDY].std,
+        "final_episodes": len(last[GREEDY].returns),
+        "final_sampled_return": last[SAMPLED].mean,
+        "final_sampled_return_std": last[SAMPLED].std,
+        "final_sampled_episodes": len(last[SAMPLED].returns),
+        "best_return": best[actions].mean,
+        "best_return_std": best[actions].std,
+        "best_episodes": len(best[actions].returns),
+        "best_steps": pretraining_steps + best_steps,
+        "best_actions": actions,
     }
-    plot_curve(run, result, evaluation.evaluations_results)
+    plot_curve(run, result, evaluation.returns)
     with atomic_write(run.folder / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     total = pretraining_steps + agent.num_timesteps
     print(
-        f"\n{run.agent.name} on {run.env.name}: mean return {final:.1f} ± {np.std(returns):.1f} over {FINAL_EPISODES} episodes"
-    )
-    print(
-        f"after {total} environment steps ({pretraining_steps} of them before PPO),"
+        f"\n{run.agent.name} on {run.env.name}: {total} environment steps ({pretraining_steps} of them before PPO),"
         f" {seconds:.0f} s of training and {evaluation.clock.evaluating:.0f} s of evaluation"
     )
+    for name in ACTIONS:
+        print(f"last agent, {name} actions: {last[name]}")
+    if best is last:
+        print(f"best agent: the last one; play takes its {actions} actions")
+    else:
+        for name in ACTIONS:
+            print(f"best agent, of step {pretraining_steps + best_steps}, {name} actions: {best[name]}")
+        print(f"play takes the best agent and its {actions} actions")
     if run.env.solved_at is not None:
-        print(f"solved at {run.env.solved_at:g}: {'yes' if final >= run.env.solved_at else 'no'}")
+        means = {"last": last[GREEDY].mean, "best": best[actions].mean}
+        solved = [f"{'yes' if mean >= run.env.solved_at else 'no'} ({which} agent)" for which, mean in means.items()]
+        print(f"solved at {run.env.solved_at:g}: {', '.join(solved)}")
     print(f"learning curve: {run.folder / 'curve.png'}")
     print(f"best agent:     {run.folder / BEST_AGENT}")
-    video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(env) else ""
+    assert evaluation.env is not None
+    video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(evaluation.env) else ""
     print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}")
+    evaluation.close()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.pretraining import pretrain, training_settings
-from dhmm_rl.training.runs import Run
+from dhmm_rl.training.runs import Run, removed_if_failed
 from dhmm_rl.training.sources import Source, check_top
 
 
@@ -39,6 +39,8 @@ class Args:
     """Episodes to collect from each source that is not read. Default: the agent recipe's."""
     steps: int | None = None
     """The most gradient steps; training stops sooner when the held-out loss stops falling. Default: the agent recipe's."""
+    max_seconds: float | None = None
+    """Take no more gradient steps than fit in this time, judged by the first ones. Default: no limit."""
     length: int | None = None
     """Steps in a training window. A model that is to act by itself carries its belief through whole episodes, so let it see
     long windows: 64 rather than 16. Default: the agent recipe's."""
@@ -74,20 +76,24 @@ def main(args: Args) -> None:
         for source in data:
             Source.parse(source)
         check_top(args.top)
+        if args.max_seconds is not None and not args.max_seconds > 0:
+            raise InputError(f"max_seconds is {args.max_seconds:g}; it must be positive")
         kept = {"data": data, "top": args.top, "episodes": args.episodes, "changes": changes, "env": args.env}
-        kept["agent"] = args.agent
+        kept |= {"agent": args.agent, "max_seconds": args.max_seconds}
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
         run = Run.resume(args.resume, "pretrain")
         if run.language_model.exists():
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
-    with run.writing():
+    seconds = run.args.get("max_seconds")
+    with removed_if_failed(run.folder, new=args.resume is None), run.writing():
         checkpoint = pretrain(
             run,
             run.args["data"],
             episodes=run.args["episodes"],
             top=run.args.get("top"),
             settings=training_settings(run.agent, **run.args["changes"]),
+            allow=None if seconds is None else lambda tokenizer, needed: seconds,
             device=device,
             progress=not args.quiet,
             trust=args.trust,

@@ -115,7 +115,8 @@ def test_every_algorithm_is_trained_and_played(env: str, agent: str, algo: str, 
 def test_the_same_seed_gives_the_same_run(finished: Path) -> None:
     results = []
     for seed, root in ((7, "x"), (7, "y"), (8, "z")):
-        run(finished, "ppo", "--agent", "short.toml", "--steps", 256, "--seed", seed, "--runs", root)
+        arguments = ["--agent", "short.toml", "--steps", 256, "--seed", seed, "--runs", root]
+        run(finished, "ppo", *arguments, "--eval-share", "inf", "--final-episodes", 10)  # whatever the machine's speed
         results.append(json.loads((finished / root / "CartPole-v1/short/1/result.json").read_text()))
         for name in ("training_seconds", "evaluation_seconds", "eval_seconds", "seed"):
             del results[-1][name]
@@ -165,7 +166,7 @@ def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> Non
 
 def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
     agent.write_text(SHORT.replace("steps = 20", "steps = 400"))
-    arguments = ["--agent", str(agent), "--steps", "8192"]
+    arguments = ["--agent", str(agent), "--steps", "8192", "--eval-share", "inf"]
     with subprocess.Popen(command("ppo", *arguments), cwd=tmp_path, start_new_session=True, text=True) as process:
         kill_when(process, tmp_path, "runs/CartPole-v1/short/1/training.pt")
     folder = tmp_path / "runs/CartPole-v1/short/1"

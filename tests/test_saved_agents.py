@@ -15,7 +15,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Checkpoint
 from dhmm_rl.recipes import AgentRecipe, load_recipes
 from dhmm_rl.training.agents import make_agent
-from dhmm_rl.training.callbacks import Clock, KeepBest, KeepCheckpoint, last_checkpoint
+from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.training.runs import Run
 from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, SavedAgent, read_best, read_checkpoint, save_agent
@@ -123,9 +123,7 @@ def test_what_is_kept_of_the_best_agent_and_of_a_checkpoint_is_one_file_of_one_s
     assert folder.name == "96"
     again = restored(read_checkpoint(folder, "cpu"), name, recipe)
     np.testing.assert_equal((weights(again), statistics(again.env)), seen[96])
-    best = KeepBest(tmp_path)
-    best.init_callback(agent)
-    best.on_step()
+    save_best(agent, tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
     again = restored(read_best(tmp_path, "cpu"), name, recipe)
     np.testing.assert_equal((weights(again), statistics(again.env)), (weights(agent), statistics(agent.env)))

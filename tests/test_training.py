@@ -14,10 +14,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.recipes import load_recipes
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.training import language_model
-from dhmm_rl.training.callbacks import Clock, make_eval_callback
+from dhmm_rl.training.callbacks import Clock
 from dhmm_rl.training.environments import restore_normalization
+from dhmm_rl.training.evaluation import Evaluation
 from dhmm_rl.training.language_model import (
     Trained,
     TrainingSettings,
@@ -152,12 +154,13 @@ def test_diverging_is_said(rollouts: Rollouts, tmp_path: Path) -> None:
 
 def test_files_of_a_run_that_are_cut_short_are_named(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", 1))
+    recipe, _ = load_recipes("CartPole-v1", "mlp")
     for name in ("clock.json", "evaluations.npz", "vecnormalize.pkl"):
         (tmp_path / name).write_bytes(b"{")
     with pytest.raises(InputError, match=r"clock.json cannot be read"):
         Clock(tmp_path)
     with pytest.raises(InputError, match=r"evaluations.npz cannot be read"):
-        make_eval_callback(tmp_path, env, 1, 1, tmp_path, Clock())
+        Evaluation(tmp_path, recipe, lambda count: env, Clock(), every=1, episodes=1, checkpoint=tmp_path)
     with pytest.raises(InputError, match=r"vecnormalize.pkl cannot be read"):
         restore_normalization(env, tmp_path / "vecnormalize.pkl", training=True)
     with pytest.raises(InputError, match=r"there is no .*gone.pkl"):

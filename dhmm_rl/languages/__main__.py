@@ -24,6 +24,7 @@ from dhmm_rl.training.languages import (
     train_on_language,
     write_pictures,
 )
+from dhmm_rl.training.runs import removed_if_failed
 
 
 @dataclass
@@ -99,7 +100,7 @@ def main(args: Args) -> None:
         run = LanguageRun.open(args.resume)
         if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
-    with run.writing():
+    with removed_if_failed(run.folder, new=args.resume is None), run.writing():
         _train(run, device, not args.quiet)
 
 

@@ -20,23 +20,23 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
     """
     Write ``curve.png``: mean return and its quartiles over the episodes of each evaluation, against environment steps.
 
-    :param result: with ``eval_steps``, ``pretraining_steps``
+    :param result: with ``eval_steps``, ``pretraining_steps``, ``final_return``
     :param returns: of every episode of every evaluation
     """
     with drawn(run.folder / "curve.png", SIZE) as figure:
         axes = figure.add_subplot()
         steps = result["eval_steps"]
         if steps:
-            lower, upper = np.percentile(returns, [25, 75], axis=1)
+            lower, upper = np.array([np.percentile(one, [25, 75]) for one in returns]).T
             axes.fill_between(steps, lower, upper, alpha=0.25, linewidth=0, label="middle half of the episodes")
-            axes.plot(steps, np.mean(returns, axis=1), marker=".", label="mean of an evaluation")
+            axes.plot(steps, [np.mean(one) for one in returns], marker=".", label="mean of an evaluation")
         axes.plot(
             result["pretraining_steps"] + result["ppo_steps"],
             result["final_return"],
             marker="*",
             markersize=12,
             linestyle="none",
-            label="final agent, 100 episodes",
+            label=f"last agent, {result['final_episodes']} episodes",
         )
         if run.env.solved_at is not None:
             axes.axhline(run.env.solved_at, color="grey", linestyle=":", label=f"solved at {run.env.solved_at:g}")

@@ -7,6 +7,7 @@ Shapes: C slots.
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -66,10 +67,11 @@ class TrainingSettings:
     """AdamW's, on matrices of the transformer."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened."""
-    eval_every: int = 100
-    """Gradient steps from one look at the held-out episodes to the next; a checkpoint is written each time."""
+    eval_every: int | None = None
+    """Gradient steps from one evaluation on the held-out episodes to the next; a checkpoint is written each time. Default: a
+    twentieth of the steps, or as many as there are batches of held-out episodes if that is more."""
     patience: int = 5
-    """Stop after so many looks without a lower held-out loss."""
+    """Early-stopping patience, in evaluations."""
     held_out: float = 0.1
     """Share of the episodes that are held out."""
     dither: bool = True
@@ -78,8 +80,9 @@ class TrainingSettings:
     def check(self) -> None:
         """:raises InputError: for a setting out of its range"""
         for name in ("steps", "batch_size", "length", "eval_every", "patience", "learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} of pretraining is {getattr(self, name)}; it must be positive")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} of pretraining is {value}; it must be positive")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out of pretraining is {self.held_out}; it is a share between 0 and 1")
 
@@ -127,39 +130,38 @@ def train_language_model(
     settings.check()
     state = _State(model, settings, folder / STATE)
     state.resume()
-    device = model.slot_ids.device
+    every = settings.eval_every or max(settings.steps // 20, math.ceil(len(held_out.tiles()) / settings.batch_size))
     stream = _batches(train_set, settings.batch_size, seed, state.step)
     bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=None if progress else True)
+
+    def look() -> None:
+        held_out_loss, bits = evaluate_language_model(model, held_out, settings.batch_size)
+        if not math.isfinite(held_out_loss):
+            raise InputError(f"training diverged: the held-out loss is {held_out_loss}; a lower learning rate would help")
+        state.keep(held_out_loss, bits)
+        bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
+        logger.record("pretrain/steps", state.step, exclude="tensorboard")
+        logger.record("pretrain/held_out_loss", held_out_loss)
+        logger.record("pretrain/learning_rate", learning_rate(max(state.step - 1, 0), settings))
+        for slot, value in zip(model.slots, bits, strict=True):
+            if not math.isnan(value):
+                logger.record(f"bits/{slot.name}", value)
+        for name, value in ({} if figures is None else figures()).items():
+            logger.record(name, value)
+        logger.dump(state.step)
+        state.save()
+
+    if not state.best_weights:
+        look()  # before the first step: a model that only gets worse is then seen as such
     while state.step < settings.steps and state.stale < settings.patience:
-        model.train()
-        batch = Batch(*(part.to(device) for part in next(stream)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed_precision(device)):
-            loss = model(batch.input_ids, batch.labels, weights=batch.weights, position_ids=batch.position_ids).loss
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        state.optimizer.step()
+        loss = _gradient_step(model, next(stream), state.optimizer, settings)
         state.step += 1
         bar.update()
-        logger.record_mean("pretrain/loss", float(loss.detach()))
-        if state.step % settings.eval_every == 0 or state.step == settings.steps:
-            held_out_loss, bits = evaluate_language_model(model, held_out, settings.batch_size)
-            if not math.isfinite(held_out_loss):
-                raise InputError(f"training diverged: the held-out loss is {held_out_loss}; a lower learning rate would help")
-            state.keep(held_out_loss, bits)
-            bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
-            logger.record("pretrain/steps", state.step, exclude="tensorboard")
-            logger.record("pretrain/held_out_loss", held_out_loss)
-            logger.record("pretrain/learning_rate", learning_rate(state.step - 1, settings))
-            for slot, value in zip(model.slots, bits, strict=True):
-                if not math.isnan(value):
-                    logger.record(f"bits/{slot.name}", value)
-            for name, value in ({} if figures is None else figures()).items():
-                logger.record(name, value)
-            logger.dump(state.step)
-            state.save()
+        logger.record_mean("pretrain/loss", loss)
+        if state.step % every == 0 or state.step == settings.steps:
+            look()
     bar.close()
     model.load_state_dict(state.best_weights)
     model.eval()
@@ -174,6 +176,39 @@ def steps_done(folder: Path) -> int:
     """
     path = folder / STATE
     return int(load_torch(path, _FORMAT)["step"]) if path.exists() else 0
+
+
+def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> float:
+    """Take one step and return the loss before it."""
+    model.train()
+    device = model.slot_ids.device
+    batch = Batch(*(part.to(device) for part in batch))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed_precision(device)):
+        loss = model(batch.input_ids, batch.labels, weights=batch.weights, position_ids=batch.position_ids).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def seconds_per_step(model: DHMMGPT2, train_set: Windows, settings: TrainingSettings, tries: int = 3) -> float:
+    """
+    Measure how long a gradient step takes, on a copy of the model: the fastest of a few.
+
+    Time in which other processes had the CPU does not count, so that a busy machine measures about the same.
+    """
+    copied = deepcopy(model)
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=0.0)
+    stream = _batches(train_set, settings.batch_size, 0, 0)
+    seconds = []
+    with torch.random.fork_rng():
+        for _ in range(tries):
+            batch = next(stream)
+            began = time.perf_counter(), time.process_time()
+            _gradient_step(copied, batch, optimizer, settings)
+            seconds.append(min(time.perf_counter() - began[0], time.process_time() - began[1]))
+    return min(seconds)
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,22 @@ from numpy.typing import NDArray
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, reading
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import ROWS, by_array, table
+from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, by_array, table
 from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
-from dhmm_rl.training.language_model import Trained, TrainingSettings, frequency_bits, steps_done, train_language_model
+from dhmm_rl.training.language_model import (
+    Trained,
+    TrainingSettings,
+    Windows,
+    frequency_bits,
+    seconds_per_step,
+    steps_done,
+    train_language_model,
+)
 from dhmm_rl.training.logs import make_logger
 from dhmm_rl.training.runs import Run, pretraining_runs
 from dhmm_rl.training.sources import RANDOM, Part, Source, gather
@@ -40,6 +49,8 @@ def pretrain(
     episodes: int | None = None,
     top: float | None = None,
     settings: TrainingSettings | None = None,
+    budget: int | None = None,
+    allow: Callable[[Tokenizer, float], float] | None = None,
     device: str = "cpu",
     progress: bool = False,
     trust: bool = False,
@@ -49,18 +60,20 @@ def pretrain(
 
     :param run: whose folder takes the rollouts, the logs and the checkpoint
     :param data: sources of rollouts, as :meth:`Source.parse` reads them; when there are none the agent recipe's, or random ones
-    :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the environment's budget
-        at the most
+    :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the budget at the most
     :param top: imitate only this share of the episodes, those of the highest returns
     :param settings: of the training; the agent recipe's when ``None``
+    :param budget: environment steps of the run; the environment recipe's when ``None``
+    :param allow: from the tokenizer and the seconds that all gradient steps would take to the seconds that they may take; there
+        are fewer steps if that is less
     :param trust: read teachers' zips, which can run code
     :return: the checkpoint
     :raises InputError: for data that cannot be used
     """
     if not run.agent.reads_tokens:
         raise InputError(f"the agent {run.agent.name} has no language model to pretrain; dhmm-gpt2 has")
-    settings = settings or training_settings(run.agent)
-    settings.check()
+    training = settings or training_settings(run.agent)
+    training.check()
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
     plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
@@ -70,13 +83,13 @@ def pretrain(
         run.folder,
         n_envs=run.agent.n_envs,
         episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
-        max_steps=int(RANDOM_SHARE * run.env.budget) if episodes is None else None,
+        max_steps=random_steps(run.env, budget) if episodes is None else None,
         top=top,
         seed=run.seed,
         progress=progress,
         trust=trust,
     )
-    splits = [split(rollouts, settings.held_out, run.seed) for rollouts, _ in parts]
+    splits = [split(rollouts, training.held_out, run.seed) for rollouts, _ in parts]
     if not any(len(rest) for _, rest in splits):
         raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
     some = sample(parts)
@@ -90,7 +103,7 @@ def pretrain(
             StreamWindows(
                 part.rollouts,
                 tokenizer,
-                settings.length,
+                training.length,
                 episodes=episodes,
                 field_weights=run.agent.pretrain.get("field_weights"),
                 weight=part.weight if held_out else 1.0,  # of a loss; training shows them more often instead
@@ -100,19 +113,23 @@ def pretrain(
         ]
         return sets[0] if len(sets) == 1 else MixedWindows(sets, [part.weight for part, _ in chosen])
 
-    train_set = windows(held_out=False, dither=run.seed if settings.dither else None)
+    train_set = windows(held_out=False, dither=run.seed if training.dither else None)
     held_out = windows(held_out=True)
 
     torch.manual_seed(run.seed)
     model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
+    if allow is not None:
+        training = fit_in_time(run, model, train_set, training, partial(allow, tokenizer))
     logger = make_logger(run.folder, "pretrain", steps_done(run.folder))
     prepared = time.perf_counter() - began
     try:
         trained = train_language_model(
-            model, train_set, held_out, settings, folder=run.folder, logger=logger, seed=run.seed, progress=progress
+            model, train_set, held_out, training, folder=run.folder, logger=logger, seed=run.seed, progress=progress
         )
     finally:
         logger.close()
+    if trained.best_step == 0:
+        print("note: pretraining did not lower the held-out loss, so the model is left untrained; more episodes would help")
     baseline = frequency_bits(windows(held_out=False), held_out, model.slot_ids)
     if progress:
         print(report(model, trained, baseline))
@@ -135,20 +152,97 @@ def pretrains(agent: AgentRecipe) -> bool:
     return bool(agent.pretrain) and agent.pretrain.get("episodes", DEFAULT_EPISODES) > 0
 
 
-def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe) -> Path | None:
-    """The newest checkpoint of ``python -m dhmm_rl.pretrain`` that fits the recipes of an environment and an agent."""
-    for path in pretraining_runs(root, env):
+def random_steps(env: EnvRecipe, budget: int | None = None) -> int:
+    """Environment steps that random rollouts take at the most when nobody says how many episodes."""
+    return max(int(RANDOM_SHARE * (budget or env.budget)), RANDOM_STEPS)
+
+
+def fit_in_time(
+    run: Run, model: DHMMGPT2, train_set: Windows, settings: TrainingSettings, allow: Callable[[float], float]
+) -> TrainingSettings:
+    """
+    As many gradient steps as the time allows, on a schedule for that number.
+
+    The number is decided once and kept in the run, so a resumed run takes the same one.
+
+    :param allow: from the seconds that all steps would take to the seconds that they may take
+    """
+    kept = run.folder / "pretraining.json"
+    if not kept.exists():
+        step = seconds_per_step(model, train_set, settings)
+        needed = step * settings.steps
+        allowed = allow(needed)
+        steps = min(settings.steps, max(int(allowed / step), 1))
+        if steps < settings.steps:
+            print(
+                f"note: {settings.steps} gradient steps of pretraining would take {needed:.0f} s; {steps} of them fit in the"
+                f" {allowed:.0f} s allowed. python -m dhmm_rl.pretrain takes them all, ppo --pretrained PATH starts from that"
+            )
+        with atomic_write(kept) as temporary:
+            temporary.write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
+    with reading(kept):
+        steps = int(json.loads(kept.read_text(encoding="utf-8"))["steps"])
+    return replace(
+        settings, steps=steps, warmup=min(settings.warmup, max(steps // 4, 1)) if steps < settings.steps else settings.warmup
+    )
+
+
+def asked_for(
+    env: EnvRecipe, agent: AgentRecipe, args: dict[str, Any] | None = None, budget: int | None = None
+) -> dict[str, Any]:
+    """
+    What a pretrained language model depends on, by name, as it reads back from JSON.
+
+    :param args: those of a run of ``python -m dhmm_rl.pretrain``
+    :param budget: environment steps of the run, if not the environment recipe's
+    """
+    args = args or {}
+    settings = training_settings(agent, **args.get("changes", {}))
+    episodes = args.get("episodes")
+    asked = {
+        "environment": [env.id, env.kwargs, env.wrappers],
+        "tokens": env.tokens,
+        "model": agent.model,
+        "data": args.get("data") or agent.pretrain.get("data", [RANDOM]),
+        "top": args.get("top"),
+        "episodes": agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
+        "random steps": random_steps(env, budget) if episodes is None else None,
+        "field weights": agent.pretrain.get("field_weights"),
+        "training": asdict(settings),
+        "time limit": args.get("max_seconds"),
+    }
+    read: dict[str, Any] = json.loads(json.dumps(asked))
+    return read
+
+
+def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe, seed: int, budget: int | None = None) -> Path | None:
+    """
+    The newest language model that was pretrained just as these recipes ask for.
+
+    :param seed: of the run; a model that another run of PPO pretrained has the same seed, one of ``python -m dhmm_rl.pretrain``
+        may have any
+    :param budget: environment steps of the run, if not the environment recipe's
+    """
+    others = []
+    for run in pretraining_runs(root, env):
+        of_ppo = run.command == "ppo"
+        if of_ppo and (run.args.get("pretrained") != "new" or run.seed != seed):
+            continue
+        wanted = asked_for(env, agent, budget=budget if of_ppo else None)
         try:
-            checkpoint = load_checkpoint(path)
-        except InputError:  # of another version, or cut short: no reason not to pretrain anew
+            made = asked_for(run.env, run.agent, *((None, run.args.get("steps")) if of_ppo else (run.args,)))
+            checkpoint = load_checkpoint(run.language_model)
+        except (InputError, TypeError):  # of another version, or damaged
             continue
+        different = [name for name, value in wanted.items() if made[name] != value]
         tokenizer = checkpoint.tokenizer
-        if tokenizer is None or tokenizer.bins != env.tokens.get("bins", 10):
-            continue
-        if any(not _holds(tokenizer.overrides.get(name, {}), wanted) for name, wanted in env.tokens.get("fields", {}).items()):
-            continue
-        if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
-            return path
+        if not different and tokenizer is not None:
+            if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
+                return run.language_model
+            different = ["version"]
+        others.append(f"{run.language_model} (other {', '.join(different)})")
+    if others:
+        print(f"note: not started from {others[0]}, which was pretrained differently; --pretrained PATH would start from it")
     return None
 
 
@@ -162,10 +256,6 @@ def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: b
     if image_parts(tokenizer):
         some = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
         save_reconstruction(tokenizer, rollouts.observations_at(some), run.folder / "tokens.png")
-
-
-def _holds(settings: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return all(settings.get(key) == value for key, value in wanted.items())
 
 
 def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:

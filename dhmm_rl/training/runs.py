@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 
 LANGUAGE_MODEL = "pretrained.pt"
 """The pretrained language model of a run."""
-
+NO_WORK = ("run.json", ".", "tokens.", "progress_", "events.")
+"""How files begin that are not worth keeping by themselves."""
 LOCK = ".lock"
 """File that a process locks while it writes into a folder; it holds the process's number and machine."""
 
@@ -117,6 +119,21 @@ def create_folder(parent: Path, description: dict[str, Any]) -> Path:
 
 
 @contextmanager
+def removed_if_failed(folder: Path, new: bool) -> Iterator[None]:
+    """
+    Remove a run's folder when the block raises an error while the folder holds nothing but what the run is, or logs.
+
+    :param new: whether the run begins; the folder of a resumed one, which may be another process's, is left alone
+    """
+    try:
+        yield
+    except Exception:
+        if new and folder.is_dir() and all(path.is_file() and path.name.startswith(NO_WORK) for path in folder.iterdir()):
+            shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """
     Keep other processes from writing into a folder during the block, and first remove what killed ones left there.
@@ -180,11 +197,6 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def pretraining_runs(root: Path, env: EnvRecipe) -> list[Path]:
-    """Finished checkpoints of ``python -m dhmm_rl.pretrain`` for an environment, newest first."""
-    return newest_first((root / env.name / "pretrain").glob(f"*/{LANGUAGE_MODEL}"))
-
-
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """Files of runs, those of the newest run first: the one with the highest number, because clocks can be set back."""
     return sorted(paths, key=lambda path: run_number(path.parent), reverse=True)
@@ -193,3 +205,15 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 def run_number(folder: Path) -> int:
     """The number of a run's folder, 0 for a folder that has a name."""
     return int(folder.name) if folder.name.isdecimal() else 0
+
+
+def pretraining_runs(root: Path, env: EnvRecipe) -> list[Run]:
+    """Runs with a finished language model of an environment: first those of ``python -m dhmm_rl.pretrain``, newest first."""
+    found = newest_first((root / env.name).glob(f"*/*/{LANGUAGE_MODEL}"))
+    runs = []
+    for folder in sorted((path.parent for path in found), key=lambda path: path.parent.name != "pretrain"):
+        try:
+            runs.append(Run.open(folder))
+        except InputError:  # of another version, or damaged
+            continue
+    return runs
