@@ -19,7 +19,7 @@ from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
 from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
-from dhmm_rl.model.slots import CHUNK, group_slots, slot_table, sum_before
+from dhmm_rl.model.slots import CHUNK, SlotHeads, group_slots, slot_table, sum_before
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
@@ -278,7 +278,8 @@ class DHMMGPT2(nn.Module):
         last = len(self.slots) if last is None else last
         tables = self.tables() if tables is None else tables
         x, priors = self._read_slots(hidden, belief, following, first, last, tables)
-        return self._slot_logits(x, priors, slice(first, last), self.slot_ids[first:last, :width], tables)
+        heads = self._slot_heads(range(first, last), self.slot_ids.shape[1] if width is None else width, tables)
+        return self._slot_logits(x, priors, heads).permute(1, 2, 0, 3)
 
     def token_losses(
         self, hidden: Tensor, belief: Tensor, following: Tensor, first: int = 0, tables: Tables | None = None
@@ -292,45 +293,61 @@ class DHMMGPT2(nn.Module):
         :return: (B, T, C - first), 0 where there is nothing to predict
         """
         tables = self.tables() if tables is None else tables
-        targets = torch.where(following < 0, -100, following - self.slot_ids[:, 0])
-        steps, slots = following.shape[1:]
-        rows = max(1, CHUNK // (steps * slots * self.embed_size))
-        parts = (torch.split(whole, rows) for whole in (hidden, belief, following, targets))
-        return torch.cat([self._chunk_losses(*chunk, first=first, tables=tables) for chunk in zip(*parts, strict=True)])
+        targets = torch.where(following < 0, -100, following - self.slot_ids[:, 0])[..., first:]
+        groups = [([j for j in slots if j >= first], width) for slots, width in self.slot_groups]
+        heads = [self._slot_heads(slots, width, tables) for slots, width in groups if slots]
+        grouped = [j - first for slots, _ in groups for j in slots]
+        order = None if grouped == sorted(grouped) else torch.tensor(grouped, device=hidden.device)
+        numbers = sum(head.ids.numel() for head in heads) + len(grouped) * self.embed_size
+        rows = max(1, CHUNK // (following.shape[1] * numbers))
+        parts = zip(*(torch.split(whole, rows) for whole in (hidden, belief, following, targets)), strict=True)
+        return torch.cat([self._chunk_losses(*chunk, heads=heads, order=order, first=first, tables=tables) for chunk in parts])
 
     def _chunk_losses(
-        self, hidden: Tensor, belief: Tensor, following: Tensor, targets: Tensor, *, first: int, tables: Tables
+        self,
+        hidden: Tensor,
+        belief: Tensor,
+        following: Tensor,
+        targets: Tensor,
+        *,
+        heads: Sequence[SlotHeads],
+        order: Tensor | None,
+        first: int,
+        tables: Tables,
     ) -> Tensor:
+        """Losses of some sequences; ``order``: the slots from ``first`` on as the heads have them, where that is another."""
         x, priors = self._read_slots(hidden, belief, following, first, len(self.slots), tables)
-        losses, order = [], []
-        for slots, width in self.slot_groups:
-            some = [j for j in slots if j >= first]
-            order += some
-            here: Any = slice(None) if len(some) == len(self.slots) - first else [j - first for j in some]
-            ids = self.slot_ids[some, :width]
-            logits = self._slot_logits(_pick(x, here), _pick(priors, here), some, ids, tables).float()
-            wanted = targets[..., some]
-            nll = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), ignore_index=-100, reduction="none")
-            losses.append(nll.view_as(wanted))
-        if len(losses) == 1:
-            return losses[0]
-        return torch.cat(losses, dim=-1)[..., torch.tensor(order, device=hidden.device).argsort()]
+        wanted = targets.permute(2, 0, 1)
+        if order is not None:
+            x, priors = (part if part is None else part[order] for part in (x, priors))
+            wanted = wanted[order]
+        sizes = [len(head.ids) for head in heads]
+        xs, all_priors = ([None] * len(sizes) if part is None else torch.split(part, sizes) for part in (x, priors))
+        losses = []
+        for x, priors, head, ids in zip(xs, all_priors, heads, torch.split(wanted, sizes), strict=True):
+            logits = self._slot_logits(x, priors, head).float()
+            nll = F.cross_entropy(logits.flatten(0, 2), ids.flatten(), ignore_index=-100, reduction="none")
+            losses.append(nll.view_as(ids))
+        joined = losses[0] if len(losses) == 1 else torch.cat(losses)
+        if order is not None:
+            joined = joined[order.argsort()]
+        return joined.permute(1, 2, 0)
 
     def _read_slots(
         self, hidden: Tensor, belief: Tensor, following: Tensor, first: int, last: int, tables: Tables
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What slots ``first`` to ``last - 1`` are predicted from, (B, T, last - first, D) and (B, T, last - first, N, K)."""
+        """What slots ``first`` to ``last - 1`` are predicted from, (last - first, B, T, D) and (last - first, B, T, N, K)."""
         if last == 1:  # nothing stands before it
             embedded = seen = gates = None
         else:
-            known = following[..., :last]
+            known = following[..., :last].permute(2, 0, 1)
             found = F.embedding(torch.where(known < 0, self.vocab_size, known), tables.lookup, self.vocab_size)
             alone = last == first + 1
-            before = found[:, :, :-1].sum(dim=2, keepdim=True) if alone else sum_before(found)[:, :, first:]
+            before = found[:-1].sum(dim=0, keepdim=True) if alone else sum_before(found)[first:]
             embedded, seen, gates = self._split(before)
         x = priors = None
         if self.blocks:
-            x = hidden[:, :, None] if embedded is None else hidden[:, :, None] + embedded
+            x = hidden[None] if embedded is None else hidden[None] + embedded
             if len(self.slots) > 1:
                 x = x + self.slot_mlp(x)
         if self.chain is not None:
@@ -339,17 +356,26 @@ class DHMMGPT2(nn.Module):
                 priors = self.chain.slot_priors(belief.float(), seen, gates, first, last, tables.chain)
         return x, priors
 
-    def _slot_logits(self, x: Tensor | None, priors: Tensor | None, slots: Any, ids: Tensor, tables: Tables) -> Tensor:
-        """Logits (B, T, c, n) of slots whose ids are (c, n)."""
-        logits = torch.zeros((), device=ids.device)
+    def _slot_heads(self, slots: Sequence[int], width: int, tables: Tables) -> SlotHeads:
+        """What the logits of some slots are made of; ``width``: of the widest of them."""
+        here = slice(slots.start, slots.stop) if isinstance(slots, range) else slots
+        ids = self.slot_ids[here, :width]
+        padded = any(self.slots[j].stop - self.slots[j].start < width for j in slots)
+        head = F.embedding(ids.clamp_min(0), self.head) if self.blocks else None
+        emissions = None if tables.chain is None else tables.chain.log_emissions[here][..., :width].exp()
+        return SlotHeads(padded, ids, head, emissions)
+
+    def _slot_logits(self, x: Tensor | None, priors: Tensor | None, heads: SlotHeads) -> Tensor:
+        """Logits (c, B, T, n) of slots, from what :meth:`_read_slots` made of them."""
+        logits = torch.zeros((), device=heads.ids.device)
         if x is not None:
-            logits = torch.einsum("btcd,cnd->btcn", x, F.embedding(ids.clamp_min(0), self.head))
-        if self.chain is not None:
-            assert tables.chain is not None
-            assert priors is not None
-            with torch.autocast(ids.device.type, enabled=False):
-                logits = logits + self.chain.slot_logits(priors, tables.chain.log_emissions[slots][..., : ids.shape[1]])
-        return logits.masked_fill(ids < 0, -torch.inf)
+            logits = torch.einsum("cbtd,cnd->cbtn", x, heads.head)
+        if priors is not None:
+            assert self.chain is not None
+            assert heads.emissions is not None
+            with torch.autocast(heads.ids.device.type, enabled=False):
+                logits = logits + self.chain.slot_logits(priors, heads.emissions)
+        return logits.masked_fill((heads.ids < 0)[:, None, None], -torch.inf) if heads.padded else logits
 
     # One step at a time
 
@@ -597,10 +623,6 @@ class DHMMGPT2(nn.Module):
             out.token_loss = nll.detach().view_as(labels)
             out.bits = nll.detach().sum(dim=(0, 1)) / labelled.sum(dim=(0, 1)) / math.log(2)
         return out
-
-
-def _pick(x: Tensor | None, slots: Any) -> Tensor | None:
-    return x if x is None or isinstance(slots, slice) else x[:, :, slots]
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -320,8 +320,8 @@ def log_predictive(prior: Tensor, emissions: Tensor) -> Tensor:
     """
     ``log Σ_k b_k E[k, v]``: how likely each id is under a belief.
 
-    :param prior: (..., C, N, K)
+    :param prior: (C, ..., N, K)
     :param emissions: probabilities, (C, N, K, V)
-    :return: (..., C, N, V)
+    :return: (C, ..., N, V)
     """
-    return torch.einsum("...cnk,cnkv->...cnv", prior, emissions).clamp_min(TINY).log()
+    return torch.einsum("c...nk,cnkv->c...nv", prior, emissions).clamp_min(TINY).log()

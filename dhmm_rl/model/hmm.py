@@ -59,7 +59,7 @@ class LatentChain(nn.Module):
     ) -> None:
         super().__init__()
         self.action_slots, self.floor, self.evidence_floor, self.rate = action_slots, floor, evidence_floor, rate
-        self.shape = (chains, num_states)
+        self.shape, self.control = (chains, num_states), control
         self.matrices = matrices
         self.slot_ids: Tensor
         self.register_buffer("slot_ids", slot_ids, persistent=False)  # (C, n), -1 beyond a slot's ids
@@ -177,22 +177,24 @@ class LatentChain(nn.Module):
         For each slot, the filter conditioned on the slots of the same step before it.
 
         :param belief: (B, T, N, K)
-        :param seen: log-likelihood of the slots before each, (B, T, last - first, N, K); ``None`` when there are none. Not
+        :param seen: log-likelihood of the slots before each, (last - first, B, T, N, K); ``None`` when there are none. Not
             needed for actions
-        :param gate_logits: sums of their gate logits, (B, T, last - first, N, M); ``None`` when there are none or one matrix
-        :return: (B, T, last - first, N, K)
+        :param gate_logits: sums of their gate logits, (last - first, B, T, N, M); ``None`` when there are none or one matrix
+        :return: (last - first, B, T, N, K)
         """
-        prior = belief[:, :, None]
+        prior = belief[None]
         if last > self.action_slots:
             if seen is None:
-                prior = torch.einsum("btnk,nkl->btnl", belief, self._expected(tables.transitions))[:, :, None]
+                prior = torch.einsum("btnk,nkl->btnl", belief, self._expected(tables.transitions))[None]
             else:
-                moved = hmm.predict(hmm.move(belief, tables.transitions)[:, :, None], self.weigh(gate_logits))
+                if self.control == "actions" and gate_logits is not None:
+                    gate_logits = gate_logits[-1:]  # all slots after the actions have the same gate
+                moved = hmm.predict(hmm.move(belief, tables.transitions), self.weigh(gate_logits))
                 if first < self.action_slots:
                     action = torch.arange(first, last, device=belief.device) < self.action_slots
-                    moved = torch.where(action[:, None, None], prior, moved)
+                    moved = torch.where(action[:, None, None, None, None], prior, moved)
                 prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
-        return prior.expand(-1, -1, last - first, -1, -1)
+        return prior.expand(last - first, -1, -1, -1, -1)
 
     def _expected(self, transitions: Tensor) -> Tensor:
         """The transition while nothing is known of the step that gates it, (N, K, K)."""
@@ -202,16 +204,18 @@ class LatentChain(nn.Module):
         assert gate is not None
         return hmm.mix(gate, transitions)
 
-    def slot_logits(self, priors: Tensor, log_emissions: Tensor) -> Tensor:
+    def slot_logits(self, priors: Tensor, emissions: Tensor) -> Tensor:
         """
         The chains' part in the logits of some slots: log-probabilities times the learned scales.
 
-        :param priors: from :meth:`slot_priors`, (B, T, c, N, K)
-        :param log_emissions: of these slots, (c, N, K, n)
-        :return: (B, T, c, n)
+        :param priors: from :meth:`slot_priors`, (c, B, T, N, K)
+        :param emissions: probabilities of these slots' ids, (c, N, K, n)
+        :return: (c, B, T, n)
         """
-        predictive = hmm.log_predictive(priors, log_emissions.exp())
-        return torch.einsum("btcnv,n->btcv", predictive, self.residual_scale.float())
+        predictive, scale = hmm.log_predictive(priors, emissions), self.residual_scale.float()
+        if len(scale) == 1:
+            return predictive[..., 0, :] * scale
+        return torch.einsum("cbtnv,n->cbtv", predictive, scale)
 
 
 class ChainTables(NamedTuple):

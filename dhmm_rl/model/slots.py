@@ -4,8 +4,9 @@ The slots of a step beside one another.
 Shapes: B sequences, T steps, C slots, n the ids of the widest slot.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,24 @@ from dhmm_rl.tokens import NOTHING, Slot
 
 PADDING = 4
 """Slots are treated together as long as padding them to the widest makes no more than so many times their ids."""
-CHUNK = 2**22
-"""So many numbers of a step's slots are worked on at once: larger arrays leave the cache, and are given back at every use."""
+CHUNK = 2**21
+"""So many numbers of a step's slots are worked on at once: larger arrays leave the cache."""
+
+
+class SlotHeads(NamedTuple):
+    """
+    What the logits of c slots are made of.
+
+    :param padded: whether some of these slots have fewer than n ids
+    :param ids: -1 beyond a slot's ids, (c, n)
+    :param head: of the transformer, (c, n, D); ``None`` without one
+    :param emissions: probability of each id in each state, (c, N, K, n); ``None`` without a latent layer
+    """
+
+    padded: bool
+    ids: Tensor
+    head: Tensor | None
+    emissions: Tensor | None
 
 
 def slot_table(slots: Sequence[Slot]) -> Tensor:
@@ -36,20 +53,28 @@ def group_slots(slots: Sequence[Slot]) -> list[tuple[list[int], int]]:
 
 
 def sum_before(x: Tensor) -> Tensor:
-    """Sum over the slots before each slot, for (B, T, C, ...); what follows has no part in it, not even by rounding."""
+    """Sum over the slots before each slot, for (C, ...); what follows has no part in it, not even by rounding."""
     summed: Tensor = _SumBefore.apply(x)  # type: ignore[no-untyped-call]
     return summed
 
 
 class _SumBefore(torch.autograd.Function):
-    """A running sum whose gradient needs no flipping: what comes after a slot is all there is less what comes up to it."""
+    """A running sum, slot by slot: ``cumsum`` is several times slower over a dimension that is not the last."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        summed = torch.zeros_like(x)
-        torch.cumsum(x[:, :, :-1], dim=2, out=summed[:, :, 1:])
-        return summed
+        return _running_sum(x, range(len(x)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].sum(dim=2, keepdim=True) - grads[0].cumsum(dim=2)
+        return _running_sum(grads[0], range(len(grads[0]))[::-1])
+
+
+def _running_sum(x: Tensor, order: Sequence[int]) -> Tensor:
+    """For each slot the sum over those before it in an order, (C, ...)."""
+    summed = torch.empty_like(x)
+    parts, sums = x.unbind(0), summed.unbind(0)
+    sums[order[0]].zero_()
+    for before, j in itertools.pairwise(order):
+        torch.add(sums[before], parts[before], out=sums[j])
+    return summed
