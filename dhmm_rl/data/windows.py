@@ -16,6 +16,9 @@ from dhmm_rl.data.rollouts import Rollouts
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import NOTHING, RESET, Tokenizer
 
+ROWS_AT_ONCE = 256
+"""This many rows of images are read and encoded together."""
+
 
 class Batch(NamedTuple):
     """
@@ -36,7 +39,8 @@ class StreamWindows:
     Every window of ``length`` steps of every episode; never a step of two.
 
     Windows may begin before their episode does, as a policy's do: so each step stands in equally many. Rollouts are read and
-    tokenised when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time.
+    tokenised when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time. Only images,
+    which are slow to encode and much larger than their ids, are encoded once.
 
     :param rollouts: the episodes
     :param tokenizer: theirs
@@ -72,6 +76,12 @@ class StreamWindows:
         self.episodes = np.arange(len(rollouts)) if episodes is None else episodes
         # A terminated episode has one step more: DONE.
         self.steps = (np.diff(rollouts.starts) + rollouts.terminated)[self.episodes]
+        observed = tokenizer.slots[tokenizer.action_slots :]
+        self._dithered = dither is not None and any(slot.ordinal for slot in observed)
+        self._ids: NDArray[np.int32] | None = None  # of every row, (R, C), where they are kept
+        if tokenizer.codebooks:
+            self._ids = np.empty((len(rollouts.rewards), len(names)), dtype=np.int32)
+            self._encoded = np.zeros(len(self._ids), dtype=np.bool_)
         # Windows of an episode begin from length - 1 before it to its last step that is followed by another.
         self._ends = np.cumsum(self.steps - 1 + length - 1)
 
@@ -120,6 +130,17 @@ class StreamWindows:
         return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))
 
     def _read(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
+        if self._ids is None or (rng is not None and self._dithered):
+            return self._encode(row, rng)
+        missing = np.unique(row[~self._encoded[row]])
+        for first in range(0, len(missing), ROWS_AT_ONCE):
+            some = missing[first : first + ROWS_AT_ONCE]
+            self._ids[some] = self._encode(some, None)
+        self._encoded[missing] = True
+        ids: NDArray[np.int64] = self._ids[row].astype(np.int64)
+        return ids
+
+    def _encode(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
         return self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
 
 

@@ -22,6 +22,8 @@ PATCHES = 64
 """About so many patches an image is cut into, where there are no settings."""
 FITTED_PATCHES = 20_000
 """A codebook is fitted on so many different patches at most."""
+ENCODED_NUMBERS = 2**19
+"""Images are encoded in blocks of about this many bytes, so that large batches need little memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +112,15 @@ class Codebook:
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """The nearest code of every patch, (..., P), of images (..., H · W · channels)."""
-        cut = self.patches.cut(values).astype(np.float32)
-        # |x - c|² without |x|², which is the same for all codes
-        distance = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
-        nearest: NDArray[np.int64] = distance.argmin(axis=-1)
-        return nearest.reshape(cut.shape[:-1])
+        images = values.reshape(-1, values.shape[-1])
+        nearest = np.empty((len(images), self.patches.rows * self.patches.columns), dtype=np.int64)
+        block = max(1, ENCODED_NUMBERS // max(images.shape[-1], 1))
+        for first in range(0, len(images), block):
+            cut = self.patches.cut(images[first : first + block]).astype(np.float32)
+            # |x - c|² without |x|², which is the same for all codes
+            distance = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
+            nearest[first : first + block] = distance.argmin(axis=-1).reshape(cut.shape[:-1])
+        return nearest.reshape(*values.shape[:-1], -1)
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
         """Images (..., H · W · channels) of codes (..., P)."""
