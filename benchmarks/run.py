@@ -1,7 +1,6 @@
 """``python -m benchmarks.run``: agents × environments × seeds, then tables and plots."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from benchmarks.report import write_report
 from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.runs import Run, locked, newest_first
 
@@ -156,7 +155,7 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run; ``None`` when the run is not complete, or when the result cannot be read."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "result.json")
     except (FileNotFoundError, ValueError):
         return None
     try:

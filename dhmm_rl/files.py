@@ -1,11 +1,14 @@
 """Writing so that an interruption loses nothing: a temporary name first, moved into place when complete."""
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -69,11 +72,45 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"there is no {path}") from error
     except Exception as error:  # every format raises errors of its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read ({reason}): it is cut short, or something else") from error
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that holds its own checksum."""
+    with atomic_write(path) as temporary:
+        text = json.dumps({**content, "checksum": _checksum(content)}, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """
+    Read what :func:`write_json` wrote. Files without a checksum, as older versions wrote them, are read, too.
+
+    :return: the content without its checksum
+    :raises InputError: when there is no such file, it is no JSON object, or it was changed after it was written
+    """
+    path = Path(path)
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, no object")
+        expected = content.pop("checksum", None)
+        damaged = expected is not None and expected != _checksum(content)
+    if damaged:
+        raise InputError(f"{path} was damaged or edited after it was written; if the edit is yours, remove its checksum")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Of what JSON makes of the content, whatever its spaces and the order of its keys."""
+    plain = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _temporary_folder(parent: Path) -> tuple[Path, FileLock]:

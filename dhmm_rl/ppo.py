@@ -1,7 +1,6 @@
 """``python -m dhmm_rl.ppo``: an agent trained by PPO, from a pretrained language model where the recipe asks for one."""
 
 import inspect
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.data import collect
 from dhmm_rl.errors import InputError, python_command
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, write_json
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
@@ -331,8 +330,7 @@ def finish(
         "best_actions": actions,
     }
     plot_curve(run, result, evaluation.returns)
-    with atomic_write(run.folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(run.folder / "result.json", result)
 
     total = pretraining_steps + agent.num_timesteps
     print(

@@ -4,9 +4,10 @@ Recorded episodes: in memory, or memory-mapped from a folder.
 Shapes: R rows of all episodes together, E episodes, F fields of a space.
 """
 
-import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.tokens import FieldSpace
 from dhmm_rl.tokens.fields import cast, fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 
@@ -23,6 +24,7 @@ Notice = Callable[[str], None]
 
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated", "imitate")
 PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_REWARD = spaces.Box(-np.inf, np.inf, ())
 _ROWS_AT_ONCE = 10_000
 
 
@@ -83,6 +85,10 @@ def _joined(space: spaces.Space[Any], arrays: list[NDArray[Any]]) -> NDArray[Any
     return np.concatenate(arrays)
 
 
+def _crc(array: NDArray[Any], value: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data, value)
+
+
 def _is_plain(space: spaces.Space[Any]) -> bool:
     return isinstance(space, PLAIN) and not isinstance(space, FieldSpace)
 
@@ -120,6 +126,40 @@ class Episode(NamedTuple):
     imitate: bool
 
 
+def _checked(number: int, episode: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Episode:
+    """
+    An episode, its parts as arrays.
+
+    :param number: what errors call it
+    :raises InputError: when it is no episode of these spaces
+    """
+    if not isinstance(episode, Episode):
+        raise InputError(f"episode {number} is a {type(episode).__name__}; it must be an Episode of dhmm_rl.data.rollouts")
+    found = []
+    for name, space, values in (
+        ("observations", observation_space, episode.observations),
+        ("actions", action_space, episode.actions),
+        ("rewards", _REWARD, episode.rewards),
+    ):
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # rows of several lengths
+            raise InputError(f"{name} of episode {number} are no array: {str(error).splitlines()[0]}") from error
+        if array.ndim == 0 or not fits_space(space, array):
+            raise InputError(
+                f"{name} of episode {number} are {array.dtype} of shape {array.shape}; they must be as "
+                f"dhmm_rl.data.rollouts.pack makes them of {' '.join(str(space).split()):.200}, one a row"
+            )
+        found.append(array)
+    observations, actions, rewards = found
+    if not len(observations) - 1 == len(actions) == len(rewards) > 0:
+        raise InputError(
+            f"episode {number} has {len(observations)} observations, {len(actions)} actions and {len(rewards)} rewards; an "
+            "episode of T steps, 1 or more, has T + 1 observations, T actions and T rewards"
+        )
+    return Episode(observations, actions, rewards, episode.terminated, episode.imitate)
+
+
 class Fault(NamedTuple):
     """Why an episode cannot be used, and in which row of its rollouts."""
 
@@ -146,6 +186,7 @@ class Rollouts:
     :param action_space: of the environment
     :param env_id: the environment's name
     :param env_steps: environment steps that were taken to collect this, those of discarded episodes included
+    :raises InputError: when the parts do not fit together
     """
 
     observations: NDArray[Any]
@@ -159,6 +200,9 @@ class Rollouts:
     env_id: str
     env_steps: int
 
+    def __post_init__(self) -> None:
+        self.check_shape()
+
     @classmethod
     def from_episodes(
         cls,
@@ -171,17 +215,18 @@ class Rollouts:
         """
         Put episodes one after the other.
 
-        :raises InputError: when there are none
+        :raises InputError: when there are none, or for the first whose parts do not fit together
         """
         if not episodes:
             raise InputError(f"there are no episodes in these rollouts of {env_id}")
+        episodes = [_checked(number, episode, observation_space, action_space) for number, episode in enumerate(episodes)]
         return cls(
             observations=_joined(observation_space, [episode.observations for episode in episodes]),
             actions=_joined(action_space, [part for episode in episodes for part in (episode.actions[:1], episode.actions)]),
             rewards=np.concatenate([part for episode in episodes for part in ([0], episode.rewards)]).astype(np.float32),
             starts=np.concatenate([[0], np.cumsum([len(episode.observations) for episode in episodes])]),
-            terminated=np.array([episode.terminated for episode in episodes]),
-            imitate=np.array([episode.imitate for episode in episodes]),
+            terminated=np.array([bool(episode.terminated) for episode in episodes]),
+            imitate=np.array([bool(episode.imitate) for episode in episodes]),
             observation_space=observation_space,
             action_space=action_space,
             env_id=env_id,
@@ -262,36 +307,41 @@ class Rollouts:
         return np.add.reduceat(rewards, self.starts[:-1])
 
     def save(self, path: str | Path) -> None:
-        """Write a folder of NumPy arrays and a description."""
+        """Write a folder of NumPy arrays, a checksum of every episode, and a description."""
         with atomic_write(path) as folder:
             folder.mkdir()
             for name in _ARRAYS:
                 np.save(folder / f"{name}.npy", getattr(self, name))
+            checksums = self._checksums()
+            np.save(folder / "checksums.npy", checksums)
             description = {
                 "format": 1,
                 "env_id": self.env_id,
                 "env_steps": self.env_steps,
                 "observation_space": space_to_dict(self.observation_space),
                 "action_space": space_to_dict(self.action_space),
+                "checksums": _crc(checksums),
             }
-            (folder / "rollouts.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "rollouts.json", description)
 
     @classmethod
     def load(cls, path: str | Path, *, skip_bad: bool = False, notice: Notice = print) -> "Rollouts":
         """
         Read what :meth:`save` wrote; arrays stay on disk and are mapped into memory.
 
-        :param skip_bad: leave episodes out that hold a value that cannot be used, instead of refusing all; what is left is in
-            memory then
+        :param skip_bad: leave episodes out that were damaged or hold a value that cannot be used, instead of refusing all; what
+            is left is in memory then
         :param notice: takes a line about episodes left out
-        :raises InputError: when there is nothing there, or something else, or it is cut short, or a value cannot be used
+        :raises InputError: when there is nothing there, or something else, or it is cut short or damaged, or a value cannot be
+            used
         """
         folder = Path(path)
         if not (folder / "rollouts.json").is_file():
             raise InputError(f"{path} holds no rollouts (no rollouts.json in it); Rollouts.save writes such a folder")
+        description = read_json(folder / "rollouts.json")
         try:
-            description = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+            checksums = np.load(folder / "checksums.npy") if "checksums" in description else None
             rollouts = cls(
                 **arrays,
                 observation_space=space_from_dict(description["observation_space"]),
@@ -299,13 +349,22 @@ class Rollouts:
                 env_id=description["env_id"],
                 env_steps=description["env_steps"],
             )
-        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-            raise InputError(f"the rollouts in {path} cannot be read ({error}); they may have been cut short") from error
-        rollouts.check_shape()
+            faults = rollouts.faults()
+        except InputError as error:
+            raise InputError(f"the rollouts in {path} cannot be used: {error}") from error
+        except Exception as error:  # a damaged file can hold anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"the rollouts in {path} cannot be read ({reason}); they may have been cut short") from error
+        if checksums is not None:
+            if _crc(checksums) != description["checksums"] or len(checksums) != len(rollouts):
+                raise InputError(f"the rollouts in {path} are damaged: checksums.npy is not theirs")
+            for changed in np.flatnonzero(checksums != rollouts._checksums()).tolist():
+                faults.setdefault(changed, Fault(int(rollouts.starts[changed]), "a value differs from what was saved"))
         if skip_bad:
-            return rollouts.without_faults(str(path), notice)
-        for fault in rollouts.faults().values():
-            raise InputError(f"{fault.reason} in row {fault.row} of the rollouts {path}; skip_bad leaves such episodes out")
+            return rollouts._without(faults, str(path), notice)
+        for number, fault in faults.items():
+            where = f"in row {fault.row} of the rollouts {path} (episode {number})"
+            raise InputError(f"{fault.reason} {where}; skip_bad leaves such episodes out")
         return rollouts
 
     def check_shape(self) -> None:
@@ -314,31 +373,54 @@ class Rollouts:
 
         :raises InputError: saying what does not fit
         """
-        if self.starts.dtype.kind not in "iu":
-            raise InputError(f"starts in these rollouts of {self.env_id} are {self.starts.dtype}; they must be integers")
+        for name in _ARRAYS:
+            if not isinstance(getattr(self, name), np.ndarray) or getattr(self, name).ndim == 0:
+                raise InputError(f"{name} in these rollouts of {self.env_id} are no array of several values")
+        for name, kinds, expected in (
+            ("starts", "iu", "integers"),
+            ("terminated", "b", "true or false"),
+            ("imitate", "b", "true or false"),
+        ):
+            array: NDArray[Any] = getattr(self, name)
+            if array.dtype.kind not in kinds or array.ndim != 1:
+                what = f"{name} in these rollouts of {self.env_id}, of shape {array.shape},"
+                raise InputError(f"{what} are {array.dtype}; they must be {expected}")
         if len(self) == 0 or len(self.starts) == 0:
             raise InputError(f"there are no episodes in these rollouts of {self.env_id}")
-        rows = len(self.observations)
-        lengths = np.diff(self.starts)
         for name, values, space in (
             ("observations", self.observations, self.observation_space),
             ("actions", self.actions, self.action_space),
-            ("rewards", self.rewards, spaces.Box(-np.inf, np.inf, ())),
+            ("rewards", self.rewards, _REWARD),
         ):
             if not fits_space(space, values):
                 raise InputError(
                     f"{name} in these rollouts of {self.env_id} are {values.dtype} of shape {values.shape[1:]} each; "
                     f"numbers of shape {kept_shape(space)} were expected"
                 )
+        rows = len(self.observations)
         if not (len(self.actions) == len(self.rewards) == rows == self.starts[-1] and self.starts[0] == 0):
             raise InputError(
                 f"rollouts of {self.env_id} do not fit together: {rows} observations, {len(self.actions)} actions, "
                 f"{len(self.rewards)} rewards, {self.starts[-1]} rows in episodes"
             )
-        if not len(self.terminated) == len(self.imitate) == len(lengths) or (lengths < 2).any():
-            raise InputError(
-                f"rollouts of {self.env_id} hold an episode without a step, or flags for another number of episodes"
-            )
+        lengths = np.diff(self.starts.astype(np.int64))
+        if not len(self.terminated) == len(self.imitate) == len(lengths):
+            raise InputError(f"rollouts of {self.env_id} hold flags for another number of episodes than {len(lengths)}")
+        if (lengths < 2).any():
+            raise InputError(f"episode {np.argmax(lengths < 2)} of these rollouts of {self.env_id} is without a step")
+
+    def _checksums(self) -> NDArray[np.uint32]:
+        """A CRC-32 of each episode's rows and flags, (E,)."""
+        arrays = [np.asarray(array) for array in (self.observations, self.actions, self.rewards)]
+        kinds = [(np.lib.format.dtype_to_descr(array.dtype), array.shape[1:]) for array in arrays]
+        flags = np.stack([self.terminated, self.imitate], axis=1).astype(np.uint8)
+        found = np.empty(len(self), np.uint32)
+        for number, (first, end) in enumerate(pairwise(self.starts.tolist())):
+            value = _crc(flags[number], zlib.crc32(repr(kinds).encode()))
+            for array in arrays:
+                value = _crc(array[first:end], value)
+            found[number] = value
+        return found
 
     def faults(self) -> dict[int, Fault]:
         """
@@ -371,7 +453,11 @@ class Rollouts:
         :param numbers: what they call the episodes; 0, 1, … when ``None``
         :raises InputError: when none can be used
         """
-        faults = self.faults()
+        return self._without(self.faults(), name, notice, numbers)
+
+    def _without(
+        self, faults: Mapping[int, Fault], name: str, notice: Notice, numbers: Sequence[int] | None = None
+    ) -> "Rollouts":
         called = range(len(self)) if numbers is None else numbers
         tell_left_out(name, {called[number]: fault.reason for number, fault in faults.items()}, len(self), notice)
         return self.select([number for number in range(len(self)) if number not in faults]) if faults else self

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import read_json, write_json
 from dhmm_rl.plain import plain
 from dhmm_rl.tokens import fitting
 from dhmm_rl.tokens.codec import Codec
@@ -245,19 +245,20 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write this tokenizer as JSON."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """
         Read a tokenizer that :meth:`save` wrote.
 
-        :raises InputError: where there is none
+        :raises InputError: where there is none, or it was changed after it was written
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls.from_dict(read_json(path))
+        except InputError as error:
+            raise InputError(f"{path} is not a tokenizer that Tokenizer.save wrote: {error}") from error
+        except Exception as error:  # a file can hold anything
             raise InputError(f"{path} is not a tokenizer that Tokenizer.save wrote ({type(error).__name__})") from error
 
     def __getstate__(self) -> dict[str, Any]:

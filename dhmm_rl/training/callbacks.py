@@ -1,6 +1,5 @@
 """What happens beside the learning of an agent: keeping the best, keeping a checkpoint."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.files import atomic_write, read_json, reading, write_json
 from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
 
 CHECKPOINTS = "checkpoints"
@@ -30,15 +29,15 @@ class Clock:
 
     def __init__(self, checkpoint: Path | None = None, pretraining: float = 0.0) -> None:
         before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0}
-        if checkpoint is not None:
-            with reading(checkpoint / CLOCK):
-                before |= json.loads((checkpoint / CLOCK).read_text(encoding="utf-8"))
-        self.evaluating: float = before["evaluating"]
-        self.marks: list[float] = before["marks"]
-        """Seconds of training at every evaluation."""
-        self.longest: int = before["longest"]
-        """Steps of the longest episode that training met, whether or not it ended."""
-        self._began: float = time.perf_counter() - before["training"] - self.evaluating
+        path = Path(CLOCK) if checkpoint is None else checkpoint / CLOCK
+        with reading(path):
+            before |= {} if checkpoint is None else read_json(path)
+            self._began: float = time.perf_counter() - before["training"] - before["evaluating"]
+            self.evaluating = float(before["evaluating"])
+            self.marks = [float(mark) for mark in before["marks"]]
+            self.longest = int(before["longest"])
+        """``marks``: seconds of training at every evaluation. ``longest``: steps of the longest episode that training met,
+        whether or not it ended."""
 
     @property
     def training(self) -> float:
@@ -55,7 +54,7 @@ class Clock:
     def save(self, folder: Path) -> None:
         """Keep the times in a checkpoint."""
         times = {"training": self.training, "evaluating": self.evaluating, "marks": self.marks, "longest": self.longest}
-        (folder / CLOCK).write_text(json.dumps(times), encoding="utf-8")
+        write_json(folder / CLOCK, times)
 
 
 def save_best(model: BaseAlgorithm, folder: Path) -> None:

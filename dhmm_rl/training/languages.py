@@ -1,6 +1,5 @@
 """From a token language to a model of it."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from dhmm_rl.errors import InputError, python_command
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import write_json
 from dhmm_rl.languages import (
     LANGUAGES,
     FixedSentences,
@@ -235,8 +234,7 @@ def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
 
 def save_result(run: LanguageRun, info: dict[str, Any]) -> None:
     """Write ``result.json``, the last file of a run: one without it is not complete, and can be resumed."""
-    with atomic_write(run.folder / RESULT) as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    write_json(run.folder / RESULT, info)
 
 
 def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goes_on: bool = False) -> str:

@@ -1,6 +1,5 @@
 """A run's folder, ``runs/<env>/<agent>/<n>/``, and what lies in it."""
 
-import json
 import os
 import platform
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dhmm_rl.errors import InputError, python_command
-from dhmm_rl.files import atomic_write, remove_leftovers
+from dhmm_rl.files import atomic_write, read_json, remove_leftovers, write_json
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 
 LANGUAGE_MODEL = "pretrained.pt"
@@ -112,7 +111,7 @@ def create_folder(parent: Path, description: dict[str, Any]) -> Path:
         try:
             with atomic_write(parent / str(number), replace=False) as temporary:
                 temporary.mkdir()
-                (temporary / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+                write_json(temporary / "run.json", description)
             return parent / str(number)
         except FileExistsError:  # another process took the number
             continue
@@ -190,11 +189,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    return description
+    return read_json(path)
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:

@@ -150,7 +150,7 @@ class SavedAgent(NamedTuple):
         with reading(self.path):
             for name, statistics in (self.statistics() or {}).items():
                 if statistics.mean.shape != getattr(env, name).mean.shape:
-                    raise InputError(f"{name} has the shape {statistics.mean.shape}")
+                    raise InputError(f"{self.path} is of another run: its {name} has the shape {statistics.mean.shape}")
                 setattr(env, name, statistics)
         env.training = training
         return env
