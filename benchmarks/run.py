@@ -1,6 +1,7 @@
 """``python -m benchmarks.run``: agents × environments × seeds, then tables and plots."""
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.training.evaluation import check_share
 from dhmm_rl.training.runs import Run, locked, newest_first
 
 
@@ -40,6 +42,9 @@ class Args:
     """Environment steps that PPO takes. Default: the recipes' budgets."""
     jobs: int = 2
     """Runs side by side; more than there are cores makes every wall-clock time worthless."""
+    eval_share: float = math.inf
+    """Share of the seconds of training that evaluations may take, see `python -m dhmm_rl.ppo --help`. Without a limit all
+    evaluations of the recipes take place, whatever the machine's speed."""
     out: Path = Path("runs/benchmark")
     """Folder for the runs, the table of runs (runs.csv), the report (report.md) and the plots."""
 
@@ -74,6 +79,7 @@ def main(args: Args) -> None:
     :raises SystemExit: with status 1 when runs failed, after the others have been reported
     """
     check_counts(args, "seeds", "jobs")
+    check_share("eval_share", args.eval_share)
     jobs = [Job(env, agent, seed) for env in args.envs for seed in range(args.seeds) for agent in args.agents]
     solved_at: dict[str, float | None] = {}
     for job in jobs:
@@ -132,6 +138,7 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
     else:
         agent, none = job.agent.removesuffix(":none"), job.agent.endswith(":none")
         command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(job_folder(job, args))]
+        command += ["--eval-share", str(args.eval_share)]
         # In a folder of its own, auto is what the recipe says.
         command += ["--pretrained", "none" if none else "auto", *(["--steps", str(args.steps)] if args.steps else [])]
     log = job_folder(job, args) / "log.txt"

@@ -37,6 +37,7 @@ def benchmark(out: Path, *arguments: str) -> list[str]:
 
 def test_the_mlp_agent_is_sb3s_own_ppo_with_rl_zoos_settings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dhmm_rl.ppo", "--agent", "mlp", "--steps", str(STEPS), "--seed", "3", "--quiet"]
+    command += ["--eval-every", str(2 * STEPS)]  # the best agent is then the last one
     subprocess.run([*command, "--runs", str(tmp_path)], check=True)
     ours = PPO.load(tmp_path / "CartPole-v1/mlp/1/best_model.zip", device="cpu")
     final = json.loads((tmp_path / "CartPole-v1/mlp/1/result.json").read_text())

@@ -114,6 +114,7 @@ def train_language_model(
     seed: int = 0,
     progress: bool = False,
     figures: Callable[[], dict[str, float]] | None = None,
+    evaluate_first: bool = False,
 ) -> Trained:
     """
     Train until the held-out loss stops falling, and leave the model with the weights that had the lowest.
@@ -125,6 +126,7 @@ def train_language_model(
     :param logger: SB3's, for the losses
     :param progress: show a bar
     :param figures: further ones to log at each look at the held-out set, by name
+    :param evaluate_first: also evaluate before the first step, so that a model that only gets worse is left untrained
     :raises InputError: for settings out of range, or a state in ``folder`` that cannot be read
     """
     settings.check()
@@ -151,8 +153,8 @@ def train_language_model(
         logger.dump(state.step)
         state.save()
 
-    if not state.best_weights:
-        look()  # before the first step: a model that only gets worse is then seen as such
+    if evaluate_first and not state.best_weights:
+        look()
     while state.step < settings.steps and state.stale < settings.patience:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)

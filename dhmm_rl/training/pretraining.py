@@ -124,7 +124,15 @@ def pretrain(
     prepared = time.perf_counter() - began
     try:
         trained = train_language_model(
-            model, train_set, held_out, training, folder=run.folder, logger=logger, seed=run.seed, progress=progress
+            model,
+            train_set,
+            held_out,
+            training,
+            folder=run.folder,
+            logger=logger,
+            seed=run.seed,
+            progress=progress,
+            evaluate_first=True,
         )
     finally:
         logger.close()
