@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.plain import plain
 
 TEMPORARY = ".dhmm-rl-"
 """Prefix of the folders that hold what is being written."""
@@ -82,7 +83,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that holds its own checksum."""
+    """Write a JSON file that holds its own checksum; NumPy's numbers in it become Python's."""
+    content = plain(content)
     with atomic_write(path) as temporary:
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")

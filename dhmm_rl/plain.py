@@ -1,9 +1,13 @@
 """NumPy's scalars and arrays as Python's own values, which JSON and ``torch.load`` can hold."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def plain(value: Any) -> Any:
@@ -17,3 +21,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return value
+
+
+def plain_scalars(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that NumPy scalars among its arguments reach it as Python's numbers."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = [_plain_scalar(value) for value in args]
+        named: Any = {name: _plain_scalar(value) for name, value in kwargs.items()}
+        return function(*given, **named)
+
+    return called
+
+
+def _plain_scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -14,9 +14,15 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dhmm_rl.data import Rollouts, collect
-from dhmm_rl.envs import as_arrays
+from dhmm_rl.envs import VecTokenStream, as_arrays
+from dhmm_rl.errors import InputError
+from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
+from dhmm_rl.recipes import EnvRecipe
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import flatten
+from dhmm_rl.training.environments import make_envs, make_tokenizer
+from dhmm_rl.training.language_model import TrainingSettings
 
 
 class Drawn(gym.Env[Any, Any]):
@@ -39,6 +45,14 @@ class Drawn(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         return self.observation(), 1.0, self.steps == 5, False, {}
+
+
+class Acting(Drawn):
+    """The same with other actions."""
+
+    def __init__(self, actions: spaces.Space[Any]) -> None:
+        super().__init__(spaces.Box(-1, 1, (1,), np.float32))
+        self.action_space = actions
 
 
 # What rollouts take
@@ -139,3 +153,154 @@ def test_values_can_be_told_apart_wherever_they_lie(
     line = spaces.Box(low, high, (values.shape[1],), np.float64)
     told_apart(Tokenizer(line, spaces.Discrete(2), bins=bins).fit(values), values)
     assert fitted.vocab_size == tokenizer.vocab_size
+
+
+class Wide(gym.ObservationWrapper[Any, Any, Any]):
+    """CartPole in a Box that says nothing, as a file of one's own may have it."""
+
+    def __init__(self, env: gym.Env[Any, Any], low: float = -1000, high: float = 1100) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Box(low, high, (4,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return observation
+
+
+@pytest.mark.parametrize("tokens", [{}, {"bins": 12}, {"fields": {"observation[0]": {"low": -2.4, "high": 2.4, "scale": 0.1}}}])
+@pytest.mark.parametrize("low", [-1000.0, -np.inf])
+def test_tokens_are_fitted_without_pretraining_and_what_a_recipe_sets_stays(tokens: dict[str, Any], low: float) -> None:
+    wrapper = f"{__name__}:Wide"
+    env = EnvRecipe(
+        name="wide", description="", id="CartPole-v1", wrappers={wrapper: {"low": low, "high": -low}}, tokens=tokens
+    )
+    venv = make_envs(env, 1, seed=0)
+    tokenizer = make_tokenizer(env, venv)
+    assert tokenizer.report is not None
+    assert all(line.used > 2 and line.error <= line.spread / 2 for line in tokenizer.report)
+    assert tokenizer.vocab_size == 4 + 4 * tokens.get("bins", 10)
+    for name, settings in tokens.get("fields", {}).items():
+        assert tokenizer.overrides[name] == settings
+    assert make_tokenizer(env, venv) == tokenizer
+
+
+def test_bounds_that_tell_the_data_apart_stay_and_so_do_settings() -> None:
+    space = spaces.Box(np.array([-1.0, -1000, -np.inf]), np.array([1.0, 1000, np.inf]), dtype=np.float64)
+    rows = np.random.default_rng(0).normal(0.3, [0.25, 1, 1], (3000, 3))
+    settings = {"observation[1]": {"low": -4.0, "high": 4.0}, "observation[2]": {"low": -5.0}}
+    fitted = Tokenizer(space, spaces.Discrete(2), overrides=settings).fit(rows)
+    assert "observation[0]" not in fitted.overrides
+    assert fitted.overrides["observation[1]"] == settings["observation[1]"]
+    assert fitted.overrides["observation[2]"]["low"] == -5.0
+    assert abs(fitted.overrides["observation[2]"]["origin"] - 0.3) < 0.1
+    assert fitted.fit(rows) == fitted
+
+
+def test_actions_of_an_expert_can_be_told_apart_and_reach_to_their_bounds() -> None:
+    rng = np.random.default_rng(0)
+    box = spaces.Box(-100, 100, (1,), np.float32)
+    venv = DummyVecEnv([lambda: Acting(box)])
+    rollouts = collect(venv, lambda _: rng.normal(20, 0.5, (1, 1)).astype(np.float32), episodes=300, imitate=True)
+    fitted = Tokenizer(venv.observation_space, box).fit(rollouts)
+    ids = fitted.encode_action(rollouts.actions)
+    assert len(np.unique(ids)) > 3
+    assert fitted.decode_action(fitted.encode_action(np.array([[-100.0], [100.0]])))[:, 0].tolist() == sorted(
+        fitted.decode_action(np.arange(2, 12)[:, None])[[0, -1], 0].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"observation[1]": {"low": -1000.0, "high": 1000.0}}, r"observation\[1\] \([12] of 10 ids used"),
+        ({"observation[1]": {"scale": 500.0}}, r"observation\[1\] \([12] of 10 ids used"),
+        ({"observation[1]": {"values": [0.0, 500.0]}}, r"observation\[1\] \(1 of 2 ids used"),
+        ({"observation": {"low": 5.0, "high": 6.0}}, r"observation\[0\] \(1 of 10.*observation\[1\] \(1 of 10"),
+    ],
+)
+def test_fields_that_cannot_be_told_apart_are_named_with_what_to_set(overrides: dict[str, Any], name: str) -> None:
+    rows = np.random.default_rng(0).uniform(-1, 1, (2000, 2))
+    tokenizer = Tokenizer(spaces.Box(-np.inf, np.inf, (2,), np.float64), spaces.Discrete(2), overrides=overrides)
+    with pytest.warns(UserWarning, match=name + r".*set low and high.*= \{ low = -0.9\d*, high = 0.9\d* \}"):
+        tokenizer.fit(rows)
+
+
+def test_tokenizers_of_older_versions_encode_as_they_did() -> None:
+    space = spaces.Box(np.array([-np.inf, 0, -1], dtype=np.float32), np.array([np.inf, np.inf, 1], dtype=np.float32))
+    kept = Tokenizer(space, spaces.Discrete(2)).to_dict()
+    kept["overrides"] = {"observation[0]": {"scale": 0.5}, "observation[1]": {"scale": 2.0, "bins": 4}}
+    old = Tokenizer.from_dict(kept)
+    values = np.array([[-9, 0.3, -0.9], [-0.3, 3, 0.1], [0.1, 8, 0.3], [4.9, 99, 1]])
+    assert (old.encode_observation(values) - old.observation_codec.starts[:-1]).tolist() == [
+        [0, 0, 0], [4, 1, 5], [5, 2, 6], [9, 3, 9],
+    ]  # fmt: skip
+
+
+# NumPy's scalars
+
+SMALL: dict[str, Any] = dict(n_steps=16, batch_size=32, n_epochs=1, device="cpu")
+BOX = spaces.Box(-5, 5, (2,), np.float32)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.float32, np.float64])
+def test_numpy_scalars_in_tokenizers_and_checkpoints_are_pythons_own_numbers(number: Any, tmp_path: Path) -> None:
+    overrides = {
+        "observation[0]": {"low": number(-2), "high": number(2), "bins": number(8)},
+        "observation[1]": {"values": (number(0), 1)},
+    }
+    tokenizer = Tokenizer(BOX, spaces.Discrete(np.int64(3)), bins=number(8), overrides=overrides)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json") == tokenizer
+    assert hash(Tokenizer.load(tmp_path / "tokenizer.json")) == hash(tokenizer)
+    sizes = {"embed_size": np.int64(16), "heads": np.int32(2), "num_states": np.int16(3), "dither": np.float32(0.25)}
+    model = DHMMGPT2.from_tokenizer(tokenizer, **sizes)
+    save_checkpoint(tmp_path / "model.pt", model, tokenizer, {"loss": number(1), "many": {"a": [number(2), np.arange(2)]}})
+    kept = load_checkpoint(tmp_path / "model.pt")
+    assert (kept.tokenizer, kept.info) == (tokenizer, {"loss": 1, "many": {"a": [2, [0, 1]]}})
+    assert kept.model.config == model.config
+    assert {type(kept.model.config[name]) for name in ("embed_size", "heads", "num_states")} == {int}
+
+
+def test_numpy_scalars_in_models_settings_rollouts_and_agents(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"heads": np.int64(2), "num_states": np.int64(0), "reach": np.array([4])}
+    assert DHMMGPT2(np.int64(20), np.int64(16), **sizes).config["reach"] == [4]  # type: ignore[arg-type]
+    settings = TrainingSettings(steps=np.int64(5), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert (type(settings.steps), type(settings.learning_rate)) == (int, float)
+    venv = DummyVecEnv([lambda: Drawn(BOX)])
+    rollouts = collect(venv, episodes=np.int64(2), imitate=True, seed=np.int64(1))  # type: ignore[arg-type]
+    some = Rollouts.from_episodes(list(rollouts), BOX, spaces.Discrete(np.int64(2)), "", np.int64(10))  # type: ignore[arg-type]
+    some.save(tmp_path / "rollouts")
+    assert Rollouts.load(tmp_path / "rollouts").env_steps == 10
+    for name, value in (("n_steps", np.int64(16)), ("batch_size", np.int32(32)), ("gamma", np.float32(0.5))):
+        extractor = {"embed_size": np.int64(16), "heads": np.int64(2)}
+        agent = SequencePPO(
+            "DHMMPolicy",
+            VecTokenStream(venv, history=1),
+            **{**SMALL, name: value},
+            policy_kwargs={"features_extractor_kwargs": extractor},
+        )
+        assert agent.learn(np.int64(32)).num_timesteps == 32  # type: ignore[arg-type]
+        agent.save(tmp_path / "agent.zip")
+        assert SequencePPO.load(tmp_path / "agent.zip").n_steps == 16
+
+
+# Settings out of range
+
+
+@pytest.mark.parametrize("key", ["low", "high", "scale", "origin", "values", "bins"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, np.float32(np.inf), True, "1", None])
+def test_settings_that_are_not_finite_numbers_are_refused(key: str, value: Any) -> None:
+    given = [0.0, value] if key == "values" else value
+    with pytest.raises(InputError, match=f"{key} of observation.0. "):
+        Tokenizer(BOX, spaces.Discrete(2), overrides={"observation[0]": {key: given}})
+
+
+@pytest.mark.parametrize("bins", [2.5, 1, 0, -3, np.inf, "10", None, True, [10]])
+def test_numbers_of_bins_that_are_none_are_refused(bins: Any) -> None:
+    with pytest.raises(InputError, match=r"bins is .*; it must be a whole number of at least 2"):
+        Tokenizer(BOX, spaces.Discrete(2), bins=bins)
+
+
+@pytest.mark.parametrize("overrides", [{"observation[0]": 5}, {"observation[0]": [1]}, ["observation[0]"], 3])
+def test_settings_that_are_no_tables_are_refused(overrides: Any) -> None:
+    with pytest.raises(InputError, match=r"token settings .* must be a table"):
+        Tokenizer(BOX, spaces.Discrete(2), overrides=overrides)

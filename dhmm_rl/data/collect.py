@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dhmm_rl.data.rollouts import PLAIN, Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
+from dhmm_rl.plain import plain_scalars
 from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of, random_actor
 
 Actions = NDArray[Any]
@@ -42,6 +43,7 @@ class Predicts(Protocol):
 Policy = Predicts | Callable[[NDArray[Any]], Actions]
 
 
+@plain_scalars
 def collect(
     env: VecEnv,
     policy: Policy | None = None,

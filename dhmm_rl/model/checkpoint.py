@@ -9,6 +9,7 @@ import torch
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+from dhmm_rl.plain import plain
 from dhmm_rl.tokens import Slot, Tokenizer
 
 _FORMAT = "dhmm-rl language model 2"
@@ -35,7 +36,7 @@ def save_checkpoint(
         "config": model.config,
         "weights": model.state_dict(),
         "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
-        "info": info or {},
+        "info": plain(info or {}),
     }
     save_torch(path, content)
 

@@ -20,6 +20,7 @@ from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_fea
 from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slots import CHUNK, SlotHeads, group_slots, slot_table, sum_before
+from dhmm_rl.plain import plain, plain_scalars
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
@@ -60,6 +61,7 @@ class DHMMGPT2(nn.Module):
     :raises InputError: for sizes that do not fit together
     """
 
+    @plain_scalars
     def __init__(
         self,
         vocab_size: int,
@@ -94,9 +96,9 @@ class DHMMGPT2(nn.Module):
         self.config: dict[str, Any] = dict(
             vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
             num_states=num_states, max_len=max_len, window=window, positions=positions,
-            reach=None if reach is None else list(reach), matrices=matrices, control=control, chains=chains, dither=dither,
-            evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init, latent_rate=latent_rate,
-            action_slots=action_slots, reset_id=reset_id, slots=[asdict(slot) for slot in self.slots],
+            reach=None if reach is None else plain(list(reach)), matrices=matrices, control=control, chains=chains,
+            dither=dither, evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init, latent_rate=latent_rate,
+            action_slots=action_slots, reset_id=reset_id, slots=plain([asdict(slot) for slot in self.slots]),
         )  # fmt: skip
         _check(self.config)
         self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
+from dhmm_rl.plain import plain_scalars
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, as_ids
 from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.sequence_ppo.policies import SequencePolicy
@@ -78,6 +79,7 @@ class SequencePPO(PPO):
     policy: SequencePolicy
     rollout_buffer: SequenceRolloutBuffer
 
+    @plain_scalars
     def __init__(
         self,
         policy: str | type[DHMMPolicy],

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.plain import plain
 
 ABSURD = 1e6
 """Bounds as wide as this are none."""
@@ -184,7 +185,7 @@ def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     """A description of a space that JSON can hold."""
     kind = kind_of(space, "the space")
     name = next(name for name, known in KINDS.items() if known is kind)
-    return {"type": name, **kind.to_dict(space)}
+    return {"type": name, **plain(kind.to_dict(space))}
 
 
 def space_from_dict(description: dict[str, Any]) -> spaces.Space[Any]:

@@ -235,7 +235,7 @@ def warn_of_indistinct(tokenizer: Tokenizer, observations: NDArray[Any], reports
     warnings.warn(
         f"tokens hardly tell the values of {shown} apart; set low and high where the values lie, or more bins, in the token "
         f"settings (overrides=, or [tokens.fields] in a recipe): {next(iter(found.values()))}",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

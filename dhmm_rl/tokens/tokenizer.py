@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import read_json, write_json
-from dhmm_rl.plain import plain
+from dhmm_rl.plain import plain, plain_scalars
 from dhmm_rl.tokens import fitting
 from dhmm_rl.tokens.codec import Codec
 from dhmm_rl.tokens.composite_spaces import bounded
@@ -157,6 +157,7 @@ class Tokenizer:
 
     # Fitting, checking, keeping
 
+    @plain_scalars
     def fit(self, data: Any, seed: int = 0) -> "Tokenizer":
         """
         A tokenizer like this one that suits data.

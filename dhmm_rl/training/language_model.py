@@ -24,6 +24,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.checkpoint import load_torch
+from dhmm_rl.plain import plain
 
 _FORMAT = "dhmm-rl training state 1"
 
@@ -76,6 +77,10 @@ class TrainingSettings:
     """Share of the episodes that are held out."""
     dither: bool = True
     """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
 
     def check(self) -> None:
         """:raises InputError: for a setting out of its range"""
