@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from dhmm_rl._interrupts import expect_interruptions
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import EnvironmentFault, InputError
 
 Args = TypeVar("Args")
 
@@ -22,7 +22,8 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     """
     Parse the command line into ``arguments`` and run ``main``.
 
-    Exit status 2 and one line for bad input, and for files that cannot be read or written; 130 for an interruption from the
+    Exit status 2 and one line for bad input, and for files that cannot be read or written; 1 for an environment that raises an
+    error, with a line that names it and its own traceback; 130 for an interruption from the
     keyboard; 141, without a line, when the reader of the output has gone away (``| head``). Characters that the terminal's
     encoding does not have are printed as escapes.
 
@@ -43,6 +44,9 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # what a shell reports for a program that SIGPIPE ends
+    except EnvironmentFault as fault:
+        print(f"error: {fault}", *([fault.details] if fault.details else []), sep="\n", file=sys.stderr)
+        sys.exit(1)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

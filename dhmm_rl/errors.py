@@ -21,6 +21,24 @@ class InputError(ValueError):
     """
 
 
+class EnvironmentFault(RuntimeError):
+    """
+    An environment of the user's own raised an error, returned what no environment may return, or lost its process.
+
+    Commands print the line and the details, and exit with status 1.
+
+    :param line: which environment did what, in which method and at which step of its episode
+    :param details: the environment's own traceback; empty where it raised nothing
+    """
+
+    def __init__(self, line: str, details: str = "") -> None:
+        super().__init__(line, details)  # both, so that it is pickled whole
+        self.line, self.details = line, details
+
+    def __str__(self) -> str:
+        return self.line
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """What to say after an unknown name: the one that was probably meant, or those that there are."""
     known = list(known)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
+from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream, ppo
+from dhmm_rl import collect as collect_command
+from dhmm_rl.cli import run_command
 from dhmm_rl.data import collect
-from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, make_gymnasium_vec_env
+from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, ReportFaults, ReportingSubprocVecEnv, make_gymnasium_vec_env
+from dhmm_rl.errors import EnvironmentFault
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, LanguageModelActor
+from dhmm_rl.recipes import EnvRecipe
 from dhmm_rl.sequence_ppo import SequencePolicy, SequenceRolloutBuffer, WithActionMasks
-from dhmm_rl.training.environments import RefuseNan
+from dhmm_rl.training.environments import RefuseNan, make_envs
+from tests.faulty_env import Faulty
 
 MODEL: dict[str, Any] = {"embed_size": 16, "heads": 2, "num_states": 2}
 SMALL: dict[str, Any] = {
@@ -448,3 +454,108 @@ def test_gymnasiums_vector_environments_tell_returns_and_lengths(vectorized: boo
     agent = SequencePPO("DHMMPolicy", VecTokenStream(env, history=1), **SMALL | {"n_steps": 16}).learn(64)
     assert agent.ep_info_buffer
     assert {(info["r"], info["l"]) for info in agent.ep_info_buffer} == {(9.0, 9)}
+
+
+# Environments that break down
+
+FAULTS = {
+    "raises in step": r"in step at step 3 of episode 1, raised ZeroDivisionError: the engine is out of oil",
+    "raises in reset": r"in reset at the beginning of episode 1, raised ZeroDivisionError: the engine is out of oil",
+    "no info of reset": r"in reset at the beginning of episode 1, .*(tuple|observation and info)",
+    "raises in action_masks": r"in action_masks at .* of episode 1, raised ZeroDivisionError: the engine is out of oil",
+    "four values": r"in step at step 3 of episode 1, .*it must return observation, reward, terminated, truncated and info",
+    "no reward": r"in step at step 3 of episode 1, returned None; the reward must be a number",
+    "a text for a reward": r"in step at step 3 of episode 1, returned '1.0'; the reward must be a number",
+    "an array for a reward": r"in step at step 3 of episode 1, returned array\(\[1., 1.\]\); the reward must be a number",
+    "no end": r"in step at step 3 of episode 1, returned None; terminated must be true or false",
+    "no info": r"in step at step 3 of episode 1, returned None; info must be a dictionary",
+}
+MODULE = "tests.faulty_env:"
+
+
+def faulty(fault: str, vectorization: str = "dummy", name: str = "FaultyLimited-v0") -> EnvRecipe:
+    return EnvRecipe("faulty", "", MODULE + name, kwargs={"fault": fault}, vectorization=vectorization)
+
+
+@pytest.mark.parametrize("name", ["Faulty-v0", "FaultyLimited-v0"])
+@pytest.mark.parametrize("vectorization", ["dummy", "gymnasium"])
+@pytest.mark.parametrize(("fault", "message"), FAULTS.items(), ids=FAULTS.keys())
+def test_an_environment_that_breaks_down_is_named(fault: str, message: str, vectorization: str, name: str) -> None:
+    env = make_envs(faulty(fault, vectorization, name), 2, seed=0)
+    with pytest.raises(EnvironmentFault, match=f"the environment {MODULE}{name}, {message}") as caught:
+        collect(env, episodes=2, imitate=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert ("in break_down" in caught.value.details) == ("out of oil" in message)
+    assert "out of oil" not in message or "gymnasium" not in caught.value.details  # its wrappers called the environment
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.details) == (str(caught.value), caught.value.details)
+
+
+def test_a_constructor_that_raises_is_named() -> None:
+    for vectorization in ("dummy", "gymnasium", "subproc"):
+        with pytest.raises(EnvironmentFault, match="Faulty-v0, in its constructor, raised ZeroDivisionError") as caught:
+            make_envs(faulty("raises in its constructor", vectorization, "Faulty-v0"), 2, seed=0)
+        assert "in break_down" in caught.value.details
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("fault", "message"), [*FAULTS.items(), ("is killed", "the process of environment 1 was killed by .*SIGKILL")]
+)
+def test_an_environment_that_breaks_down_in_its_own_process_is_named(fault: str, message: str) -> None:
+    def make(fault: str) -> gym.Env[Any, Any]:
+        return ReportFaults(Faulty(fault), "Faulty-v0")
+
+    masked = "action_masks" in fault  # a method that all environments must have
+    venv = ReportingSubprocVecEnv([partial(make, fault if masked else ""), partial(make, fault)], start_method="fork")
+    with pytest.raises(EnvironmentFault, match=message) as caught:
+        collect(venv, episodes=2, imitate=False)
+    assert ("in break_down" in caught.value.details) == ("out of oil" in message)
+    venv.close()
+    assert not any(process.is_alive() for process in venv.processes)
+
+
+def test_environments_in_processes_that_stay_well_are_closed() -> None:
+    venv = ReportingSubprocVecEnv([Faulty, Faulty], start_method="fork")
+    collect(venv, episodes=4, imitate=False)
+    venv.close()
+    venv.close()
+    assert [process.exitcode for process in venv.processes] == [0, 0]
+
+
+def test_what_a_wrapper_outside_raises_in_a_process_is_told() -> None:
+    def make() -> gym.Env[Any, Any]:
+        return gym.wrappers.TransformObservation(Faulty(), lambda observation: observation / {}, Faulty.observation_space)
+
+    venv = ReportingSubprocVecEnv([make], start_method="fork")
+    with pytest.raises(EnvironmentFault, match="raised TypeError: unsupported operand") as caught:
+        venv.reset()
+    assert "observation / {}" in caught.value.details
+    venv.close()
+
+
+@pytest.mark.parametrize("command", [ppo, collect_command])
+def test_a_command_ends_in_the_line_and_the_traceback(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "faulty.toml"
+    recipe.write_text(
+        f'description = "breaks down"\nid = "{MODULE}FaultyLimited-v0"\nbudget = 2000\neval_every = 256\neval_episodes = 2\n'
+        'kwargs = { fault = "raises in step", episode = 20 }\n'
+    )
+    arguments = {
+        ppo: ["--agent", "mlp", "--runs", str(tmp_path / "runs"), "--quiet"],
+        collect_command: ["--to", str(tmp_path / "rollouts"), "--episodes", "400", "--quiet"],
+    }
+    monkeypatch.setattr("sys.argv", ["command", "--env", str(recipe), *arguments[command]])
+    with pytest.raises(SystemExit) as caught:
+        run_command(command.main, command.Args, "command")
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    said = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(said) == 1
+    assert lines[said[0]].endswith("in step at step 3 of episode 20, raised ZeroDivisionError: the engine is out of oil")
+    assert lines[-1] == "ZeroDivisionError: the engine is out of oil"
+    assert len(lines[said[0] :]) < 20
+    if command is ppo:
+        assert len(list((tmp_path / "runs").glob("*/*/*/best_model*"))) == 1

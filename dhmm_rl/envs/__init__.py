@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 
+from dhmm_rl.envs.faults import ReportFaults, ReportingSubprocVecEnv
 from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
 from dhmm_rl.envs.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
 from dhmm_rl.envs.info_masks import InfoActionMask
@@ -20,6 +21,8 @@ __all__ = [
     "InfoActionMask",
     "MaskFields",
     "RepeatCopy",
+    "ReportFaults",
+    "ReportingSubprocVecEnv",
     "Reverse",
     "ReversedAddition",
     "SortEnv",

@@ -12,6 +12,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +25,8 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.envs.faults import ReportFaults, fault_of
+from dhmm_rl.errors import EnvironmentFault, InputError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 ResetSome = Callable[[Any, NDArray[np.bool_]], tuple[Any, dict[str, Any]]]
@@ -63,6 +65,7 @@ class GymnasiumVecEnv(VecEnv):
     :param mask_key: the key of infos that holds action masks, ``"action_mask"`` in Taxi-v3; they are then what
         ``env_method("action_masks")`` returns
     :raises InputError: when the environment cannot reset in the step in which an episode ends
+    :raises EnvironmentFault: from ``reset`` and ``step`` when the environment raises an error
     """
 
     def __init__(self, env: AnyVectorEnv, reset_some: ResetSome | None = None, mask_key: str | None = None) -> None:
@@ -82,7 +85,7 @@ class GymnasiumVecEnv(VecEnv):
         options = self._options[0]
         if any(other != options for other in self._options):
             raise InputError("a vector environment of Gymnasium's takes one dictionary of options for all environments")
-        observations, infos = self.env.reset(seed=self._seeds[0], options=options or None)
+        observations, infos = self._told("reset", self.env.reset, seed=self._seeds[0], options=options or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = _by_environment(infos, self.num_envs)
@@ -97,7 +100,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Act in all environments, and begin anew in those whose episode has ended."""
-        observations, rewards, terminated, truncated, vector_infos = self.env.step(self._actions)
+        observations, rewards, terminated, truncated, vector_infos = self._told("step", self.env.step, self._actions)
         infos = _by_environment(vector_infos, self.num_envs)
         dones = np.asarray(terminated | truncated)
         now = infos
@@ -130,11 +133,20 @@ class GymnasiumVecEnv(VecEnv):
             last = list(iterate(self.env.observation_space, observations))
             for i in ended:
                 infos[i]["terminal_observation"] = deepcopy(last[i])  # a view; the environment may write over it
-            observations, vector_infos = self.reset_some(self.env, dones)
+            observations, vector_infos = self._told("reset", self.reset_some, self.env, dones)
             after = _by_environment(vector_infos, self.num_envs)
             for i in ended:
                 self.reset_infos[i] = after[i]
         return observations
+
+    def _told(self, method: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the environments; an error of theirs is told as theirs."""
+        try:
+            return call(*args, **kwargs)
+        except (InputError, EnvironmentFault):
+            raise
+        except Exception as error:
+            raise fault_of(f"the environment {self.env}, in {method} of all {self.num_envs} together,", error) from error
 
     def _kept(self, observations: VecEnvObs) -> VecEnvObs:
         return deepcopy(observations) if self._copy else observations
@@ -266,7 +278,7 @@ def make_gymnasium_vec_env(
             return GymnasiumVecEnv(vectorised)
         except InputError:  # it cannot reset in the same step
             vectorised.close()
-    wrappers = [] if wrapper is None else [wrapper]
+    wrappers = [wrapper or partial(ReportFaults, env_id=env_id)]
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     made: Any = gym.make_vec(env_id, num_envs, "sync", vector_kwargs=same_step, wrappers=wrappers, **kwargs)  # type: ignore[arg-type]
     return GymnasiumVecEnv(made)

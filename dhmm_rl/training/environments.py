@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
     VecFrameStack,
@@ -20,8 +19,16 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays, make_gymnasium_vec_env
-from dhmm_rl.errors import InputError
+from dhmm_rl.envs import (
+    FlattenFields,
+    ReportFaults,
+    ReportingSubprocVecEnv,
+    VecTokenStream,
+    as_arrays,
+    make_gymnasium_vec_env,
+)
+from dhmm_rl.envs.faults import fault_of
+from dhmm_rl.errors import EnvironmentFault, InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
 from dhmm_rl.tokens import Tokenizer, fitting
@@ -40,6 +47,7 @@ def make_envs(
     :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
         where Gymnasium flattens their space
     :raises InputError: when Gymnasium cannot make the environment, with its reason; for actions that the agent cannot take
+    :raises EnvironmentFault: when the environment's constructor raises another error; later when ``reset`` or ``step`` do
     """
     venv = _side_by_side(env, n_envs, seed, agent, render_mode)
     if agent is not None:
@@ -69,30 +77,36 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
     kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     try:
         if env.vectorization == "gymnasium":
-            wrapper = partial(_wrapped, wrappers=env.wrappers, flat=flat) if env.wrappers else flat
+            wrapper = partial(_wrapped, env_id=env.id, wrappers=env.wrappers, flat=flat) if env.wrappers or flat else None
             venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, wrapper, **kwargs))
             venv.seed(seed)
             return venv
-        side_by_side = SubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
-        if side_by_side is SubprocVecEnv:
+        side_by_side = ReportingSubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
+        if side_by_side is ReportingSubprocVecEnv:
             _make(env.id, kwargs, env.wrappers).close()  # here its reason to fail can be told; a process only ends
         kwargs = {"env_id": env.id, "kwargs": kwargs, "wrappers": env.wrappers}
         return make_vec_env(
             _make, n_envs, seed=seed, wrapper_class=flat or as_arrays, vec_env_cls=side_by_side, env_kwargs=kwargs
         )
     except (gym.error.Error, ImportError, TypeError) as error:
-        raise InputError(f"the environment {env.id} cannot be made: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"the environment {env.id} cannot be made: {reason}") from error
+    except (InputError, EnvironmentFault):
+        raise
+    except Exception as error:
+        raise fault_of(f"the environment {env.id}, in its constructor,", error) from error
 
 
 def _make(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:
     """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
-    return _wrapped(gym.make(env_id, **kwargs), wrappers)
+    return _wrapped(gym.make(env_id, **kwargs), env_id, wrappers)
 
 
-def _wrapped(env: gym.Env[Any, Any], wrappers: dict[str, Table], flat: Any = None) -> gym.Env[Any, Any]:
+def _wrapped(env: gym.Env[Any, Any], env_id: str, wrappers: dict[str, Table], flat: Any = None) -> gym.Env[Any, Any]:
     for name, kwargs in wrappers.items():
         wrapper: Any = load_env_creator(name)
         env = wrapper(env, **kwargs)
+    env = ReportFaults(env, env_id)
     return env if flat is None else flat(env)
 
 
