@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 import warnings
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,12 +153,13 @@ def train(run: Run, args: Args, device: str) -> None:
         share=math.inf if share is None else share,
         checkpoint=checkpoint,
     )
-    agent.learn(
-        steps - agent.num_timesteps,
-        callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
-        reset_num_timesteps=checkpoint is None,
-        progress_bar=not args.quiet,
-    )
+    with closing(agent.logger):
+        agent.learn(
+            steps - agent.num_timesteps,
+            callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
+            reset_num_timesteps=checkpoint is None,
+            progress_bar=not args.quiet,
+        )
     finish(run, agent, evaluation, pretraining_steps, device, args.trust)
 
 

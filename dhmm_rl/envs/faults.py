@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _worker
 from dhmm_rl.errors import EnvironmentFault, InputError
 
 FIVE = "it must return observation, reward, terminated, truncated and info"
-WRAPPERS = [os.path.join("gymnasium", folder, "") for folder in ("wrappers", "utils")]  # noqa: PTH118 - parts of paths
+WRAPPERS = [os.path.join("gymnasium", part) for part in ("wrappers", "utils", "core.py")]  # noqa: PTH118 - parts of paths
 
 
 def fault_of(where: str, error: BaseException) -> EnvironmentFault:
