@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow kills check clean
 
 demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and show it
 	$(BIN)/python -m dhmm_rl.ppo --env CartPole-v1 --pretrained new --runs runs/demo
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## everything but the slow tests, two files at a time
 
 test-slow: $(INSTALLED)  ## the slow tests: learning at full length
 	$(BIN)/python -m pytest -m slow
+
+kills: $(INSTALLED)  ## kill the commands and a benchmark 60 times at random moments, and resume them; about 15 minutes
+	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python -m tests.killing moments $$folder 60 && rm -r $$folder
 
 check: $(INSTALLED)  ## format, lint, types, and what the wheel holds
 	$(BIN)/ruff format --check .

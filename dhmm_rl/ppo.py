@@ -26,7 +26,7 @@ from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
 from dhmm_rl.training.agents import MASKED, make_agent, rollout_size
-from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
+from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, return_to_checkpoint, save_best
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
 from dhmm_rl.training.evaluation import (
@@ -115,6 +115,7 @@ def main(args: Args) -> None:
 def train(run: Run, args: Args, device: str) -> None:
     """Train the agent of a run, from its last checkpoint if there is one, and evaluate it."""
     checkpoint = last_checkpoint(run.folder)
+    return_to_checkpoint(run.folder, checkpoint)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
     if run.agent.algorithm not in MASKED and is_masking_supported(venv):
         print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")

@@ -90,7 +90,6 @@ class KeepCheckpoint(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self.last + self.every:
             self.last = self.num_timesteps
-            older = last_checkpoint(self.folder)
             with atomic_write(self.folder / CHECKPOINTS / str(self.num_timesteps)) as temporary:
                 temporary.mkdir()
                 assert isinstance(self.model, OnPolicyAlgorithm)
@@ -98,8 +97,7 @@ class KeepCheckpoint(BaseCallback):
                 if (self.folder / EVALUATIONS).is_file():
                     shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
                 self.clock.save(temporary)
-            if older is not None:
-                shutil.rmtree(older)
+            _remove_other_checkpoints(self.folder, str(self.num_timesteps))
 
     def _on_step(self) -> bool:
         return True
@@ -109,3 +107,23 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run."""
     found = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit()]
     return max(found, key=lambda path: int(path.name), default=None)
+
+
+def return_to_checkpoint(folder: Path, checkpoint: Path | None) -> None:
+    """
+    Remove what a killed run wrote after its last checkpoint, and older checkpoints that it was about to remove.
+
+    :param checkpoint: ``None`` when there is none yet
+    """
+    _remove_other_checkpoints(folder, None if checkpoint is None else checkpoint.name)
+    if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
+        with atomic_write(folder / EVALUATIONS) as temporary:
+            shutil.copyfile(checkpoint / EVALUATIONS, temporary)
+    else:
+        (folder / EVALUATIONS).unlink(missing_ok=True)
+
+
+def _remove_other_checkpoints(folder: Path, name: str | None) -> None:
+    for path in (folder / CHECKPOINTS).glob("*"):
+        if path.name != name:
+            shutil.rmtree(path)
