@@ -7,6 +7,7 @@ from dhmm_rl.cli import run_command
 from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
 from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.files import remove_leftovers
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.evaluation import show_numbers
 from dhmm_rl.training.sources import MINARI, RANDOM, Source, read_source
@@ -47,8 +48,10 @@ def main(args: Args) -> None:
         raise InputError(f"seed is {args.seed} and n_envs {args.n_envs}; they must be at least 0 and 1")
     if args.to.startswith(MINARI):
         check_new_minari(args.to.removeprefix(MINARI))
-    elif Path(args.to).exists():
-        raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
+    else:
+        remove_leftovers(Path(args.to).parent, recursive=False)
+        if Path(args.to).exists():
+            raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
     env, _ = load_recipes(args.env, "dhmm-gpt2")
     rollouts = read_source(
         Source.parse(args.data),

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks import run as benchmark
 from dhmm_rl import collect, ppo, pretrain
 from dhmm_rl.data import Rollouts
+from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.training.logs import read_log
@@ -65,7 +66,8 @@ n_steps = 64
 def start_ppo(root: Path) -> None:
     """Pretrain and train an agent, or resume that."""
     env, agent = str(root.parent / "toy.toml"), str(root.parent / "small.toml")
-    args = ppo.Args(env, agent, steps=640, pretrained="new", eval_share=math.inf, runs=root, quiet=True)
+    args = ppo.Args(env, agent, steps=640, pretrained="new", runs=root, quiet=True)
+    args.eval_share, args.final_episodes = math.inf, 4
     for folder in unfinished(root, "result.json"):
         ppo.main(ppo.Args(resume=folder, quiet=True) if folder else args)
 
@@ -87,8 +89,12 @@ def start_languages(root: Path) -> None:
 
 def start_collect(root: Path) -> None:
     """Collect rollouts, which is not resumed but done again."""
-    if not (root / "rollouts").exists():
+    complete = (root / "rollouts").exists()
+    try:
         collect.main(collect.Args(str(root / "rollouts"), episodes=40, quiet=True))
+    except InputError:
+        if not complete:
+            raise
 
 
 def start_benchmark(root: Path) -> None:

@@ -164,7 +164,7 @@ def test_the_newest_run_has_the_highest_number_whatever_the_clock_said(tmp_path:
         for folder in (make_run(tmp_path, "pretrain"), make_run(tmp_path, "languages")):
             (folder / "pretrained.pt").touch()
             os.utime(folder / "pretrained.pt", (-number, -number))
-    assert [path.parent.name for path in pretraining_runs(tmp_path, env)] == [str(n) for n in range(11, 0, -1)]
+    assert [run.folder.name for run in pretraining_runs(tmp_path, env)] == [str(n) for n in range(11, 0, -1)]
     assert newest_run(tmp_path, "parity").folder.name == "11"
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_left_out, unpack
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.files import atomic_write, reading, remove_leftovers
 from dhmm_rl.tokens import FieldSpace
 from dhmm_rl.tokens.fields import KINDS, fields_of, flatten, kind_of, unflatten
 from dhmm_rl.tokens.simple_spaces import strings_of
@@ -104,10 +104,11 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
 
 def check_new_minari(dataset_id: str) -> None:
     """
-    See that a dataset of this name can be written.
+    See that a dataset of this name can be written, and remove what killed processes left in its namespace.
 
     :raises InputError: for a name that Minari does not take, or one that is taken
     """
+    remove_leftovers(_folder(dataset_id).parent, recursive=False)
     if _folder(dataset_id).exists():
         raise InputError(f"there is a Minari dataset {dataset_id} already; give the new one another name or version")
 
