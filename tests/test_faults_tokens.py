@@ -304,3 +304,40 @@ def test_numbers_of_bins_that_are_none_are_refused(bins: Any) -> None:
 def test_settings_that_are_no_tables_are_refused(overrides: Any) -> None:
     with pytest.raises(InputError, match=r"token settings .* must be a table"):
         Tokenizer(BOX, spaces.Discrete(2), overrides=overrides)
+
+
+# Tokenizers of strangers
+
+
+def agent_on(tokenizer: Tokenizer, **changes: Any) -> SequencePPO:
+    venv = DummyVecEnv([lambda: Drawn(BOX)] * 2)
+    settings = {"features_extractor_kwargs": {"embed_size": 16, "heads": 2}}
+    return SequencePPO("DHMMPolicy", VecTokenStream(venv, tokenizer, history=1), **{**SMALL, **changes}, policy_kwargs=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"overrides": {"observation[0]": {"scale": 2.0}}},
+            r"observation\[0\] has 10 bins from -5 to 5 here and 10 bins .* scale of 2",
+        ),
+        (
+            {"overrides": {"observation[1]": {"low": -2.4}}},
+            r"observation\[1\] has 10 bins from -5 to 5 here and 10 bins from -2.4",
+        ),
+        ({"overrides": {"observation[1]": {"values": [0, 1]}}}, r"observation\[1\] .* here and 2 values from 0 to 1 there"),
+        ({"bins": 9}, r"observation\[0\] has 10 bins from -5 to 5 here and 9 bins from -5 to 5 there"),
+    ],
+)
+def test_agents_on_streams_of_another_tokenizer_say_what_differs(settings: Any, message: str, tmp_path: Path) -> None:
+    agent, other = agent_on(Tokenizer(BOX, spaces.Discrete(2))), agent_on(Tokenizer(BOX, spaces.Discrete(2), **settings))
+    assert agent.env is not None
+    assert other.env is not None
+    agent.save(tmp_path / "agent.zip")
+    with pytest.raises(InputError, match=message):
+        SequencePPO.load(tmp_path / "agent.zip", env=other.env)
+    with pytest.raises(InputError, match=message):
+        agent.set_env(other.env)
+    assert repr(agent.observation_space) != repr(other.observation_space)
+    SequencePPO.load(tmp_path / "agent.zip", env=agent.env).set_env(agent.env)

@@ -4,7 +4,9 @@ Any environment as a stream of tokens: one wrapper for Gymnasium environments, o
 Shapes: N environments, H steps of history, C slots.
 """
 
+import json
 import operator
+import zlib
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -40,6 +42,28 @@ class TokenSpace(spaces.Box):
             raise InputError(f"history is {history}; it must be at least 1, which shows the present step alone")
         super().__init__(NOTHING, tokenizer.vocab_size - 1, (history, len(tokenizer.slots)), np.int64)
         self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        digest = zlib.crc32(json.dumps(self.tokenizer.to_dict()).encode())
+        slots = len(self.tokenizer.slots)
+        return f"TokenSpace(history={self.shape[0]}, slots={slots}, ids={self.tokenizer.vocab_size}, tokenizer={digest:08x})"
+
+    def check_equal(self, other: spaces.Space[Any]) -> None:
+        """
+        Refuse another space, for people to whom two tokenizers look alike.
+
+        :raises InputError: saying what differs
+        """
+        if not isinstance(other, TokenSpace):
+            raise InputError(f"the agent reads token streams, but the environment gives {other}; wrap it in VecTokenStream")
+        difference = self.tokenizer.difference(other.tokenizer)
+        if difference:
+            raise InputError(
+                f"the tokenizer of the agent (here) is not that of the environment (there): {difference}; wrap the environment "
+                "with the agent's own, model.observation_space.tokenizer"
+            )
+        if self.shape != other.shape:
+            raise InputError(f"the agent reads a history of {self.shape[0]} steps, the environment gives {other.shape[0]}")
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other) and (not isinstance(other, TokenSpace) or self.tokenizer == other.tokenizer)

@@ -16,11 +16,13 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
 from dhmm_rl.plain import plain_scalars
@@ -175,8 +177,31 @@ class SequencePPO(PPO):
             raise InputError(f"SequencePPO needs a SequencePolicy, not {type(self.policy).__name__}")
         self._begin_streams()
 
+    @classmethod
+    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        """
+        As in SB3.
+
+        :raises InputError: for streams of another tokenizer than the agent's
+        """
+        try:
+            return super().load(path, env, *args, **kwargs)
+        except ValueError as error:
+            if env is not None and "spaces do not match" in str(error):
+                saved, _, _ = load_from_zip_file(path, device="cpu", custom_objects=kwargs.get("custom_objects"))
+                space = (saved or {}).get("observation_space")
+                if isinstance(space, TokenSpace):
+                    space.check_equal(env.observation_space)
+            raise
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """As in SB3; the streams so far are forgotten."""
+        """
+        As in SB3; the streams so far are forgotten.
+
+        :raises InputError: for streams of another tokenizer
+        """
+        if isinstance(self.observation_space, TokenSpace):
+            self.observation_space.check_equal(env.observation_space)
         super().set_env(env, force_reset)
         self._begin_streams()
 

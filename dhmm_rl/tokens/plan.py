@@ -54,6 +54,14 @@ class FieldPlan:
     scale: float | None = None
     origin: float = 0.0
 
+    def __str__(self) -> str:
+        if self.values is not None:
+            return f"{self.size} values from {self.values[0]:g} to {self.values[-1]:g}"
+        if not self.binned:
+            return f"the categories {self.low:g} to {self.high:g}"
+        curved = "" if self.scale == math.inf else f", finest at {self.origin:.6g} by a scale of {self.scale:.6g}"
+        return f"{self.size} bins from {self.low:.6g} to {self.high:.6g}{curved}"
+
     @property
     def binned(self) -> bool:
         """Whether its ids are bins of a real field."""

@@ -221,6 +221,21 @@ class Tokenizer:
                     )
             raise InputError(f"the tokenizer knows another {name} space than {space}")
 
+    def difference(self, other: "Tokenizer") -> str:
+        """The first thing that differs in another tokenizer, in words; empty where the two are equal."""
+        try:
+            self.check_spaces(other.observation_space, other.action_space)
+        except InputError as error:
+            return str(error)
+        for mine, theirs in ((self.action_codec, other.action_codec), (self.observation_codec, other.observation_codec)):
+            for (_, _, plan), (_, _, another) in zip(mine.fields, theirs.fields, strict=False):
+                if plan != another:
+                    return f"{plan.name} has {plan} here and {another if another.name == plan.name else 'none'} there"
+        for name in self.codebooks.keys() | other.codebooks.keys():
+            if not np.array_equal(self.codebooks.get(name, ()), other.codebooks.get(name, ())):
+                return f"the codebooks of {name} differ"
+        return "" if self == other else "their settings differ"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that makes this tokenizer, for JSON."""
         return {

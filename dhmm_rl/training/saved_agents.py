@@ -116,6 +116,8 @@ class SavedAgent(NamedTuple):
             for verb, mine, other in zip(
                 ("sees", "acts in"), self._spaces(), (venv.observation_space, venv.action_space), strict=True
             ):
+                if isinstance(mine, TokenSpace) and mine.shape == other.shape:
+                    mine.check_equal(other)
                 if mine != other:
                     raise InputError(f"{self.path} is of another run: its agent {verb} {_line(mine)}, not {_line(other)}")
         return venv
