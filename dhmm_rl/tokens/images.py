@@ -120,7 +120,7 @@ class Codebook:
             # |x - c|² without |x|², which is the same for all codes
             distance = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
             nearest[first : first + block] = distance.argmin(axis=-1).reshape(cut.shape[:-1])
-        return nearest.reshape(*values.shape[:-1], -1)
+        return nearest.reshape(*values.shape[:-1], nearest.shape[-1])
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
         """Images (..., H · W · channels) of codes (..., P)."""
