@@ -141,7 +141,6 @@ def train(run: Run, args: Args, device: str) -> None:
         envs = make_envs(run.env.evaluated, count, run.seed + 10_000, run.agent)
         return wrap(envs, run.agent, tokenizer, training=False)
 
-    agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
     share = run.args.get("eval_share", EVAL_SHARE)
     evaluation = Evaluation(
         run.folder,
@@ -154,6 +153,7 @@ def train(run: Run, args: Args, device: str) -> None:
         share=math.inf if share is None else share,
         checkpoint=checkpoint,
     )
+    agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
     with closing(agent.logger):
         agent.learn(
             steps - agent.num_timesteps,

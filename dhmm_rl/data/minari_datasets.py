@@ -8,6 +8,7 @@ Shapes: T environment steps of an episode.
 """
 
 import json
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 
 from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_left_out, unpack
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write, reading, remove_leftovers
+from dhmm_rl.files import atomic_write, read_json, reading, remove_leftovers
 from dhmm_rl.tokens import FieldSpace
 from dhmm_rl.tokens.fields import KINDS, fields_of, flatten, kind_of, unflatten
 from dhmm_rl.tokens.simple_spaces import strings_of
 
 IMITATE = "imitate"
 """Under this name an episode's metadata say whether its actions are worth imitating."""
+CHECKSUM = "dhmm_rl_checksum"
+"""Under this name the metadata of datasets that are written here hold a checksum of themselves."""
 
 
 def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice = print) -> Rollouts:
@@ -66,7 +69,8 @@ def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice 
             "whose outcome is not recorded, is left out"
         )
     env_spec = storage.metadata.get("env_spec")
-    env_id = json.loads(env_spec)["id"] if env_spec else dataset_id
+    with reading(Path(storage.data_path)):
+        env_id = str(json.loads(env_spec)["id"]) if env_spec else dataset_id
     steps = sum(len(episode.rewards) for episode in episodes.values())
     rollouts = Rollouts.from_episodes(list(episodes.values()), observation_space, action_space, env_id, steps)
     return rollouts.without_faults(name, notice, list(episodes))
@@ -100,6 +104,7 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
         )
         storage.update_episodes(_buffer(rollouts, number) for number in range(len(rollouts)))
         storage.update_episode_metadata({IMITATE: bool(imitate)} for imitate in rollouts.imitate)
+        storage.update_metadata({CHECKSUM: _checksum(storage.read_raw_metadata(temporary / "data"))})
 
 
 def check_new_minari(dataset_id: str) -> None:
@@ -144,11 +149,33 @@ def _open(dataset_id: str) -> Any:
         raise InputError(
             f"there is no Minari dataset {dataset_id} in {folder.parent}; 'minari download {dataset_id}' may get it"
         )
+    _check_metadata(folder / "data" / "metadata.json")
     with reading(folder):
-        storage = minari.load_dataset(dataset_id).storage
-    if storage.total_episodes == 0:
+        storage = minari.dataset.minari_storage.MinariStorage.read(folder / "data")
+        total = int(storage.total_episodes)
+    if total <= 0:
         raise InputError(f"the Minari dataset {dataset_id} holds no episodes")
     return storage
+
+
+def _check_metadata(path: Path) -> None:
+    """
+    See that Minari can read a dataset without making its environment: for that it would call whatever the metadata name.
+
+    :raises InputError: when the metadata lack a space, or cannot be read, or were damaged after :func:`write_minari` wrote them
+    """
+    metadata = read_json(path)
+    for name in ("observation_space", "action_space"):
+        if not isinstance(metadata.get(name), str):
+            raise InputError(f"{path} has no {name}; a dataset is read only if its metadata hold both spaces")
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(metadata):
+        raise InputError(f"{path} was damaged after it was written")
+
+
+def _checksum(metadata: dict[str, Any]) -> int:
+    """Of what decides how the data are read."""
+    names = ("observation_space", "action_space", "env_spec", "data_format", "jpeg_encoding", "total_episodes")
+    return zlib.crc32(json.dumps([metadata.get(name) for name in names]).encode())
 
 
 def _raw_episode(storage: Any, number: int) -> dict[str, Any]:
