@@ -25,7 +25,7 @@ def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     Yield a temporary path; what the block wrote there, a file or a folder, replaces ``path`` at the end.
 
     When the block raises, what was written is removed and ``path`` is left as it was. After a power cut ``path`` holds the
-    old content or the new one. What a killed process leaves behind is removed by :func:`remove_leftovers`.
+    old content or the new one. What a killed process leaves behind is removed at the next write into the same folder.
 
     :param path: file or folder to write
     :param replace: whether what was written may replace a folder that is not empty
@@ -33,6 +33,7 @@ def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, recursive=False)
     folder, lock = _temporary_folder(path.parent)
     try:
         temporary = folder / path.name

@@ -135,6 +135,17 @@ def test_a_run_that_loses_its_folder_ends_in_one_line(error: Exception | None, t
         work()
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_notices_that_its_folder_was_removed(again: bool, tmp_path: Path) -> None:
+    with closing(make_logger(tmp_path / "run", "ppo")) as logger:
+        shutil.rmtree(tmp_path / "run")
+        if again:  # atomic_write makes folders
+            (tmp_path / "run").mkdir()
+        logger.record("x", 1)
+        with pytest.raises(FileNotFoundError, match="was removed while it was being written"):
+            logger.dump(1)
+
+
 def test_an_interrupted_run_says_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

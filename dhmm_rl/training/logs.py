@@ -28,7 +28,10 @@ class QuotedCSV(CSVOutputFormat):
         :param key_values: the row's values by name
         :param key_excluded: for each name, the formats that leave it out
         :param step: not written
+        :raises FileNotFoundError: when the file was removed, as by someone who removes the folder of a run that is not over
         """
+        if not Path(self.file.name).exists():
+            raise FileNotFoundError(f"the log {self.file.name} was removed while it was being written")
         quoted = {_quoted(name): value for name, value in key_values.items()}
         super().write(quoted, {_quoted(name): formats for name, formats in key_excluded.items()}, step)
 
@@ -100,14 +103,14 @@ def _read_rows(part: Path) -> list[dict[str, str]]:
 
 
 def _drop_rows(part: Path, step: int) -> None:
-    """Drop the rows of a CSV file from the first one on that is later than a step, and the file if no row is left."""
+    """Drop the rows of a CSV file from the first one on that is later than a step, and the file when no row is left."""
     rows = _read_rows(part)
     steps = [next((row[column] for column in STEP_COLUMNS if column in row), "") for row in rows]
     later = (number for number, value in enumerate(steps) if value.isdecimal() and int(value) > step)
     kept = rows[: next(later, len(rows))]
     if not kept:
         part.unlink()
-    elif len(kept) < len(rows):
+    else:  # without rows that were damaged, too
         with atomic_write(part) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
