@@ -1,16 +1,25 @@
 """Faults of models and their logs, by kind: each ends in one line that says what is wrong, or is gone."""
 
 import csv
+import json
+import random
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.logger import CSVOutputFormat
+from torch import Tensor
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2, generate
+from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
+from dhmm_rl.model import filter as hmm
 from dhmm_rl.model.generate import choose
-from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens import Slot, Tokenizer
 from dhmm_rl.training.logs import QuotedCSV, make_logger, read_log
 
 NAMES = ["pixels[3,4,0]", 'the "left" wheel', "speed, angle", "Größe", "two\nlines", "plain", ""]
@@ -85,3 +94,279 @@ def test_any_other_temperature_chooses(temperature: float) -> None:
     logits = torch.tensor([[1e3, 0.0, -torch.inf, 999.0]]).expand(500, -1)
     chosen = choose(logits, temperature=temperature)
     assert set(chosen.tolist()) == ({0} if temperature < 1 else {0, 1, 3})
+
+
+WRONG: dict[str, list[Any]] = {
+    **{name: [0, -1, None] for name in ("vocab_size", "embed_size", "heads", "max_len", "matrices", "chains")},
+    **{name: [0, -1] for name in ("window", "ff_hidden")},
+    **{name: [-1, None] for name in ("layers", "num_states", "action_slots")},
+    "reset_id": [-1, 10],
+    "dither": [-1e-3, 1.0, None],
+    "mutation": [-0.1, 1.0, None],
+    "evidence_floor": [-1.0, None],
+    "latent_rate": [0.0, -1.0, 1e-40, 1e40, None],
+    "positions": [None, 3, "absolute"],
+    "control": [None, 3, "some"],
+    "latent_init": [None, 3, "warm"],
+    "reach": [[], [-1], [1.5], 3, "4", [1] * 99],
+    "slots": [[], [3], [Slot("a", 0, 11)], [Slot("a", 3, 3)], [Slot("a", -1, 3)], [Slot("a", 0, 3, 4)]],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_argument_of_the_constructor_is_taken_unless_it_makes_sense(name: str) -> None:
+    numbers = name not in ("positions", "control", "latent_init", "reach", "slots")
+    whole = numbers and name not in ("dither", "mutation", "evidence_floor", "latent_rate")
+    wrong = WRONG[name] + [float("nan"), float("inf"), -float("inf"), 10**12, 10**30, "8", [8], True] * numbers + [2.5] * whole
+    for value in wrong:
+        with pytest.raises(InputError) as error:
+            DHMMGPT2(**{"vocab_size": 10, name: value})
+        assert name in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"layers": 1000, "embed_size": 1024},
+        {"vocab_size": 10**8},
+        {"num_states": 50_000},
+        {"chains": 10**6, "num_states": 50},
+        {"matrices": 10**6, "num_states": 64},
+        {"max_len": 10**8, "positions": "learned"},
+        {"max_len": 10**8},
+        {"window": 10**8},
+        {"ff_hidden": 10**8},
+    ],
+    ids=str,
+)
+def test_models_too_large_to_be_meant_are_refused_at_once(sizes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"would hold .* numbers because of its .*; choose sizes"):
+        DHMMGPT2(**{"vocab_size": 10, **sizes})
+
+
+def test_scalars_of_numpy_are_plain_in_a_models_settings(tmp_path: Path) -> None:
+    ids, width, layers, heads, states = np.array([10, 16, 1, 2, 3])
+    half: Any = np.float32(0.5)
+    far: Any = np.array([1])
+    model = DHMMGPT2(ids, width, layers, heads, None, states, dither=half, reach=far, slots=[Slot("a", layers, ids)])
+    assert json.loads(json.dumps(model.config)) == model.config
+    save_checkpoint(tmp_path / "model.pt", model)
+    assert load_checkpoint(tmp_path / "model.pt").model.config == model.config
+
+
+# Ids and labels
+
+
+def of(slotted: bool, cartpole: Tokenizer, **settings: Any) -> tuple[DHMMGPT2, Tensor]:
+    """A small model, of flat sequences or of CartPole's streams, and ids (3, 6) or (3, 6, C)."""
+    settings = {"embed_size": 16, "heads": 2, **settings}
+    if not slotted:
+        return DHMMGPT2(10, **settings), torch.randint(10, (3, 6))
+    model = DHMMGPT2.from_tokenizer(cartpole, **settings)
+    return model, torch.stack([torch.randint(max(slot.start, 2), slot.stop, (3, 6)) for slot in model.slots], dim=-1)
+
+
+@pytest.mark.parametrize("past", [0, 1, 10**9])
+@pytest.mark.parametrize("slotted", [False, True])
+def test_ids_past_the_last_are_refused_by_every_pass(slotted: bool, past: int, cartpole: Tokenizer) -> None:
+    model, ids = of(slotted, cartpole)
+    ids.view(-1)[-1] = model.vocab_size + past
+    state, first = model.initial_state(3), model._initial_belief(3)
+    passes: list[Callable[[], Any]] = [
+        lambda: model(ids),
+        lambda: model.step(ids[:, -1], state),
+        lambda: model.read(ids),
+        lambda: model.believe(ids, first),
+        lambda: generate(model, ids, 2),
+        lambda: generate(model, ids[:, -1:], 2),
+    ]
+    for read in passes:
+        with pytest.raises(InputError, match=rf"id {model.vocab_size + past} is out of range: ids lie between 0 and"):
+            read()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.complex64])
+@pytest.mark.parametrize("slotted", [False, True])
+def test_ids_and_labels_are_whole_numbers(slotted: bool, dtype: torch.dtype, cartpole: Tokenizer) -> None:
+    model, ids = of(slotted, cartpole)
+    for given in ((ids.to(dtype), None), (ids, ids.to(dtype))):
+        with pytest.raises(InputError, match=f"ids are of type {dtype}; they must be whole numbers"):
+            model(*given)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("slotted", [False, True])
+def test_whole_numbers_of_any_size_are_ids(slotted: bool, dtype: torch.dtype, cartpole: Tokenizer) -> None:
+    model, ids = of(slotted, cartpole)
+    out, same = model(ids, ids), model(ids.to(dtype), ids.to(dtype))
+    assert (out.logits == same.logits).all()
+    assert out.loss == same.loss
+
+
+@pytest.mark.parametrize("slotted", [False, True])
+def test_labels_that_are_not_ids_of_their_slot_are_named(slotted: bool, cartpole: Tokenizer) -> None:
+    model, ids = of(slotted, cartpole)
+    j = 2 if slotted else 0
+    slot = model.slots[j]
+    for wrong in (slot.start - 1, slot.stop, 10**9):
+        if wrong < 0:
+            continue
+        labels = ids.clone()
+        labels.view(3, 6, -1)[1, 4, j] = wrong
+        named = rf"label {wrong} of slot {re.escape(slot.name)} at step 4 of sequence 1 is not one of its ids, {slot.start} to"
+        with pytest.raises(InputError, match=named):
+            model(ids, labels)
+        with pytest.raises(InputError, match=named.replace("step 4", "step 0")):
+            model.step(ids[:, 4], model.initial_state(3), labels[:, 4])
+    with pytest.raises(InputError, match="the shapes must be equal"):
+        model(ids, ids[:, 1:])
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_states": 0}, {"layers": 0}, {"positions": "both", "window": 3}, {"chains": 2}], ids=str
+)
+@pytest.mark.parametrize("slotted", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "error"),
+    [(torch.bfloat16, 0.1), (torch.float16, 0.02), (torch.float64, 1e-5)],
+    ids=["bfloat16", "half", "double"],
+)
+def test_models_work_in_any_precision(
+    precision: torch.dtype, error: float, slotted: bool, settings: dict[str, Any], cartpole: Tokenizer
+) -> None:
+    model, ids = of(slotted, cartpole, **settings)
+    with torch.no_grad():
+        exact = model(ids, ids)
+        logits = exact.logits[:, -1]
+        model.to(precision)
+        state = model.initial_state(3)
+        for t in range(ids.shape[1]):
+            stepped, state = model.step(ids[:, t], state, ids[:, t])
+    with pytest.warns(UserWarning, match="torch.bfloat16 needs none") if precision == torch.float16 else nullcontext():
+        out = model(ids, ids)
+    out.loss.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert abs(out.loss - exact.loss) < error
+    for found in (out.logits[:, -1], stepped.logits[:, 0]):
+        torch.testing.assert_close(found.float(), logits, atol=error, rtol=error)
+    assert generate(model, ids, 3).shape[1] == 9
+
+
+@pytest.mark.parametrize("slotted", [False, True])
+def test_float16_is_advised_against_and_its_overflows_are_named(slotted: bool, cartpole: Tokenizer) -> None:
+    model, ids = of(slotted, cartpole)
+    labels = ids.clone()
+    labels.view(3, 6, -1)[0, :2] = -1
+    with torch.autocast("cpu", dtype=torch.float16):
+        with pytest.warns(UserWarning, match="torch.bfloat16 needs none"):
+            model(ids, labels)
+        model.ln_f.weight.data *= 1e6
+        name = re.escape(model.slots[0].name)
+        with pytest.raises(
+            InputError, match=rf"loss of slot {name} at step 2 of sequence 0 is .* in float16.*use torch.bfloat16"
+        ):
+            model(ids, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(ids, labels).loss.isfinite()
+
+
+# Empty batches
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_states": 0}, {"layers": 0}, {"positions": "both", "window": 3}, {"mutation": 0.1}, {"reach": [2]}],
+    ids=str,
+)
+@pytest.mark.parametrize("slotted", [False, True])
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)], ids=str)
+def test_empty_batches_give_empty_results(
+    shape: tuple[int, int], slotted: bool, settings: dict[str, Any], cartpole: Tokenizer
+) -> None:
+    model, some = of(slotted, cartpole, **settings)
+    ids = some.new_zeros(*shape, *some.shape[2:])
+    places = ids.new_zeros(*shape, 1) if model.reach else None
+    out = model(ids, ids, position_ids=places)
+    out.loss.backward()
+    assert out.loss == 0
+    assert out.logits.shape[:2] == out.belief.shape[:2] == out.token_loss.shape[:2] == shape
+    if places is None:
+        beliefs, state = model.read(ids)
+        assert beliefs.shape[:2] == shape
+        assert len(state.belief) == len(model.position_after(ids, None)) == shape[0]
+        if shape == (0, 5):
+            assert model.step(ids[:, 0], state)[0].logits.shape[:2] == (0, 1)
+            assert generate(model, ids, 3).shape[:2] == (0, 8)
+
+
+# The filter without dither
+
+
+def certain(seed: int, cartpole: Tokenizer) -> tuple[DHMMGPT2, Tensor, Tensor]:
+    """A random model with transitions and emissions from soft to certain, and ids with labels."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    settings = {
+        "layers": draw.choice([0, 1]),
+        "num_states": draw.choice([1, 2, 3, 8]),
+        "chains": draw.choice([1, 1, 2]),
+        "matrices": draw.choice([1, 3]),
+        "control": draw.choice(["actions", "all", "none"]),
+        "dither": draw.choice([0.0, 0.0, 0.0, 1e-12, 1e-5, 1e-3]),
+        "evidence_floor": draw.choice([0.0, 20.0, 20.0, 100.0, 1e4]),
+        "latent_rate": draw.choice([1.0, 30.0]),
+        "mutation": draw.choice([0.0, 0.2]),
+    }
+    model, _ = of(draw.random() < 0.5, cartpole, **settings)
+    assert model.chain is not None
+    size = draw.choice([1, 30, 1000])
+    for name, parameter in model.chain.named_parameters():
+        if name != "residual_scale":
+            parameter.data = torch.randn_like(parameter) * size / model.chain.rate
+    lowest = 0 if len(model.slots) == 1 else 2
+    steps = draw.choice([1, 5, 40])
+    ids = torch.stack([torch.randint(max(slot.start, lowest), slot.stop, (4, steps)) for slot in model.slots], dim=-1)
+    labels = ids.roll(-1, 1)
+    if draw.random() < 0.3:
+        ids[2, : steps // 2] = -1
+    return (model, ids, labels) if lowest else (model, ids[..., 0], labels[..., 0])
+
+
+@pytest.mark.parametrize("scans", [False, True])
+def test_certain_transitions_keep_losses_beliefs_and_gradients_finite(
+    scans: bool, cartpole: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hmm, "_scan_pays", lambda *_: scans)
+    for seed in range(100):
+        model, ids, labels = certain(seed, cartpole)
+        out = model(ids, labels)
+        out.loss.backward()
+        assert out.loss.isfinite(), seed
+        assert out.belief.isfinite().all(), seed
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), (seed, name)
+
+
+def test_certain_transitions_step_as_they_are_read(cartpole: Tokenizer) -> None:
+    for seed in range(40):
+        model, ids, labels = certain(seed, cartpole)
+        model.eval()
+        with torch.no_grad():
+            out, state = model(ids, labels), model.initial_state(4)
+            for t in range(ids.shape[1]):
+                stepped, state = model.step(ids[:, t], state, labels[:, t])
+                torch.testing.assert_close(stepped.belief[:, 0], out.belief[:, t], atol=1e-5, rtol=1e-5)
+                assert stepped.loss is not None
+                assert stepped.loss.isfinite()
+
+
+def test_what_no_state_explains_leaves_all_states_possible() -> None:
+    never = torch.tensor([[[[0.0], [-1e9]]]]).transpose(-1, -2)  # state 1 is impossible, and state 0 never left
+    initial = torch.tensor([[[1.0, 0.0]]])
+    evidence = torch.cat([never, never.flip(-1), never], dim=1)
+    beliefs = hmm.run_filter(initial, torch.ones(1, 3, 1, 1), evidence, torch.eye(2)[None, None])
+    torch.testing.assert_close(beliefs[0, :, 0], torch.tensor([[1, 0], [1 / 3, 2 / 3], [1, 0]]))

@@ -6,24 +6,35 @@ n the ids of the widest slot. A model with one slot takes and returns arrays wit
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, fits, said
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_axes, rotary_table, within_reach
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
-from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain
+from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain, at_least_single
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slots import CHUNK, SlotHeads, group_slots, slot_table, sum_before
 from dhmm_rl.plain import plain, plain_scalars
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
+MOST = 2**31 - 1
+"""No part of a model may hold more numbers than this."""
+RANGES = {
+    **dict.fromkeys(("vocab_size", "embed_size", "heads", "max_len", "window", "ff_hidden", "matrices", "chains"), (1, MOST)),
+    **dict.fromkeys(("num_states", "action_slots", "reset_id"), (0, MOST)),
+    "layers": (0, 1000),
+    "evidence_floor": (0, 1e6),
+    "latent_rate": (1e-6, 1e6),
+}
+"""The lowest and the highest value of numbers in the constructor of :class:`DHMMGPT2`."""
 
 
 class DHMMGPT2(nn.Module):
@@ -58,7 +69,7 @@ class DHMMGPT2(nn.Module):
     :param slots: the slots of a step; one slot with all ids when ``None``
     :param action_slots: how many of the first slots are the agent's actions
     :param reset_id: the id that opens an episode; no id does when ``None``
-    :raises InputError: for sizes that do not fit together
+    :raises InputError: for an argument of the wrong kind or out of its range, and for sizes that do not fit together
     """
 
     @plain_scalars
@@ -88,19 +99,14 @@ class DHMMGPT2(nn.Module):
         reset_id: int | None = None,
     ) -> None:
         super().__init__()
-        self.slots = tuple(slots) if slots is not None else (Slot("token", 0, vocab_size),)
-        if control == "actions" and action_slots == 0:
-            control = "all" if matrices > 1 else "none"
-        if control == "none":
-            matrices = 1
-        self.config: dict[str, Any] = dict(
+        self.config: dict[str, Any] = _checked(dict(
             vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
-            num_states=num_states, max_len=max_len, window=window, positions=positions,
-            reach=None if reach is None else plain(list(reach)), matrices=matrices, control=control, chains=chains,
-            dither=dither, evidence_floor=evidence_floor, mutation=mutation, latent_init=latent_init, latent_rate=latent_rate,
-            action_slots=action_slots, reset_id=reset_id, slots=plain([asdict(slot) for slot in self.slots]),
-        )  # fmt: skip
-        _check(self.config)
+            num_states=num_states, max_len=max_len, window=window, positions=positions, reach=reach, matrices=matrices,
+            control=control, chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation,
+            latent_init=latent_init, latent_rate=latent_rate, action_slots=action_slots, reset_id=reset_id, slots=slots,
+        ))  # fmt: skip
+        control, matrices = self.config["control"], self.config["matrices"]
+        self.slots = tuple(Slot(**slot) for slot in self.config["slots"])
         self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
         self.positions, self.max_len, self.window = positions, max_len, window or max_len
         self.reach = None if reach is None else tuple(reach)
@@ -109,6 +115,8 @@ class DHMMGPT2(nn.Module):
 
         self.slot_ids: Tensor
         self.register_buffer("slot_ids", slot_table(self.slots), persistent=False)
+        self.last_ids: Tensor
+        self.register_buffer("last_ids", self.slot_ids.amax(dim=1), persistent=False)
         self.slot_groups = group_slots(self.slots)
 
         self.chain: LatentChain | None = None
@@ -181,11 +189,11 @@ class DHMMGPT2(nn.Module):
             (B, T, P), and needed
         :raises InputError: for a sequence longer than ``max_len`` with learned positions; without ids where they are needed
         """
+        following = self._following(input_ids, labels)
         tables = self.tables()
         mutation = self.mutation if self.training else 0.0
         hidden, belief = self.encode(input_ids, position_ids=position_ids, mutation=mutation, tables=tables)
-        following = torch.full_like(input_ids, NOTHING) if labels is None else labels
-        return self._output(hidden, belief, self._slotted(following), tables, labels, weights)
+        return self._output(hidden, belief, following, tables, labels, weights)
 
     def tables(self) -> Tables:
         """The parameters as passes use them: computed once for a pass, or for all the steps of a rollout."""
@@ -232,9 +240,9 @@ class DHMMGPT2(nn.Module):
         initial = self._initial_belief(batch) if belief is None else belief
         beliefs = self._filter(tokens, log_likelihood, gates, initial, valid, starts, tables, mutation, generator)
         if not self.blocks:
-            return self.read_belief(beliefs[:, -last:].flatten(2)), beliefs[:, -last:]
+            return self._believed(beliefs[:, -last:]), beliefs[:, -last:]
         if self.chain is not None:
-            x = x + self.read_belief(beliefs.flatten(2))
+            x = x + self._believed(beliefs)
         episode = None if starts is None else starts.cumsum(dim=1)
         if self.positions != "rotary":
             x = x + self._position_embedding(self._positions(tokens, position) if position_ids is None else position_ids)
@@ -301,7 +309,7 @@ class DHMMGPT2(nn.Module):
         grouped = [j - first for slots, _ in groups for j in slots]
         order = None if grouped == sorted(grouped) else torch.tensor(grouped, device=hidden.device)
         numbers = sum(head.ids.numel() for head in heads) + len(grouped) * self.embed_size
-        rows = max(1, CHUNK // (following.shape[1] * numbers))
+        rows = max(1, CHUNK // max(following.shape[1] * numbers, 1))
         parts = zip(*(torch.split(whole, rows) for whole in (hidden, belief, following, targets)), strict=True)
         return torch.cat([self._chunk_losses(*chunk, heads=heads, order=order, first=first, tables=tables) for chunk in parts])
 
@@ -327,7 +335,7 @@ class DHMMGPT2(nn.Module):
         xs, all_priors = ([None] * len(sizes) if part is None else torch.split(part, sizes) for part in (x, priors))
         losses = []
         for x, priors, head, ids in zip(xs, all_priors, heads, torch.split(wanted, sizes), strict=True):
-            logits = self._slot_logits(x, priors, head).float()
+            logits = at_least_single(self._slot_logits(x, priors, head))
             nll = F.cross_entropy(logits.flatten(0, 2), ids.flatten(), ignore_index=-100, reduction="none")
             losses.append(nll.view_as(ids))
         joined = losses[0] if len(losses) == 1 else torch.cat(losses)
@@ -355,7 +363,7 @@ class DHMMGPT2(nn.Module):
         if self.chain is not None:
             assert tables.chain is not None
             with torch.autocast(hidden.device.type, enabled=False):
-                priors = self.chain.slot_priors(belief.float(), seen, gates, first, last, tables.chain)
+                priors = self.chain.slot_priors(at_least_single(belief), seen, gates, first, last, tables.chain)
         return x, priors
 
     def _slot_heads(self, slots: Sequence[int], width: int, tables: Tables) -> SlotHeads:
@@ -432,10 +440,10 @@ class DHMMGPT2(nn.Module):
         :return: outputs with T = 1, and the new state (``state`` itself must not be used again)
         :raises InputError: past ``max_len`` with learned positions
         """
-        hidden, belief, state = self.encode_step(tokens, state)
-        following = torch.full_like(tokens, NOTHING) if labels is None else labels
         labels = None if labels is None else labels[:, None]
-        return self._output(hidden, belief, self._slotted(following[:, None]), state.tables, labels, None), state
+        following = self._following(tokens[:, None], labels)
+        hidden, belief, state = self.encode_step(tokens, state)
+        return self._output(hidden, belief, following, state.tables, labels, None), state
 
     @torch.no_grad()
     def encode_step(
@@ -455,8 +463,8 @@ class DHMMGPT2(nn.Module):
         :param generator: draws the jumps; torch's own when ``None``
         """
         slotted = self._slotted(tokens[:, None])
-        x, log_likelihood, gates = self._look_up(slotted, state.tables)
         valid, starts = self._starts(slotted)
+        x, log_likelihood, gates = self._look_up(slotted, state.tables)
         belief = self._filter(slotted, log_likelihood, gates, state.belief, valid, starts, state.tables, mutation, generator)
         position = state.position
         if starts is not None:
@@ -466,14 +474,14 @@ class DHMMGPT2(nn.Module):
         if self.blocks:
             hidden = self._step_blocks(x, belief, position, position_ids, state)
         else:
-            hidden = self.read_belief(belief.flatten(2))
+            hidden = self._believed(belief)
         return hidden, belief, replace(state, belief=belief[:, 0], position=position + 1, time=state.time + 1)
 
     def _step_blocks(
         self, x: Tensor, belief: Tensor, position: Tensor, position_ids: Tensor | None, state: ModelState
     ) -> Tensor:
         if self.chain is not None:
-            x = x + self.read_belief(belief.flatten(2))
+            x = x + self._believed(belief)
         if self.positions != "rotary":
             x = x + self._position_embedding((position if position_ids is None else position_ids)[:, None])
         at = state.time % self.window
@@ -497,6 +505,10 @@ class DHMMGPT2(nn.Module):
     # Pieces
 
     def _slotted(self, ids: Tensor) -> Tensor:
+        if ids.dtype != torch.long:
+            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+                raise InputError(f"ids are of type {ids.dtype}; they must be whole numbers, such as torch.long")
+            ids = ids.long()
         if len(self.slots) == 1 and ids.dim() == 2:
             return ids[..., None]
         if ids.dim() != 3 or ids.shape[-1] != len(self.slots):
@@ -506,13 +518,65 @@ class DHMMGPT2(nn.Module):
         return ids
 
     def _starts(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Which steps hold something, and which have nothing to do with those before them, each (B, T)."""
+        """
+        Which steps hold something, and which have nothing to do with those before them, each (B, T).
+
+        :raises InputError: for an id that the model does not have
+        """
         valid = (tokens >= 0).any(dim=-1)
         starts = None if self.reset_id is None else tokens[:, :, 0] == self.reset_id
-        if not bool(valid.all()):  # nothing stands alone, and what follows it begins anew
+        lowest, highest = torch.stack(tokens.aminmax()).tolist() if tokens.numel() else (0, 0)
+        if highest >= self.vocab_size:
+            raise InputError(f"id {highest} is out of range: ids lie between 0 and {self.vocab_size - 1}, and -1 is nothing")
+        if lowest < 0 and not bool(valid.all()):  # nothing stands alone, and what follows it begins anew
             apart = ~valid | F.pad(~valid[:, :-1], (1, 0))
             starts = apart if starts is None else starts | apart
         return valid, starts
+
+    def _following(self, input_ids: Tensor, labels: Tensor | None) -> Tensor:
+        """
+        The steps that follow, (B, T, C): the labels, or nothing.
+
+        :raises InputError: for labels of another shape or type, or one that is not an id of its slot
+        """
+        if labels is None:
+            return torch.full_like(self._slotted(input_ids), NOTHING)
+        if labels.shape != input_ids.shape:
+            raise InputError(f"labels have shape {tuple(labels.shape)}, ids {tuple(input_ids.shape)}; the shapes must be equal")
+        following = self._slotted(labels)
+        wrong = (following >= 0) & ((following < self.slot_ids[:, 0]) | (following > self.last_ids))
+        if bool(wrong.any()):
+            row, step, j = wrong.nonzero()[0].tolist()
+            slot = self.slots[j]
+            raise InputError(
+                f"the label {int(following[row, step, j])} of slot {slot.name} at step {step} of sequence {row} is not one of "
+                f"its ids, {slot.start} to {slot.stop - 1}; -1 and -100 are ignored"
+            )
+        return following
+
+    def _check_half_precision(self, losses: Tensor) -> None:
+        """
+        Advise against training in float16.
+
+        :param losses: of every token, (B, T, C)
+        :raises InputError: for a loss that is not finite
+        """
+        overflowed = ~losses.isfinite()
+        if bool(overflowed.any()):
+            row, step, j = overflowed.nonzero()[0].tolist()
+            raise InputError(
+                f"the loss of slot {self.slots[j].name} at step {step} of sequence {row} is {losses[row, step, j].item()} in "
+                "float16, which overflows beyond 65504; use torch.bfloat16 or torch.float32"
+            )
+        if losses.requires_grad:
+            warnings.warn(
+                "float16 is too narrow for this model's gradients without loss scaling; torch.bfloat16 needs none", stacklevel=3
+            )
+
+    def _believed(self, belief: Tensor) -> Tensor:
+        """What beliefs (B, T, N, K) add to the transformer's input, (B, T, D)."""
+        added: Tensor = self.read_belief(belief.flatten(2).to(self.read_belief.weight.dtype))
+        return added
 
     def _squeeze(self, logits: Tensor) -> Tensor:
         return logits[:, :, 0] if len(self.slots) == 1 else logits
@@ -530,7 +594,7 @@ class DHMMGPT2(nn.Module):
             found = F.embedding(ids[..., 0], tables.lookup, padding_idx=self.vocab_size)
         else:
             bags = F.embedding_bag(ids.flatten(0, 1), tables.lookup, mode="sum", padding_idx=self.vocab_size)
-            found = bags.view(batch, steps, -1)
+            found = bags.view(batch, steps, tables.lookup.shape[1])
         return self._split(found)
 
     def _split(self, found: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -543,7 +607,7 @@ class DHMMGPT2(nn.Module):
             found, [width, self.belief_size, found.shape[-1] - width - self.belief_size], dim=-1
         )
         return (
-            x,
+            x.to(self.head.dtype) if self.blocks else x,
             log_likelihood.reshape(*lead, *shape),
             gates.reshape(*lead, shape[0], matrices) if matrices > 1 else None,
         )
@@ -570,7 +634,10 @@ class DHMMGPT2(nn.Module):
 
     def position_after(self, input_ids: Tensor, first: Tensor | None) -> Tensor:
         """Steps since the episode began, (B,), for the step that follows some; ``first`` is for the first of them."""
-        return self._positions(self._slotted(input_ids), first)[:, -1] + 1
+        tokens = self._slotted(input_ids)
+        if tokens.shape[1] == 0:
+            return tokens.new_zeros(len(tokens)) if first is None else first
+        return self._positions(tokens, first)[:, -1] + 1
 
     def _positions(self, tokens: Tensor, first: Tensor | None) -> Tensor:
         """
@@ -597,7 +664,7 @@ class DHMMGPT2(nn.Module):
         return position_ids
 
     def _position_embedding(self, positions: Tensor) -> Tensor:
-        if int(positions.max()) >= self.max_len:
+        if positions.numel() and int(positions.max()) >= self.max_len:
             raise InputError(
                 f"position {int(positions.max())} is past max_len {self.max_len}; learned positions end there, rotary do not"
             )
@@ -618,6 +685,8 @@ class DHMMGPT2(nn.Module):
         if labels is not None:
             nll = self.token_losses(hidden, belief, following, tables=tables)
             labelled = following >= 0
+            if _in_half_precision(hidden):
+                self._check_half_precision(nll)
             if weights is not None and labels.dim() == 2 and weights.dim() > 0:
                 weights = weights[..., None]  # one slot
             weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
@@ -627,44 +696,94 @@ class DHMMGPT2(nn.Module):
         return out
 
 
-def _check(config: dict[str, Any]) -> None:
+def _in_half_precision(hidden: Tensor) -> bool:
+    device = hidden.device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return autocast or hidden.dtype == torch.float16
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    """
+    The constructor's arguments as plain Python values, with what follows from them.
+
+    :raises InputError: for an argument of another kind, out of its range, or one that does not go with the others
+    """
+    hints = get_type_hints(DHMMGPT2.__init__)
+    slots, config = config["slots"], {name: plain(value) for name, value in config.items() if name != "slots"}
+
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise InputError(message)
 
-    width, heads = config["embed_size"], config["heads"]
+    for name, value in config.items():
+        need(fits(value, hints[name]), f"{name} is {value!r}; it must be {said(hints[name])}")
+    for name, (low, high) in RANGES.items():
+        value = config[name]
+        right = "be positive" if low > 0 and value is not None and value <= 0 else f"lie between {low:g} and {high:g}"
+        need(value is None or low <= value <= high, f"{name} is {value}; it must {right}")
+    for name in ("dither", "mutation"):
+        need(0 <= config[name] < 1, f"{name} is {config[name]}; it is a probability below 1")
+    for name, known in (("positions", POSITIONS), ("control", CONTROLS), ("latent_init", LATENT_INITS)):
+        need(config[name] in known, f"{name} is {config[name]!r}; known are {', '.join(known)}")
+
+    ids, width, heads, reach = config["vocab_size"], config["embed_size"], config["heads"], config["reach"]
+    slots = [Slot("token", 0, ids)] if slots is None else list(slots)
+    need(len(slots) > 0, "slots is empty; a step has at least one slot (slots=None is one slot with all ids)")
+    for slot in slots:
+        need(isinstance(slot, Slot), f"slots holds {slot!r}; it must hold dhmm_rl.tokens.Slot only")
+        need(
+            0 <= slot.start < slot.stop <= ids and 0 <= slot.ordinal <= slot.stop - slot.start,
+            f"slots holds {slot}; its ids must lie between 0 and vocab_size {ids}",
+        )
+    config["slots"] = plain([asdict(slot) for slot in slots])
+    need(
+        config["action_slots"] <= len(slots),
+        f"action_slots is {config['action_slots']}; a step has {len(slots)} slots",
+    )
+    need(
+        config["reset_id"] is None or config["reset_id"] < ids,
+        f"reset_id is {config['reset_id']}; it must be below vocab_size {ids}",
+    )
+    if config["control"] == "actions" and config["action_slots"] == 0:
+        config["control"] = "all" if config["matrices"] > 1 else "none"
+    if config["control"] == "none":
+        config["matrices"] = 1
+
     need(
         config["layers"] > 0 or config["num_states"] > 0,
         "layers = 0 and num_states = 0 leave no model; one must be positive",
     )
-    need(heads > 0 and width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
-    need(
-        config["positions"] in POSITIONS,
-        f"positions is {config['positions']!r}; known are {', '.join(POSITIONS)}",
-    )
+    need(width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
     need(
         config["positions"] == "learned" or width // heads % 2 == 0,
         f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",
     )
-    reach = config["reach"]
     need(
-        reach is None or (config["positions"] == "rotary" and len(reach) > 0 and all(far >= 0 for far in reach)),
+        reach is None or (config["positions"] == "rotary" and len(reach) > 0 and all(0 <= far <= MOST for far in reach)),
         f"reach is {reach} with {config['positions']} positions; it is a difference of at least 0 an axis, for rotary",
     )
     need(
         reach is None or width // heads // 2 >= len(reach),
         f"reach {reach} has more axes than half the head size, embed_size {width} / heads {heads}",
     )
-    need(config["control"] in CONTROLS, f"control is {config['control']!r}; known are {', '.join(CONTROLS)}")
-    need(
-        config["latent_init"] in LATENT_INITS,
-        f"latent_init is {config['latent_init']!r}; known are {', '.join(LATENT_INITS)}",
-    )
-    need(0 <= config["dither"] < 1, f"dither is {config['dither']}; it is a probability below 1")
-    need(0 <= config["mutation"] < 1, f"mutation is {config['mutation']}; it is a probability below 1")
-    for name in ("vocab_size", "embed_size", "max_len", "matrices", "chains", "latent_rate"):
-        need(config[name] > 0, f"{name} is {config[name]}; it must be positive")
-    for name in ("layers", "num_states", "evidence_floor"):
-        need(config[name] >= 0, f"{name} is {config[name]}; it must not be negative")
-    for name in ("window", "ff_hidden"):
-        need(config[name] is None or config[name] > 0, f"{name} is {config[name]}; it must be positive")
+    _check_size(config)
+    return config
+
+
+def _check_size(config: dict[str, Any]) -> None:
+    """:raises InputError: for a model that is too large to be meant"""
+    layers, width, states, ids = (config[name] for name in ("layers", "embed_size", "num_states", "vocab_size"))
+    chains, matrices, slots = config["chains"], config["matrices"], len(config["slots"])
+    widest = max(slot["stop"] - slot["start"] for slot in config["slots"])
+    numbers = {
+        "layers, embed_size and ff_hidden": layers * width * (4 * width + 2 * (config["ff_hidden"] or 4 * width)),
+        "vocab_size and embed_size": 2 * ids * width,
+        "num_states, chains and matrices": chains * (matrices * (states**2 + ids) + states * (ids + width + slots * widest)),
+        "max_len": 0 if config["positions"] == "rotary" else config["max_len"] * width,
+        "window (max_len, where it is not given)": (config["window"] or config["max_len"]) * (1 + 2 * layers * width),
+    }
+    name = max(numbers, key=lambda part: numbers[part])
+    if numbers[name] > MOST:
+        raise InputError(
+            f"the model would hold {numbers[name]:.1e} numbers because of its {name}; choose sizes with at most {MOST:.1e}"
+        )

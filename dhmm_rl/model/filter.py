@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
+UNLIKELY = 1e-16
+"""In gradients, no step is less likely than this: smaller numbers would overflow when divided by."""
+SOME_DITHER = 1e-7
+"""With at least this much dither, every belief is so far from 0 that the filter needs no guards and a scan is exact enough."""
 
 
 def dither(transitions: Tensor, floor: float) -> Tensor:
@@ -53,9 +57,17 @@ def limit(log_likelihood: Tensor, floor: float) -> Tensor:
 
 
 def correct(prior: Tensor, evidence: Tensor) -> Tensor:
-    """``b ∝ b⁻ ⊙ exp(ℓ)``, for a prior and evidence (..., K)."""
+    """``b ∝ b⁻ ⊙ exp(ℓ)``, for a prior and evidence (..., K); it sums to less where the evidence is nearly impossible."""
     posterior = prior * evidence.exp()
-    return posterior / posterior.sum(dim=-1, keepdim=True)
+    return posterior / posterior.sum(dim=-1, keepdim=True).clamp_min(UNLIKELY)
+
+
+def bound_gradient(x: Tensor) -> Tensor:
+    """The same numbers; where they are 0 and the gradient at them has no bound, it is cut off."""
+    if x.requires_grad:
+        bound = 1 / UNLIKELY
+        x.register_hook(lambda grad: grad.nan_to_num(0.0).clamp(-bound, bound))  # type: ignore[no-untyped-call]
+    return x
 
 
 def draw_mutations(
@@ -100,10 +112,13 @@ def run_filter(
     :param episode_start: steps at which the belief begins anew from ``start``, (B, T)
     :param mutation: probability of a jump per step and chain
     :param generator: draws the jumps; torch's own when ``None``
-    :param scan: whether a scan may be taken; without dither, single precision is not enough for one
+    :param scan: whether a scan may be taken: with dither of :data:`SOME_DITHER` or more. With less, single precision is not
+        enough for one, and the loop guards against steps that no state explains: after such a step every state is possible
     :return: filtered beliefs, (B, T, N, K)
     """
     _, steps, chains, states = evidence.shape
+    if evidence.numel() == 0:
+        return evidence
     restarts = jumps = targets = None
     if start is not None and episode_start is not None and bool(episode_start.any()):
         restarts = episode_start.T[:, None, :, None]
@@ -119,7 +134,7 @@ def run_filter(
     else:
         stacked = transitions.transpose(1, 2).reshape(chains, states, -1) if which is None else transitions.contiguous()
         beliefs = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            before, weights, likelihood, stacked, anew, restarts, jumps, targets, taken
+            before, weights, likelihood, stacked, anew, restarts, jumps, targets, taken, not scan
         )
     return beliefs.permute(2, 0, 1, 3)
 
@@ -192,6 +207,7 @@ class _Recurrence(torch.autograd.Function):
         jumps: Tensor | None,
         targets: Tensor | None,
         which: Tensor | None,
+        guard: bool,
     ) -> Tensor:
         """
         From (N, B, K), (T, N, B, M), (T, N, B, K), (N, K, M · K) or, with ``which``, (N, M, K, K), (N, 1, K), (T, 1, B, 1),
@@ -209,6 +225,8 @@ class _Recurrence(torch.autograd.Function):
                 moved = moved.view(chains, batch, -1, states)
                 post = moved * weight
                 post = post.sum(dim=2) if gates.shape[-1] > 1 else post[:, :, 0]
+                if guard:  # ordinary numbers stay as they are, and 0 / 0 becomes 1 / K
+                    post = post + TINY
                 norm = post.sum(dim=-1, keepdim=True)
                 belief = post / norm
                 if jumps is not None and targets is not None:
@@ -218,7 +236,7 @@ class _Recurrence(torch.autograd.Function):
                 products.append(moved)
         filtered = torch.stack(beliefs)
         ctx.save_for_backward(initial, gates, likelihood, stacked, anew, restarts, jumps, filtered, torch.stack(norms))
-        ctx.products, ctx.groups = products, groups
+        ctx.products, ctx.groups, ctx.guard = products, groups, guard
         return filtered
 
     @staticmethod
@@ -226,6 +244,8 @@ class _Recurrence(torch.autograd.Function):
         """Gradients of the first five inputs."""
         initial, gates, likelihood, stacked, anew, restarts, jumps, filtered, norms = ctx.saved_tensors
         chains, batch, _ = initial.shape
+        if ctx.guard:
+            norms = norms.clamp_min(UNLIKELY)
         started = torch.cat([initial[None], filtered[:-1]])
         if restarts is not None:
             started = torch.where(restarts, anew, started)
@@ -246,6 +266,8 @@ class _Recurrence(torch.autograd.Function):
                 h = arriving[i] + carried
                 if stays is not None:
                     h = h * stays[chunk[i]]
+                if ctx.guard:  # where a belief is 0, the gradient at it grows without bound from step to step
+                    h = h.clamp(-1 / UNLIKELY, 1 / UNLIKELY)
                 h = h - (h * belief_of[i]).sum(dim=-1, keepdim=True)
                 at_moved = (h[:, :, None] * scaled[i]).view(chains, batch, -1)
                 carried = torch.bmm(at_moved, back) if groups is None else groups.times(at_moved, back, chunk[i])
@@ -266,7 +288,7 @@ class _Recurrence(torch.autograd.Function):
                 grouped.append(at_moved)
         if groups is not None:  # once for all steps: every matrix's gradient is as large as the matrix
             grad_stacked = groups.outer(started.transpose(0, 1).flatten(1, 2), torch.cat(grouped[::-1], dim=1))
-        return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None, None
+        return carried, grad_gates, grad_likelihood, grad_stacked, grad_anew, None, None, None, None, None
 
 
 class _Groups:

@@ -92,16 +92,16 @@ class LatentChain(nn.Module):
     @property
     def start(self) -> Tensor:
         """Belief before an episode's first step, (N, K)."""
-        return (self.rate * self.start_logits.float()).softmax(dim=-1)
+        return (self.rate * at_least_single(self.start_logits)).softmax(dim=-1)
 
     @property
     def transitions(self) -> Tensor:
         """Dithered transition matrices, (N, M, K, K)."""
-        return hmm.dither((self.rate * self.transition_logits.float()).softmax(dim=-1), self.floor)
+        return hmm.dither((self.rate * at_least_single(self.transition_logits)).softmax(dim=-1), self.floor)
 
     def tables(self) -> "ChainTables":
         """The parameters as passes use them, computed once for a whole pass or for all the steps of a rollout."""
-        logits = self.rate * self.emission_logits.float()[self.slot_ids.clamp_min(0)]
+        logits = self.rate * at_least_single(self.emission_logits)[self.slot_ids.clamp_min(0)]
         logits = logits.masked_fill((self.slot_ids < 0)[..., None, None], -torch.inf)
         by_slot = logits.log_softmax(dim=1)  # (C, n, N, K)
         evident = self.slot_ids >= 0
@@ -110,7 +110,7 @@ class LatentChain(nn.Module):
         evidence = by_slot.new_zeros(rows, *self.shape).index_put((self.slot_ids[evident],), by_slot[evident])
         gates = None
         if self.gate_weight is not None:
-            weights = nn.functional.pad(self.rate * self.gate_weight.float(), (0, 0, 0, 0, 0, 1))
+            weights = nn.functional.pad(self.rate * at_least_single(self.gate_weight), (0, 0, 0, 0, 0, 1))
             gates = torch.where(self.gating[:, None, None], weights, 0.0)
         return ChainTables(self.transitions, by_slot.permute(0, 2, 3, 1), evidence, gates)
 
@@ -119,7 +119,7 @@ class LatentChain(nn.Module):
         if gate_logits is None:
             return None
         assert self.gate_bias is not None
-        return (gate_logits + self.rate * self.gate_bias.float()).softmax(dim=-1)
+        return (gate_logits + self.rate * at_least_single(self.gate_bias)).softmax(dim=-1)
 
     def forward(
         self,
@@ -165,7 +165,7 @@ class LatentChain(nn.Module):
             mutation=mutation,
             which=which,
             generator=generator,
-            scan=self.floor > 0,
+            scan=self.floor >= hmm.SOME_DITHER,
         )
 
     def slot_priors(
@@ -194,6 +194,8 @@ class LatentChain(nn.Module):
                     action = torch.arange(first, last, device=belief.device) < self.action_slots
                     moved = torch.where(action[:, None, None, None, None], prior, moved)
                 prior = hmm.correct(moved, hmm.limit(seen, self.evidence_floor))
+        if self.floor < hmm.SOME_DITHER:
+            prior = hmm.bound_gradient(prior)
         return prior.expand(last - first, -1, -1, -1, -1)
 
     def _expected(self, transitions: Tensor) -> Tensor:
@@ -212,7 +214,7 @@ class LatentChain(nn.Module):
         :param emissions: probabilities of these slots' ids, (c, N, K, n)
         :return: (c, B, T, n)
         """
-        predictive, scale = hmm.log_predictive(priors, emissions), self.residual_scale.float()
+        predictive, scale = hmm.log_predictive(priors, emissions), at_least_single(self.residual_scale)
         if len(scale) == 1:
             return predictive[..., 0, :] * scale
         return torch.einsum("cbtnv,n->cbtv", predictive, scale)
@@ -232,13 +234,18 @@ class ChainTables(NamedTuple):
     gates: Tensor | None
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Numbers in single precision, or in the double precision that they have: half of it is too little for a filter."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _sticky(chains: int, matrices: int, states: int, floor: float) -> Tensor:
     """
     Transition logits (N, M, K, K) that stay, with dwell times spread log-uniformly over the states from 3 to 1 / floor steps.
 
     Without long dwell times no memory of a distant cue, gradient included, would survive to be learned from.
     """
-    longest = 1 / floor if floor > 0 else 1000.0
+    longest = 1 / floor if floor >= hmm.SOME_DITHER else 1000.0
     dwell = torch.logspace(torch.tensor(3.0).log10().item(), torch.tensor(max(longest, 3.0)).log10().item(), states)
     leave = (1 / dwell)[:, None] / max(states - 1, 1)
     probabilities = torch.where(torch.eye(states, dtype=torch.bool), 1 - (1 / dwell)[:, None], leave)
