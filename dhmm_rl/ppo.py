@@ -38,6 +38,7 @@ from dhmm_rl.training.evaluation import (
     SAMPLED,
     Evaluation,
     better_actions,
+    check_positions,
     check_share,
     kept_random_state,
 )
@@ -216,6 +217,7 @@ def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpo
     if env.eval_kwargs:
         make_envs(env.evaluated, 1, seed, agent).close()
     venv = make_envs(env if env.vectorization != "subproc" else replace(env, vectorization="dummy"), 2, seed, agent)
+    check_positions(agent, env)
     tokenizer = pretrained.tokenizer if pretrained is not None else None
     if agent.reads_tokens and tokenizer is None:
         tokenizer = plain_tokenizer(env, venv)

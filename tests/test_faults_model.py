@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ import torch
 from stable_baselines3.common.logger import CSVOutputFormat
 from torch import Tensor
 
+from dhmm_rl import ppo, pretrain
 from dhmm_rl.errors import InputError
+from dhmm_rl.languages.__main__ import Args, main
+from dhmm_rl.languages.latent_automaton import chain_agreement
 from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
 from dhmm_rl.model import filter as hmm
 from dhmm_rl.model.generate import choose
+from dhmm_rl.recipes import load_recipes
 from dhmm_rl.tokens import Slot, Tokenizer
+from dhmm_rl.training.evaluation import check_positions
+from dhmm_rl.training.languages import LanguageRun
 from dhmm_rl.training.logs import QuotedCSV, make_logger, read_log
 
 NAMES = ["pixels[3,4,0]", 'the "left" wheel', "speed, angle", "Größe", "two\nlines", "plain", ""]
@@ -370,3 +377,60 @@ def test_what_no_state_explains_leaves_all_states_possible() -> None:
     evidence = torch.cat([never, never.flip(-1), never], dim=1)
     beliefs = hmm.run_filter(initial, torch.ones(1, 3, 1, 1), evidence, torch.eye(2)[None, None])
     torch.testing.assert_close(beliefs[0, :, 0], torch.tensor([[1, 0], [1 / 3, 2 / 3], [1, 0]]))
+
+
+# Languages
+
+
+def test_where_chance_rules_traces_are_drawn_and_no_exactness_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(Args("markov-chain", set=("sizes=30,30", "states=3"), steps=30, instances=20, runs=tmp_path, quiet=True))
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["size", "nats", "best"]
+    assert "%" not in out
+    folder = tmp_path / "markov-chain/languages/1"
+    assert [set(row) for row in json.loads((folder / "result.json").read_text())["sizes"]] == [
+        {"size", "nats", "best_nats"}
+    ] * 2
+    assert not any("held_out/exact" in row for row in read_log(folder, "languages"))
+
+    shown = []
+    for seed in (0, 0, 1):
+        main(Args("markov-chain", runs=tmp_path, show="A A", seed=seed))
+        shown.append(capsys.readouterr().out.splitlines()[1])
+    assert shown[0] == shown[1] != shown[2]
+    assert {*"ABC"} <= set(shown[0].split())  # the likeliest token would always be the same
+
+
+@pytest.mark.parametrize(("layers", "steps", "drawn"), [(0, 150, True), (1, 60, False)])
+def test_an_automaton_is_drawn_if_the_chain_is_what_predicts(layers: int, steps: int, drawn: bool, tmp_path: Path) -> None:
+    model = (f"layers={layers}", "embed_size=32", "heads=2")
+    main(Args("parity", set=("sizes=1,8",), model=model, steps=steps, instances=20, runs=tmp_path, quiet=True))
+    folder = tmp_path / "parity/languages/1"
+    run = LanguageRun.open(folder)
+    found = load_checkpoint(run.checkpoint).model
+    assert (chain_agreement(found, run.language, run.held_out()) > 0.9) == drawn
+    assert (folder / "automaton.png").exists() == drawn
+    assert (folder / "curve.png").exists()
+
+
+# Learned positions
+
+
+@pytest.mark.parametrize("command", ["ppo", "pretrain"])
+def test_learned_positions_that_an_episode_can_outlive_are_refused_at_the_start(command: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "short.toml"
+    recipe.write_text('description = ""\npolicy = "DHMMPolicy"\nmodel = { positions = "learned", max_len = 500 }\n')
+    module: Any = {"ppo": ppo, "pretrain": pretrain}[command]
+    with pytest.raises(
+        InputError, match=r"CartPole-v1 may have 500 steps, but .* end at max_len 500: set max_len to at least 501"
+    ):
+        module.main(module.Args(env="CartPole-v1", agent=str(recipe), runs=tmp_path, quiet=True))
+    assert not list(tmp_path.glob("**/run.json"))
+
+
+@pytest.mark.parametrize("model", [{"positions": "learned", "max_len": 501}, {"positions": "both"}, {"max_len": 10}])
+def test_positions_that_last_for_an_episode_are_taken(model: dict[str, Any]) -> None:
+    env, agent = load_recipes("CartPole-v1", "dhmm-gpt2")
+    check_positions(replace(agent, model=model), env)

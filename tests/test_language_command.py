@@ -68,7 +68,7 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_a_process_showed_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = Args("markov-chain", set=("sizes=5,5", "states=3"), steps=5, instances=5, runs=tmp_path, quiet=True)
+    asked = Args("markov-chain", set=("sizes=5,5", "states=3"), steps=60, instances=5, runs=tmp_path, quiet=True)
     main(asked)
     assert "entropy rate: 0." in capsys.readouterr().out
     main(replace(asked, show="A B C"))

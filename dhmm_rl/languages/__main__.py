@@ -33,8 +33,9 @@ class Args:
     Train DHMM-GPT2 on the traces of an algorithm, an automaton or a process, drawn anew for every step, and execute what it
     writes.
 
-    At the end: the share of instances whose whole trace is exact, inside and beyond the sizes of the training, a few traces
-    with the executor's verdict, and pictures: the losses, and the automaton that the latent layer has become, if it is small.
+    At the end: the loss and, in deterministic languages, the share of instances whose whole trace is exact, inside and beyond
+    the sizes of the training, a few traces with the executor's verdict, and pictures: the losses, and the automaton that the
+    latent layer has become, if it is small and predicts what the model predicts.
     A run that was interrupted goes on with --resume.
     """
 
@@ -65,7 +66,7 @@ class Args:
     judge: tuple[int, ...] = ()
     """Judge the newest finished run, or the one that --resume names, on instances of these sizes, and train nothing."""
     seed: int = 0
-    """Seeds the sentences and the weights."""
+    """Seeds the sentences and the weights; with --show, the tokens that are drawn where chance rules."""
     device: str = "cpu"
     """Device to train on; on 'cuda' in mixed precision."""
     threads: int = 1
@@ -87,7 +88,7 @@ def main(args: Args) -> None:
             raise InputError(f"the run {run.folder} is not finished; without --show and --judge, --resume goes on with it")
         model = load_checkpoint(run.checkpoint, device).model
         if args.show is not None:
-            print(show(model, run.language, [run.language.parse(args.show)], goes_on=True))
+            print(show(model, run.language, [run.language.parse(args.show)], goes_on=True, seed=args.seed))
         if args.judge:
             _check_sizes(args.judge, args.instances)
             if run.model["window"] == model_settings(run.language, run.beyond)["window"]:  # no other was asked for
@@ -107,7 +108,7 @@ def main(args: Args) -> None:
 def _train(run: LanguageRun, device: str, progress: bool) -> None:
     print(train_on_language(run, device=device, progress=progress))
     model, _, info = load_checkpoint(run.checkpoint, device)
-    print("\n" + show(model, run.language, draw(run.language, [run.language.sizes[1]] * 2, 0)))
+    print("\n" + show(model, run.language, draw(run.language, [run.language.sizes[1]] * 2, 0), seed=run.seed))
     print(f"\nmodel:            {run.checkpoint}")
     python = python_command()
     print(f'ask it:           {python} -m dhmm_rl.languages {run.name} --resume {run.folder} --show "…"')

@@ -93,6 +93,26 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     )
 
 
+@torch.no_grad()
+def chain_agreement(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> float:
+    """
+    How often the likeliest next token of the latent chain alone is that of the whole model.
+
+    :param model: with a latent chain
+    :param instances: with their traces, the tokens that are read
+    :return: a share of the predicted tokens; 1 in a model without a transformer
+    """
+    model.eval()
+    same = tokens = 0
+    for batch in batches_for(model, language, instances):
+        hidden, belief = model.encode(batch.input_ids, position_ids=batch.position_ids)
+        unknown = torch.full_like(batch.input_ids, NOTHING)[..., None]
+        whole, alone = (model.decode(part, belief, unknown)[:, :, 0].argmax(dim=-1) for part in (hidden, hidden * 0))
+        predicted = batch.labels >= 0
+        same, tokens = same + int(((whole == alone) & predicted).sum()), tokens + int(predicted.sum())
+    return same / tokens
+
+
 def _count(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Belief in each latent state after a token, summed over all tokens, (K,), and by the token that then came, (K, V)."""
     ids, mass, met = len(language.tokens), [], []

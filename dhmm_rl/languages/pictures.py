@@ -46,8 +46,9 @@ def save_automaton(automaton: LatentAutomaton, language: Language[Any], path: Pa
             axes.add_patch(circle)
             x, y = circle.center
             token = language.tokens[int(predicted.argmax())]
-            axes.text(x, y + 0.04, token, ha="center", va="center", fontsize=11, parse_math=False)
-            axes.text(x, y - 0.18, _listed(list(map(str, members)), " "), ha="center", va="center", fontsize=6, color="dimgrey")
+            states = _listed(list(map(str, members)), " ")
+            axes.text(x, y + 0.04, token, ha="center", va="center", fontsize=min(11, 62 / len(token)), parse_math=False)
+            axes.text(x, y - 0.18, states, ha="center", va="center", fontsize=min(6, 70 / len(states)), color="dimgrey")
 
         for (source, target), ids in automaton.arrows().items():
             begin, end, bend, along, around = places[source], places[target], -0.2, 0.42, np.zeros(2)

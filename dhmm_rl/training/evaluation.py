@@ -4,6 +4,7 @@ How good an agent is: evaluations during training and at its end, which take a l
 Shapes: N environments.
 """
 
+import inspect
 import math
 import random
 import time
@@ -22,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.training.agents import with_masks
 from dhmm_rl.training.callbacks import EVALUATIONS, Clock, save_best
@@ -178,6 +180,23 @@ def time_limit(env: EnvRecipe) -> int | None:
     limits = [env.kwargs.get("max_episode_steps"), getattr(spec, "max_episode_steps", None)]
     limits += [kwargs.get("max_episode_steps") for kwargs in env.wrappers.values()]
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+
+
+def check_positions(agent: AgentRecipe, env: EnvRecipe) -> None:
+    """
+    See that learned positions last for a whole episode: training must not end in the middle.
+
+    :raises InputError: when the environment's time limit exceeds the model's ``max_len``
+    """
+    limit = time_limit(env)
+    if limit is None or not agent.reads_tokens or agent.model.get("positions", "rotary") == "rotary":
+        return
+    last = agent.model.get("max_len", inspect.signature(DHMMGPT2).parameters["max_len"].default)
+    if limit >= last:
+        raise InputError(
+            f"episodes of {env.name} may have {limit} steps, but the learned positions of {agent.name} end at max_len {last}: "
+            f"set max_len to at least {limit + 1}, or use rotary positions"
+        )
 
 
 def eval_limit(env: EnvRecipe, longest: int = 0) -> int | None:

@@ -24,7 +24,7 @@ from dhmm_rl.languages import (
     score,
     write_traces,
 )
-from dhmm_rl.languages.latent_automaton import read_automaton
+from dhmm_rl.languages.latent_automaton import chain_agreement, read_automaton
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
@@ -35,6 +35,8 @@ from dhmm_rl.training.runs import LANGUAGE_MODEL, create_folder, newest_first, r
 
 COMMAND = "languages"
 RESULT = "result.json"
+AGREES = 0.9
+"""An automaton is drawn if the chain alone predicts the model's likeliest token at least this often."""
 HELD_OUT = 256
 """Sentences on which training is judged."""
 
@@ -142,8 +144,8 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
 
     Resumes where it was interrupted.
 
-    :return: a table: share of exact traces and of right tokens, and nats per token, inside and beyond the training's sizes; for
-        a hidden process also how well its belief can be read from the model's
+    :return: a table: nats per token, and in a deterministic language the share of exact traces and of right tokens, inside and
+        beyond the training's sizes; for a hidden process also how well its belief can be read from the model's
     """
     language, settings = run.language, run.settings
     torch.manual_seed(run.seed)
@@ -197,17 +199,21 @@ def judge(model: DHMMGPT2, run: LanguageRun, sizes: Sequence[int], count: int) -
     """
     How well a model does on instances of some sizes.
 
+    Exact traces and right tokens are counted only where the language is deterministic: elsewhere chance decides them.
+
     :param count: instances of each size
     :return: a table in lines, and its rows
     """
     language = run.language
-    lines = [f"{'size':>6}{'exact':>10}{'tokens':>10}{'nats':>10}" + f"{'best':>10}" * isinstance(language, Process)]
+    columns = ["size", *["exact", "tokens"] * language.deterministic, "nats", *["best"] * isinstance(language, Process)]
+    lines = [f"{columns[0]:>6}" + "".join(f"{column:>10}" for column in columns[1:])]
     results = []
     for size in dict.fromkeys(sizes):
         instances = draw(language, [size] * count, run.seed + size)
         found = score(model, language, instances)
-        result = {"size": size, **found._asdict()}
-        line = f"{size:>6}{found.exact:>10.2%}{found.tokens:>10.2%}{found.nats:>10.4f}"
+        shares = {"exact": found.exact, "tokens": found.tokens} if language.deterministic else {}
+        result = {"size": size, **shares, "nats": found.nats}
+        line = f"{size:>6}" + "".join(f"{share:>10.2%}" for share in shares.values()) + f"{found.nats:>10.4f}"
         if isinstance(language, Process):
             result["best_nats"] = float(language.nats(np.array(instances)).mean())
             line += f"{result['best_nats']:>10.4f}"
@@ -218,7 +224,10 @@ def judge(model: DHMMGPT2, run: LanguageRun, sizes: Sequence[int], count: int) -
 
 def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
     """
-    Draw ``curve.png``, how the training went, and ``automaton.png``, what the latent chain has become, if that is small.
+    Draw ``curve.png``, how the training went, and ``automaton.png``, what the latent chain has become, if that says something.
+
+    It says something when it has at least two states, few enough arrows to be read, and when the chain alone predicts what the
+    model predicts: in a model with a transformer, the transformer may have learned everything instead.
 
     :param model: the run's
     :return: what was drawn
@@ -226,7 +235,9 @@ def write_pictures(run: LanguageRun, model: DHMMGPT2) -> list[Path]:
     curve, picture = run.folder / "curve.png", run.folder / "automaton.png"
     plot_losses(read_log(run.folder, COMMAND), curve, f"{run.name}, seed {run.seed}")
     automaton = read_automaton(model, run.language, run.held_out())
-    if automaton is None or len(automaton.arrows()) > MOST_ARROWS:
+    if automaton is None or len(automaton.members) < 2 or len(automaton.arrows()) > MOST_ARROWS:
+        return [curve]
+    if chain_agreement(model, run.language, run.held_out()) < AGREES:
         return [curve]
     save_automaton(automaton, run.language, picture)
     return [curve, picture]
@@ -237,18 +248,26 @@ def save_result(run: LanguageRun, info: dict[str, Any]) -> None:
     write_json(run.folder / RESULT, info)
 
 
-def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goes_on: bool = False) -> str:
+def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goes_on: bool = False, seed: int = 0) -> str:
     """
     What a model writes for instances, and what the executor says of it.
 
+    In a deterministic language it writes the likeliest tokens. In any other, tokens are drawn: always taking the likeliest one
+    would show no typical trace.
+
+    :param seed: seeds the drawn tokens
     :param goes_on: in a language that is not deterministic, all of an instance is given, and it goes on with as many tokens as
         the longest sentence of the training has
     """
     goes_on = goes_on and not language.deterministic
     begun = [language.trace(instance) if goes_on else [] for instance in instances]
     steps = language.longest(language.sizes[1]) if goes_on else None
+    generator = torch.Generator(model.slot_ids.device).manual_seed(seed)
+    traces = write_traces(
+        model, language, instances, begun=begun, steps=steps, greedy=language.deterministic, generator=generator
+    )
     parts = []
-    for instance, trace in zip(instances, write_traces(model, language, instances, begun=begun, steps=steps), strict=True):
+    for instance, trace in zip(instances, traces, strict=True):
         verdict = language.check(instance, trace)
         parts.append("\n".join([" ".join(language.prompt(instance)), *language.lines(trace), f"-> {verdict.text}"]))
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, by_array, table
 from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
+from dhmm_rl.training.evaluation import check_positions
 from dhmm_rl.training.language_model import (
     Trained,
     TrainingSettings,
@@ -76,6 +77,7 @@ def pretrain(
     training.check()
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
+    check_positions(run.agent, run.env)
     plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
     parts = gather(
         [Source.parse(text) for text in data or run.agent.pretrain.get("data", [RANDOM])],
