@@ -20,6 +20,9 @@ test-slow: $(INSTALLED)  ## the slow tests: learning at full length
 kills: $(INSTALLED)  ## kill the commands and a benchmark 60 times at random moments, and resume them; about 15 minutes
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python -m tests.killing moments $$folder 60 && rm -r $$folder
 
+fuzz: $(INSTALLED)  ## every file format, damaged in 200 ways
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
+
 check: $(INSTALLED)  ## format, lint, types, and what the wheel holds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

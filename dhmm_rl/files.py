@@ -110,6 +110,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def run_checksum(folder: Path) -> str | None:
+    """What tells a run from others: the checksum of its ``run.json``, ``None`` where that has none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["checksum"])
+    return None
+
+
+def check_same_run(path: Path, checksum: str | None, folder: Path) -> None:
+    """
+    See that a file belongs to a run; one without a word about its run, as older versions wrote them, does.
+
+    :param path: the file, for the error
+    :param checksum: :func:`run_checksum` when the file was written
+    :param folder: of the run
+    :raises InputError: when it belongs to another run
+    """
+    expected = run_checksum(folder)
+    if checksum and expected and checksum != expected:
+        raise InputError(f"{path} belongs to another run than {folder}, or {folder / 'run.json'} was edited")
+
+
 def _checksum(content: dict[str, Any]) -> str:
     """Of what JSON makes of the content, whatever its spaces and the order of its keys."""
     plain = json.loads(json.dumps(content))

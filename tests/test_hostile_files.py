@@ -101,7 +101,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = run.folder / CHECKPOINTS / STEPS
     checkpoint.mkdir(parents=True)
     save_agent(agent, checkpoint / AGENT)
-    Clock().save(checkpoint)
+    Clock().save(checkpoint, run.folder)
     collect_rollouts(make_envs(env, 2, 0), episodes=4, imitate=True).save(folder / "rollouts")
     return folder
 

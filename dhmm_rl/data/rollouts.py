@@ -413,7 +413,7 @@ class Rollouts:
         """A CRC-32 of each episode's rows and flags, (E,)."""
         arrays = [np.asarray(array) for array in (self.observations, self.actions, self.rewards)]
         kinds = [(np.lib.format.dtype_to_descr(array.dtype), array.shape[1:]) for array in arrays]
-        flags = np.stack([self.terminated, self.imitate], axis=1).astype(np.uint8)
+        flags = np.stack([self.terminated.view(np.uint8), self.imitate.view(np.uint8)], axis=1)
         found = np.empty(len(self), np.uint32)
         for number, (first, end) in enumerate(pairwise(self.starts.tolist())):
             value = _crc(flags[number], zlib.crc32(repr(kinds).encode()))

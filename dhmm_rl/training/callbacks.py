@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dhmm_rl.files import atomic_write, read_json, reading, write_json
+from dhmm_rl.files import atomic_write, check_same_run, read_json, reading, run_checksum, write_json
 from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
 
 CHECKPOINTS = "checkpoints"
@@ -31,7 +31,10 @@ class Clock:
         before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0}
         path = Path(CLOCK) if checkpoint is None else checkpoint / CLOCK
         with reading(path):
-            before |= {} if checkpoint is None else read_json(path)
+            if checkpoint is not None:
+                found = read_json(path)
+                check_same_run(path, found.get("run"), checkpoint.parent.parent)
+                before = {"longest": 0, **found}
             self._began: float = time.perf_counter() - before["training"] - before["evaluating"]
             self.evaluating = float(before["evaluating"])
             self.marks = [float(mark) for mark in before["marks"]]
@@ -51,9 +54,15 @@ class Clock:
         yield
         self.evaluating += time.perf_counter() - began
 
-    def save(self, folder: Path) -> None:
-        """Keep the times in a checkpoint."""
-        times = {"training": self.training, "evaluating": self.evaluating, "marks": self.marks, "longest": self.longest}
+    def save(self, folder: Path, run: Path) -> None:
+        """Keep the times in a checkpoint's folder, as those of a run."""
+        times: dict[str, Any] = {
+            "run": run_checksum(run),
+            "training": self.training,
+            "evaluating": self.evaluating,
+            "marks": self.marks,
+            "longest": self.longest,
+        }
         write_json(folder / CLOCK, times)
 
 
@@ -62,7 +71,7 @@ def save_best(model: BaseAlgorithm, folder: Path) -> None:
     Keep an agent as the best of its run: in one file, which the commands read, and in SB3's files for its ``load`` in Python.
     """
     assert isinstance(model, OnPolicyAlgorithm)
-    save_agent(model, folder / BEST_AGENT)
+    save_agent(model, folder / BEST_AGENT, folder)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         with atomic_write(folder / BEST_PICKLE) as temporary:
@@ -93,10 +102,10 @@ class KeepCheckpoint(BaseCallback):
             with atomic_write(self.folder / CHECKPOINTS / str(self.num_timesteps)) as temporary:
                 temporary.mkdir()
                 assert isinstance(self.model, OnPolicyAlgorithm)
-                save_agent(self.model, temporary / AGENT)
+                save_agent(self.model, temporary / AGENT, self.folder)
                 if (self.folder / EVALUATIONS).is_file():
                     shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
-                self.clock.save(temporary)
+                self.clock.save(temporary, self.folder)
             _remove_other_checkpoints(self.folder, str(self.num_timesteps))
 
     def _on_step(self) -> bool:

@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.files import atomic_write, check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.training.agents import with_masks
@@ -269,7 +269,9 @@ class Evaluation(BaseCallback):
         self._round_seconds: float | None = None
         self._stepping, self._stepped = 0.0, 0
         if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
-            with reading(checkpoint / EVALUATIONS), np.load(checkpoint / EVALUATIONS) as earlier:
+            path = checkpoint / EVALUATIONS
+            with reading(path), path.open("rb") as file, np.load(file) as earlier:
+                check_same_run(path, str(earlier.get("run", "")), folder)
                 self.timesteps = earlier["timesteps"].tolist()
                 for key, kept in (("results", self.returns), ("ep_lengths", self.lengths)):
                     kept += [row[~np.isnan(row)].tolist() for row in earlier[key]]
@@ -379,7 +381,8 @@ class Evaluation(BaseCallback):
             np.array([[*row, *[math.nan] * (most - len(row))] for row in rows]) for rows in (self.returns, self.lengths)
         )
         with atomic_write(self.folder / EVALUATIONS) as temporary:
-            np.savez(temporary, timesteps=self.timesteps, results=results, ep_lengths=lengths)
+            run = run_checksum(self.folder) or ""
+            np.savez(temporary, timesteps=self.timesteps, results=results, ep_lengths=lengths, run=run)
 
     def evaluate_last(self, agent: BaseAlgorithm, greedy: bool, left: int) -> Evaluated:
         """

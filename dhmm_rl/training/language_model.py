@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from dhmm_rl.data import Batch
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write
+from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.model.checkpoint import load_torch
+from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.plain import plain
 
 _FORMAT = "dhmm-rl training state 1"
@@ -305,6 +305,10 @@ def _batches(windows: Windows, batch_size: int, seed: int, skip: int) -> Iterato
         epoch, first = epoch + 1, 0
 
 
+_KEPT = ("step", "best_step", "stale", "best_loss", "best_bits", "best_weights", "seconds")
+"""Attributes of the state that its file holds as they are."""
+
+
 class _State:
     """Everything that training changes, and its file."""
 
@@ -334,23 +338,24 @@ class _State:
 
     def save(self) -> None:
         """Write the state."""
-        content = {name: value for name, value in vars(self).items() if name not in ("model", "path", "optimizer", "began")}
-        content |= {
+        content = {name: getattr(self, name) for name in _KEPT} | {
             "seconds": self.elapsed(),
+            "run": run_checksum(self.path.parent),
             "format": _FORMAT,
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        with atomic_write(self.path) as temporary:
-            torch.save(content, temporary)
+        save_torch(self.path, content)
 
     def resume(self) -> None:
         """Read the state if there is one."""
         if self.path.exists():
             content = load_torch(self.path, _FORMAT)
-            self.model.load_state_dict(content.pop("weights"))
-            self.optimizer.load_state_dict(content.pop("optimizer"))
-            torch.set_rng_state(content.pop("torch_rng"))
-            del content["format"]
-            vars(self).update(content)
+            check_same_run(self.path, content.get("run"), self.path.parent)
+            with reading(self.path):
+                self.model.load_state_dict(content["weights"])
+                self.optimizer.load_state_dict(content["optimizer"])
+                torch.set_rng_state(content["torch_rng"])
+                for name in _KEPT:
+                    setattr(self, name, content[name])

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import reading
+from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
@@ -158,11 +158,16 @@ class SavedAgent(NamedTuple):
         return env
 
 
-def save_agent(agent: OnPolicyAlgorithm, path: Path) -> None:
-    """Write an agent with the statistics of its environments, all of this moment."""
+def save_agent(agent: OnPolicyAlgorithm, path: Path, run: Path | None = None) -> None:
+    """
+    Write an agent with the statistics of its environments, all of this moment.
+
+    :param run: folder of the run that the agent belongs to, so that it is not taken for one of another run
+    """
     normalize = agent.get_vec_normalize_env()
     content = {
         "format": _FORMAT,
+        "run": None if run is None else run_checksum(run),
         "algorithm": next(name for name, known in ALGORITHMS.items() if isinstance(agent, known)),
         "observation_space": _space_to_dict(agent.observation_space),
         "action_space": space_to_dict(agent.action_space),
@@ -183,7 +188,7 @@ def read_best(folder: Path, device: str, trust: bool = False) -> SavedAgent:
     :param trust: read what an older run has, too, though that can run code
     :raises InputError: when there is none, or it cannot be read
     """
-    return _read(folder, (BEST_AGENT, BEST_ZIP, BEST_PICKLE), device, trust)
+    return _read(folder, folder, (BEST_AGENT, BEST_ZIP, BEST_PICKLE), device, trust)
 
 
 def read_checkpoint(folder: Path, device: str, trust: bool = False) -> SavedAgent:
@@ -193,7 +198,7 @@ def read_checkpoint(folder: Path, device: str, trust: bool = False) -> SavedAgen
     :param trust: read what an older run has, too, though that can run code
     :raises InputError: when there is none, or it cannot be read
     """
-    return _read(folder, (AGENT, _AGENT_ZIP, _AGENT_PICKLE), device, trust)
+    return _read(folder, folder.parent.parent, (AGENT, _AGENT_ZIP, _AGENT_PICKLE), device, trust)
 
 
 def check_trusted(path: Path, trust: bool) -> None:
@@ -206,7 +211,7 @@ def check_trusted(path: Path, trust: bool) -> None:
         )
 
 
-def _read(folder: Path, names: tuple[str, str, str], device: str, trust: bool) -> SavedAgent:
+def _read(folder: Path, run: Path, names: tuple[str, str, str], device: str, trust: bool) -> SavedAgent:
     path, zipped, pickled = (folder / name for name in names)
     if path.is_file() or not zipped.is_file():
         if not path.is_file():
@@ -215,6 +220,7 @@ def _read(folder: Path, names: tuple[str, str, str], device: str, trust: bool) -
         missing = _KEYS - content.keys()
         if missing:
             raise InputError(f"{path} lacks {sorted(missing)[0]!r}; save_agent writes it")
+        check_same_run(path, content.get("run"), run)
         return SavedAgent(path, content, pickled, device)
     check_trusted(zipped, trust)
     return SavedAgent(zipped, None, pickled, device)
