@@ -26,7 +26,7 @@ from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
 from dhmm_rl.training.agents import MASKED, make_agent, rollout_size
-from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, return_to_checkpoint, save_best
+from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
 from dhmm_rl.training.curve import plot_curve
 from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
 from dhmm_rl.training.evaluation import (
@@ -158,7 +158,7 @@ def train(run: Run, args: Args, device: str) -> None:
     with closing(agent.logger):
         agent.learn(
             steps - agent.num_timesteps,
-            callback=[evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
+            callback=[WatchDivergence(), evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
             reset_num_timesteps=checkpoint is None,
             progress_bar=not args.quiet,
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -30,6 +30,7 @@ from dhmm_rl.errors import EnvironmentFault
 from dhmm_rl.policies import ActionTokens, DHMMPolicy, LanguageModelActor
 from dhmm_rl.recipes import EnvRecipe
 from dhmm_rl.sequence_ppo import SequencePolicy, SequenceRolloutBuffer, WithActionMasks
+from dhmm_rl.training.callbacks import WatchDivergence
 from dhmm_rl.training.environments import RefuseNan, make_envs
 from tests.faulty_env import Faulty
 
@@ -154,6 +155,19 @@ def test_an_update_of_numbers_that_are_not_finite_is_told_and_leaves_the_weights
     agent.learn(64)  # finite rewards teach again, without a warning
     assert any(not torch.equal(parameter, before[name]) for name, parameter in agent.policy.state_dict().items())
     assert np.isfinite(agent._advantage_variance)
+
+
+@pytest.mark.parametrize(("algorithm", "policy"), [(PPO, "MlpPolicy"), (PPO, "DHMMPolicy"), (RecurrentPPO, "MlpLstmPolicy")])
+def test_losses_that_are_not_finite_are_told_of_all_algorithms_and_such_weights_refused(algorithm: Any, policy: str) -> None:
+    settings = SMALL if policy == "DHMMPolicy" else {**SMALL, "policy_kwargs": {}}
+    env = streams if policy == "DHMMPolicy" else toys
+    agent = algorithm(policy, env(reward=1e30), **settings)
+    with pytest.warns(UserWarning, match="train/.*loss.* became NaN or infinite"), np.errstate(over="ignore", invalid="ignore"):
+        agent.learn(48, WatchDivergence())
+    agent = algorithm(policy, env(), **settings)
+    spoil(agent.policy, np.nan)
+    with pytest.raises(InputError, match="training diverged: by step 0 weights became NaN or infinite"):
+        agent.learn(48, WatchDivergence())
 
 
 # Masks

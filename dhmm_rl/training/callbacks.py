@@ -1,7 +1,9 @@
 """What happens beside the learning of an agent: keeping the best, keeping a checkpoint."""
 
+import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, check_same_run, read_json, reading, run_checksum, write_json
+from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
 
 CHECKPOINTS = "checkpoints"
@@ -107,6 +111,33 @@ class KeepCheckpoint(BaseCallback):
                     shutil.copyfile(self.folder / EVALUATIONS, temporary / EVALUATIONS)
                 self.clock.save(temporary, self.folder)
             _remove_other_checkpoints(self.folder, str(self.num_timesteps))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class WatchDivergence(BaseCallback):
+    """
+    Warns of a loss that is NaN or infinite, and ends training before weights that are so act or are saved.
+
+    :raises InputError: when weights are NaN or infinite
+    """
+
+    def _on_rollout_start(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+            raise InputError(
+                f"training diverged: by step {self.num_timesteps} weights became NaN or infinite. The best agent is kept; "
+                "lower learning_rate, or normalize rewards (normalize_reward = true in the agent's recipe)"
+            )
+        losses = {
+            name: value for name, value in self.logger.name_to_value.items() if name.startswith("train/") and "loss" in name
+        }
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        if wrong and not isinstance(self.model, SequencePPO):  # which tells it itself
+            warnings.warn(f"{' and '.join(wrong)} became NaN or infinite, so the agent may learn nothing", stacklevel=2)
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
 
     def _on_step(self) -> bool:
         return True
