@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages import __main__ as languages
+from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training import runs
 from dhmm_rl.training.callbacks import return_to_checkpoint
@@ -77,6 +79,20 @@ def test_data_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pyte
         (path / "part").write_text("content")
         written = [path.stat().st_ino, (path / "part").stat().st_ino]
     assert done == [*written, "replace", tmp_path.stat().st_ino]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.pt", DHMMGPT2(20, embed_size=8, heads=1)
+    save_checkpoint(path, model, info={"step": 1})
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):  # commands print it in one line
+            save_checkpoint(path, model, info={"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert load_checkpoint(path).info == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 def make_run(root: Path, command: str) -> Path:

@@ -1,5 +1,6 @@
 """A language model in one file, with the tokenizer of its streams and how it came to be."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,9 +61,15 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
 
 
 def save_torch(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a file of tensors and plain values; :func:`load_torch` reads it. It holds a checksum of each of its parts."""
+    """
+    Write a file of tensors and plain values; :func:`load_torch` reads it. It holds a checksum of each of its parts.
+
+    :raises OSError: when the disk is full; what was there before is still there then
+    """
+    buffer = io.BytesIO()  # torch's own writer raises a RuntimeError of many lines when the disk is full
+    torch.save(content, buffer)
     with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_torch(path: str | Path, expected: str, device: str | torch.device = "cpu") -> dict[str, Any]:
