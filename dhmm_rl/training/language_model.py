@@ -177,12 +177,12 @@ def train_language_model(
 
 def steps_done(folder: Path) -> int:
     """
-    Gradient steps after which the training in a folder resumes.
+    Gradient steps after which the training in a folder resumes; −1 when it has not begun, since step 0 may be logged, too.
 
     :raises InputError: when its state cannot be read
     """
     path = folder / STATE
-    return int(load_torch(path, _FORMAT)["step"]) if path.exists() else 0
+    return int(load_torch(path, _FORMAT)["step"]) if path.exists() else -1
 
 
 def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> float:
