@@ -1,18 +1,31 @@
 """Faults of what users write, in recipes and on the command line, and of the terminal that a command runs in."""
 
 import ast
+import dataclasses
+import inspect
 import io
+import math
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from dhmm_rl.cli import run_command
-from dhmm_rl.errors import python_command
+from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.policies import DHMMPolicy
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table, agent_from_table, env_from_table, list_recipes, recipe_folder
+from dhmm_rl.recipes.schema import ALGORITHM_SETTINGS, FieldSettings, ModelSettings, PolicySettings
+from dhmm_rl.training.agents import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,3 +94,203 @@ def test_hints_name_the_python_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert python_command() == "python"
     monkeypatch.setattr(sys, "executable", "/opt/my python/bin/python")
     assert python_command() == "'/opt/my python/bin/python'"
+
+
+# Values of recipes. What a key may hold is written here a second time, key by key, so that the schema cannot be wrong unseen.
+
+FLAGS = {
+    *("normalize_reward", "normalize_observation", "dither of pretrain", "amsgrad", "ortho_init", "full_std", "use_expln"),
+    *("squash_output", "share_features_extractor", "normalize_images", "shared_lstm", "enable_critic_lstm", "bias"),
+    *("normalize_advantage", "use_sde", "normalized_image"),
+}
+TEXTS = {"name", "description", "policy", "id"}
+CHOICES = {"algorithm", "vectorization", "positions", "control", "latent_init", "activation_fn", "action_head"}
+TABLES = {"model", "pretrain", "ppo", "kwargs", "eval_kwargs", "wrappers", "tokens", "fields", "agents", "field_weights"}
+TABLES |= {"policy_kwargs", "features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"}
+LISTS = {"values", "data", "reach", "betas", "pi", "vf"}
+COUNTS = {
+    *("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes", "embed_size", "heads", "ff_hidden", "max_len"),
+    *("window", "matrices", "chains", "steps", "batch_size", "length", "patience", "features_dim", "cnn_output_dim"),
+    *("lstm_hidden_size", "n_lstm_layers", "n_steps", "n_epochs", "stats_window_size"),
+}
+COUNTS_FROM = {"layers": 0, "num_states": 0, "episodes": 0, "warmup": 0, "critic_warmup": 0, "verbose": 0, "patch": 0}
+COUNTS_FROM |= {"bins": 2, "codes": 2, "sde_sample_freq": -1, **dict.fromkeys(COUNTS, 1)}
+POSITIVE = {"learning_rate", "critic_warmup_lr", "max_grad_norm", "target_kl", "latent_rate", "scale", "eps"}
+POSITIVE |= {"clip_range", "clip_range_vf"}
+NOT_NEGATIVE = {"evidence_floor", "weight_decay", "ent_coef", "vf_coef", "prior_kl", "uniform_kl", "next_token_coef"}
+SHARES = {"gamma", "gae_lambda", "prior_kl_decay"}
+BELOW_1 = {"dither", "mutation", "dropout"}
+FINITE = {"solved_at", "low", "high", "log_std_init"}
+WRONG: list[Any] = [
+    *("x", "", "lin_x", "..:x", 1.5, -1, 0, 10**12, 10**400, True, math.nan, math.inf, -math.inf, 1e300),
+    *([], ["x"], [-1], {}, {"x": "x"}, {"x": {"x": -1}}),
+]
+
+
+def may_hold(path: tuple[str, ...], value: Any) -> bool:
+    """Whether a key may hold one of the values of :data:`WRONG`."""
+    parent, name = ("", *path)[-2:]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and abs(value) < 1e301
+    if {"kwargs", "eval_kwargs"} & set(path[:-1]) or "wrappers" in path[:-2]:
+        return True  # keywords of environments and wrappers, which check them
+    if parent in ("wrappers", "agents", "fields"):
+        return value == {} or (parent == "wrappers" and isinstance(value, dict))
+    if parent == "field_weights" or name in NOT_NEGATIVE:
+        return finite and 0 <= value < 1e9
+    if name in FLAGS or (name == "dither" and "pretrain" in path):
+        return isinstance(value, bool)
+    if name in TEXTS:
+        return isinstance(value, str) and (name != "name" or value in ("x", "lin_x"))
+    if name in CHOICES or name == "held_out":
+        return False
+    if name == "net_arch":
+        return value in ([], {})
+    if name in TABLES:
+        return (
+            value == {}
+            or (name in ("kwargs", "eval_kwargs") and isinstance(value, dict))
+            or (name == "wrappers" and value == {"x": {"x": -1}})
+        )
+    if name in LISTS:
+        return (value, name) in (([], "pi"), ([], "vf"), (["x"], "data"), ([-1], "values"))
+    if name in COUNTS_FROM:
+        return isinstance(value, int) and number and COUNTS_FROM[name] <= value < 1e9
+    if name in POSITIVE:
+        return finite and value > 0 and (value < 1e9 or name in ("max_grad_norm", "target_kl", "scale", "eps"))
+    if name in SHARES:
+        return finite and 0 <= value <= 1
+    if name in BELOW_1:
+        return finite and 0 <= value < 1
+    assert name in FINITE, f"the test does not know {path}"
+    return finite and (name != "log_std_init" or abs(value) <= 100)
+
+
+def paths_of(table: Table) -> list[tuple[str, ...]]:
+    """Where the keys of a table, and of the tables in it, are."""
+    found = []
+    for key, value in table.items():
+        found += [(key,), *((key, *path) for path in (paths_of(value) if isinstance(value, dict) else []))]
+    return found
+
+
+def paths_of_schema(kind: Any) -> list[tuple[str, ...]]:
+    """Where the keys of a dataclass of the schema, and of those in it, are."""
+    found: list[tuple[str, ...]] = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        found.append((name,))
+        for part in (hint, *typing.get_args(hint), *getattr(hint, "__metadata__", ())):
+            inner = getattr(part, "kind", part)
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                found += [(name, *path) for path in paths_of_schema(inner)]
+    return found
+
+
+def with_value(table: Table, path: tuple[str, ...], value: Any) -> Table:
+    """A copy of a table in which a key has another value."""
+    first, *rest = path
+    return table | {first: with_value(table.get(first, {}), tuple(rest), value) if rest else value}
+
+
+def recipes_with_keys() -> Iterator[tuple[Callable[[Any, str], Any], Table, tuple[str, ...]]]:
+    """Every key of every recipe that ships, and every key of the schema: how it is read, a right table, and its place."""
+    for kind, read in (("envs", env_from_table), ("agents", agent_from_table)):
+        for name in list_recipes(kind):
+            table = {"name": name, **({"id": name} if kind == "envs" else {})}
+            table |= tomllib.loads((recipe_folder(kind) / f"{name}.toml").read_text(encoding="utf-8"))
+            yield from ((read, table, path) for path in paths_of(table))
+    env: Table = {"name": "x", "description": "x", "id": "CartPole-v1"}
+    yield from ((env_from_table, env, path) for path in paths_of_schema(EnvRecipe))
+    for field in dataclasses.fields(FieldSettings):
+        yield env_from_table, env, ("tokens", "fields", "observation[0]", field.name)
+    for algorithm, settings in ALGORITHM_SETTINGS.items():
+        policy = "DHMMPolicy" if algorithm == "SequencePPO" else "MlpPolicy"
+        agent: Table = {"name": "x", "description": "x", "policy": policy, "algorithm": algorithm}
+        paths = [*paths_of_schema(AgentRecipe), *(("ppo", *path) for path in paths_of_schema(settings))]
+        yield from ((agent_from_table, agent, path) for path in paths)
+        yield from ((env_from_table, env, ("agents", "x", *path)) for path in paths if path != ("ppo",))
+
+
+def test_wrong_values_of_every_key_are_refused_in_one_line() -> None:
+    tried = 0
+    wrong: list[Any] = []
+    for read, table, path in recipes_with_keys():
+        for value in WRONG:
+            tried += 1
+            try:
+                read(with_value(table, path, value), "the recipe")
+            except InputError as error:
+                if "\n" in str(error) or len(str(error)) > 500:
+                    wrong.append((path, value, error))
+            else:
+                if not may_hold(path, value):
+                    wrong.append((path, value, None))
+    assert not wrong, wrong[:20]
+    assert tried > 5_000
+
+
+def test_right_values_at_the_ends_of_their_ranges_are_accepted() -> None:
+    agent: Table = {"name": "x", "description": "x", "policy": "DHMMPolicy"}
+    for path, value in (
+        (("ppo", "gamma"), 0),
+        (("ppo", "gamma"), 1.0),
+        (("ppo", "learning_rate"), "lin_0.001"),
+        (("ppo", "clip_range_vf"), 0.2),
+        (("ppo", "ent_coef"), 0),
+        (("ppo", "policy_kwargs"), {"net_arch": {"vf": [64]}, "optimizer_kwargs": {"betas": [0.9, 0.99]}}),
+        (("model", "layers"), 0),
+        (("model", "evidence_floor"), 0.0),
+        (("model", "window"), None),
+        (("pretrain", "episodes"), 0),
+        (("pretrain", "data"), ["random"]),
+        (("budget",), None),
+    ):
+        agent_from_table(with_value(agent, path, value), "the recipe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "RecurrentPPO"}, "algorithm must be SequencePPO or PPO"),
+        ({"frame_stack": 4}, "for agents that read no tokens"),
+        ({"normalize_observation": True}, "for agents that read no tokens"),
+        ({"policy": "MlpPolicy", "model": {"layers": 1}}, "for agents that read tokens"),
+        ({"policy": "MlpPolicy", "pretrain": {"steps": 1}}, "for agents that read tokens"),
+        ({"model": {"layers": 900, "embed_size": 4096}}, "parameters"),
+        ({"model": {"num_states": 2**14, "chains": 64}}, "parameters"),
+        ({"n_envs": 10_000, "ppo": {"n_steps": 2**20}}, "n_envs times ppo.n_steps"),
+        ({"ppo": {"n_step": 3}}, "has a key ppo.n_step; did you mean 'n_steps'"),
+        ({"ppo": {"use_sde": True}}, "has a key ppo.use_sde"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(changes: Table, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        agent_from_table({"name": "x", "description": "x", "policy": "DHMMPolicy"} | changes, "the recipe")
+
+
+OF_THE_TOKENIZER = {"self", "vocab_size", "slots", "action_slots", "reset_id"}
+IN_CODE = {"self", "policy", "env", "seed", "device", "pretrained", "tensorboard_log", "_init_setup_model"}
+"""Keywords of algorithms that commands give."""
+NOT_IN_FILES = {"rollout_buffer_class", "rollout_buffer_kwargs", "features_extractor_class", "optimizer_class", "use_sde"}
+"""Keywords that are classes, or that the algorithm gives."""
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHM_SETTINGS)
+def test_the_schema_has_the_keywords_and_defaults_of_algorithms(algorithm: str) -> None:
+    known = inspect.signature(ALGORITHMS[algorithm].__init__).parameters
+    settings: Any = ALGORITHM_SETTINGS[algorithm]()
+    fields = {field.name for field in dataclasses.fields(settings)}
+    left_out = NOT_IN_FILES | ({"sde_sample_freq"} if algorithm == "SequencePPO" else set())
+    assert fields == known.keys() - IN_CODE - (left_out - fields)
+    assert {name: getattr(settings, name) for name in fields} == {name: known[name].default for name in fields}
+
+
+def test_the_schema_has_the_keywords_and_defaults_of_the_model_and_of_policies() -> None:
+    known = inspect.signature(DHMMGPT2.__init__).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(ModelSettings)}
+    assert fields == {name: known[name].default for name in known.keys() - OF_THE_TOKENIZER}
+    taken: dict[str, Any] = {}
+    for kind in (RecurrentActorCriticPolicy, DHMMPolicy):
+        taken |= inspect.signature(kind.__init__).parameters
+    of_policies = {field.name for field in dataclasses.fields(PolicySettings)}
+    assert of_policies == taken.keys() - {"self", "observation_space", "action_space", "lr_schedule", "kwargs"} - NOT_IN_FILES

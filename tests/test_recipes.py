@@ -102,18 +102,24 @@ def test_an_agents_bad_model_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("n_steps = 0", "settings of agent bad do not fit: `n_steps"),
-        ("learning_rate = -1.0", "settings of agent bad do not fit: Invalid learning rate"),
-        ('policy_kwargs = { activation_fn = "Relu" }', "activation_fn is 'Relu'"),
+        ("n_steps = 0", "has ppo.n_steps = 0; it must be at least 1"),
+        ("learning_rate = -1.0", "has ppo.learning_rate = -1.0; it must be a number, positive"),
+        ('policy_kwargs = { activation_fn = "Relu" }', "activation_fn = 'Relu'; it must be one of Tanh, ReLU"),
     ],
 )
 def test_an_agents_bad_settings_are_named(settings: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(f'description = "x"\npolicy = "DHMMPolicy"\n[ppo]\n{settings}\n')
-    env, agent = load_recipes("Tiger-v0", str(path))
-    venv = make_envs(env, 2, 0)
     with pytest.raises(InputError, match=message):
-        make_agent(agent, wrap(venv, agent, make_tokenizer(env, venv), training=True), 0, "cpu", None)
+        load_recipes("Tiger-v0", str(path))
+
+
+def test_settings_that_an_algorithm_refuses_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('description = "x"\npolicy = "MlpPolicy"\nalgorithm = "PPO"\n[ppo]\nbatch_size = 1\n')
+    env, agent = load_recipes("Tiger-v0", str(path))
+    with pytest.raises(InputError, match="settings of agent bad do not fit: `batch_size"):
+        make_agent(agent, make_envs(env, 2, 0, agent), 0, "cpu", None)
 
 
 def test_the_module_before_a_colon_is_imported() -> None:

@@ -5,60 +5,63 @@ Recipes: TOML files that say how an agent is built and how an environment is tre
 recipe of the user's own is a path that ends in ``.toml``.
 """
 
-import importlib
-import inspect
+import re
 import tomllib
-import typing
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import gymnasium as gym
-from gymnasium.envs.registration import load_env_creator
-
-from dhmm_rl.errors import InputError, fits, said, suggest
-from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.checks import Matching, Range, TableOf, check, check_table, one_of
+from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.recipes.imports import find_env, load_wrapper
+from dhmm_rl.recipes.schema import (
+    ALGORITHM_SETTINGS,
+    LARGEST_MODEL,
+    ModelSettings,
+    PretrainSettings,
+    Steps,
+    TokenSettings,
+)
 from dhmm_rl.sequence_ppo.policies import DEFAULT_WINDOW
 
 Table = dict[str, Any]
+Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
 
-POSITIVE = ("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes")
-
-ALGORITHMS = ("SequencePPO", "PPO", "RecurrentPPO", "MaskablePPO")
-VECTORIZATIONS = ("dummy", "subproc", "gymnasium")
-FROM_THE_TOKENIZER = ("self", "vocab_size", "slots", "action_slots", "reset_id")
-MODEL_KEYS = tuple(key for key in inspect.signature(DHMMGPT2.__init__).parameters if key not in FROM_THE_TOKENIZER)
+LARGEST_ROLLOUT = 2**26
+"""A rollout of more environment steps than this is refused."""
+MODEL_KEYS = tuple(f.name for f in fields(ModelSettings))
 
 
 @dataclass(frozen=True)
 class AgentRecipe:
     """How an agent is built."""
 
-    name: str
+    name: Name
     """Its name: the file's."""
     description: str
     """One line for people."""
     policy: str
     """``DHMMPolicy``, or a policy of SB3's by its name."""
-    algorithm: str = "SequencePPO"
+    algorithm: Annotated[str, one_of(*ALGORITHM_SETTINGS)] = "SequencePPO"
     """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
-    model: Table = field(default_factory=dict)
+    model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
     """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
-    pretrain: Table = field(default_factory=dict)
+    pretrain: Annotated[Table, TableOf(PretrainSettings)] = field(default_factory=dict)
     """Pretraining before PPO: ``data``, sources of rollouts as ``python -m dhmm_rl.pretrain --data`` has them, random ones
     where there is none; how many ``episodes`` to collect; ``field_weights`` by name; and fields of TrainingSettings. None if
     empty, or if ``episodes = 0``."""
     ppo: Table = field(default_factory=dict)
     """Keywords of the algorithm; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
-    n_envs: int = 8
+    n_envs: Annotated[int, Range(1, 10_000)] = 8
     """Environments side by side."""
-    frame_stack: int = 1
+    frame_stack: Annotated[int, Range(1, 1000)] = 1
     """How many observations are shown at once, by VecFrameStack; for agents that read no tokens."""
     normalize_reward: bool = False
     """Learn on returns normalised by VecNormalize."""
     normalize_observation: bool = False
     """Learn on observations normalised by VecNormalize; for agents that read no tokens."""
-    budget: int | None = None
+    budget: Steps | None = None
     """Environment steps, if not the environment's."""
 
     @property
@@ -71,7 +74,7 @@ class AgentRecipe:
 class EnvRecipe:
     """How an environment is treated."""
 
-    name: str
+    name: Name
     """Its name: the file's."""
     description: str
     """One line for people."""
@@ -83,18 +86,18 @@ class EnvRecipe:
     """Keywords that are different where an agent is not trained but evaluated."""
     wrappers: dict[str, Table] = field(default_factory=dict)
     """Wrappers of the environment, the innermost first: ``module:class`` and its keywords."""
-    vectorization: str = "dummy"
+    vectorization: Annotated[str, one_of("dummy", "subproc", "gymnasium")] = "dummy"
     """How environments stand side by side: in SB3's DummyVecEnv (``dummy``), each in a process (``subproc``), or as
     ``gymnasium.make_vec`` has them (``gymnasium``): all in one NumPy call where there is such a form, as of CartPole-v1."""
-    budget: int = 100_000
+    budget: Steps = 100_000
     """Environment steps an agent may take, those of pretraining rollouts included."""
     solved_at: float | None = None
     """Mean return at which it counts as solved."""
-    eval_every: int = 5_000
+    eval_every: Steps = 5_000
     """Environment steps from one evaluation to the next."""
-    eval_episodes: int = 20
+    eval_episodes: Annotated[int, Range(1, 100_000)] = 20
     """Episodes of an evaluation."""
-    tokens: Table = field(default_factory=dict)
+    tokens: Annotated[Table, TableOf(TokenSettings)] = field(default_factory=dict)
     """``bins`` of real fields, and ``fields``: by name, ``bins``, ``low``, ``high``, ``scale``."""
     agents: dict[str, Table] = field(default_factory=dict)
     """What is different for an agent, by its name: the same keys as in the agent's own recipe."""
@@ -124,48 +127,110 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     """
     The recipes of an environment and of an agent, with what the environment's changes for this agent.
 
+    All keys are checked before anything that they name is imported.
+
     :param env: a recipe's name or path, or any id that Gymnasium can make
     :param agent: a recipe's name or path
-    :raises InputError: for an unknown name or key
+    :raises InputError: for an unknown name or key, and for a value of the wrong kind or out of its range
     """
     env_path = _find("envs", env)
     if env_path is not None:
         env_table = {"name": env_path.stem, "id": env_path.stem, **_read(env_path)}
-    elif _registered(env):
-        env_table = {"name": env.replace("/", "-").replace(":", "-"), "id": env, "description": "without a recipe"}
     else:
-        raise InputError(f"unknown environment {env!r}{suggest(env, [*list_recipes('envs'), *gym.registry])}")
-    env_recipe = EnvRecipe(**_checked(env_table, EnvRecipe, env))
-    if not _registered(env_recipe.id):
-        raise InputError(f"the recipe {env} names an environment {env_recipe.id!r} that Gymnasium does not know")
-    for wrapper in env_recipe.wrappers:
-        try:
-            load_env_creator(wrapper)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"the recipe {env} has a wrapper {wrapper!r} that is no 'module:class' ({error})") from error
-
+        env_table = {"name": re.sub(r"[^\w.-]+", "-", env).strip("-."), "id": env, "description": "without a recipe"}
+    env_recipe = env_from_table(env_table, f"the recipe {env}")
     agent_path = _find("agents", agent)
     if agent_path is None:
         raise InputError(f"unknown agent {agent!r}{suggest(agent, list(list_recipes('agents')))}")
-    agent_table = _merge({"name": agent_path.stem, **_read(agent_path)}, env_recipe.agents.get(agent_path.stem, {}))
-    agent_recipe = AgentRecipe(**_checked(agent_table, AgentRecipe, agent))
-    for key in agent_recipe.model:
-        if key not in MODEL_KEYS:
-            raise InputError(f"the recipe {agent} has a key model.{key}{suggest(key, list(MODEL_KEYS))}")
+    agent_table = {"name": agent_path.stem, **_read(agent_path)}
+    agent_recipe = agent_from_table(agent_table, f"the recipe {agent}")
+    changes = env_recipe.agents.get(agent_path.stem)
+    if changes:
+        agent_recipe = agent_from_table(_merge(agent_table, changes), f"the recipe {agent}, as {env} changes it,")
     if agent_recipe.reads_tokens:
         agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
+
+    try:
+        env_recipe = replace(env_recipe, id=find_env(env_recipe.id, list(list_recipes("envs"))))
+    except InputError as error:
+        if env_path is None:
+            raise
+        raise InputError(f"the recipe {env} names an environment that Gymnasium does not know: {error}") from error
+    for wrapper in env_recipe.wrappers:
+        try:
+            load_wrapper(wrapper)
+        except InputError as error:
+            raise InputError(f"the recipe {env}: {error}") from error
     return env_recipe, agent_recipe
 
 
-def _registered(env_id: str) -> bool:
-    """Whether Gymnasium knows an id, once the module before its colon has been imported."""
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(f"the module {module} of the environment {env_id} cannot be imported ({error})") from error
-    return name in gym.registry
+def env_from_table(table: Any, where: str) -> EnvRecipe:
+    """
+    An environment's recipe from its keys and values; what it names is not imported.
+
+    :param where: what the table is, for messages
+    :raises InputError: for an unknown key, and for a value of the wrong kind or out of its range
+    """
+    check_table(table, EnvRecipe, where)
+    for name, changes in table.get("agents", {}).items():
+        algorithm = changes.get("algorithm") if isinstance(changes, dict) else None
+        algorithm = _algorithm_of(name) if algorithm is None else algorithm
+        _check_agent(changes, where, f"agents.{name}", algorithm, partial=True)
+    return EnvRecipe(**table)
+
+
+def agent_from_table(table: Any, where: str) -> AgentRecipe:
+    """
+    An agent's recipe from its keys and values.
+
+    :param where: what the table is, for messages
+    :raises InputError: for an unknown key, for a value of the wrong kind or out of its range, and for values that do not fit
+        together
+    """
+    algorithm = table.get("algorithm", AgentRecipe.algorithm) if isinstance(table, dict) else None
+    _check_agent(table, where, "", algorithm, partial=False)
+    recipe = AgentRecipe(**table)
+    if recipe.reads_tokens:
+        if recipe.algorithm not in ("SequencePPO", "PPO"):
+            raise InputError(
+                f"{where} has policy = 'DHMMPolicy'; its algorithm must be SequencePPO or PPO, not {recipe.algorithm}"
+            )
+        for key, value in (("frame_stack", recipe.frame_stack > 1), ("normalize_observation", recipe.normalize_observation)):
+            if value:
+                raise InputError(f"{where} has {key} with policy = 'DHMMPolicy'; it is for agents that read no tokens")
+    elif recipe.model or recipe.pretrain:
+        key = "model" if recipe.model else "pretrain"
+        raise InputError(f"{where} has {key} with policy = {recipe.policy!r}; it is for agents that read tokens")
+    parameters = ModelSettings(**recipe.model).parameters
+    if parameters > LARGEST_MODEL:
+        raise InputError(
+            f"{where} describes a model of about {parameters:.2g} parameters; at most {LARGEST_MODEL:.2g} are possible"
+        )
+    steps = recipe.n_envs * recipe.ppo.get("n_steps", 1)
+    if steps > LARGEST_ROLLOUT:
+        raise InputError(f"{where} has n_envs times ppo.n_steps = {steps:,}; it must be at most {LARGEST_ROLLOUT:,}")
+    return recipe
+
+
+def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partial: bool) -> None:
+    """Check an agent's recipe, or what a table says of it; its ``ppo`` with an unknown algorithm against those of all."""
+    check(table, AgentRecipe, where, key, partial)
+    errors = []
+    for name, settings in ALGORITHM_SETTINGS.items():
+        if algorithm in (name, None):
+            try:
+                check(table.get("ppo", {}), settings, where, f"{key}.ppo" if key else "ppo")
+                return
+            except InputError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+@cache
+def _algorithm_of(agent: str) -> str | None:
+    """The algorithm of an agent that ships; ``None`` for another."""
+    path = recipe_folder("agents") / f"{agent}.toml"
+    return _read(path).get("algorithm", AgentRecipe.algorithm) if path.is_file() else None
 
 
 def _find(kind: str, name: str) -> Path | None:
@@ -180,32 +245,13 @@ def _find(kind: str, name: str) -> Path | None:
 def _read(path: Path) -> Table:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the recipe {path} is not valid TOML: {error}") from error
-
-
-def _checked(table: Table, kind: type[Any], name: str) -> Table:
-    known = {f.name for f in fields(kind)}
-    for key in table:
-        if key not in known:
-            raise InputError(f"the recipe {name} has a key {key!r}{suggest(key, sorted(known))}")
-    for key, choices in (("algorithm", ALGORITHMS), ("vectorization", VECTORIZATIONS)):
-        if table.get(key, choices[0]) not in choices:
-            raise InputError(f"the recipe {name} has {key} = {table[key]!r}; known are {', '.join(choices)}")
-    hints = typing.get_type_hints(kind)
-    for key, value in table.items():
-        if not fits(value, hints[key]):
-            raise InputError(f"the recipe {name} has {key} = {value!r}; it must be {said(hints[key])}")
-        if key in POSITIVE and value is not None and value < 1:
-            raise InputError(f"the recipe {name} has {key} = {value}; it must be at least 1")
-    missing = {"description", "policy"} & known - set(table)
-    if missing:
-        raise InputError(f"the recipe {name} lacks {sorted(missing)[0]!r}")
-    return table
 
 
 def _merge(table: Table, changes: Table) -> Table:
     merged = dict(table)
     for key, value in changes.items():
-        merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, dict) else value
+        old = merged.get(key)
+        merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
     return merged

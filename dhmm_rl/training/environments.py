@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import (
@@ -31,6 +30,7 @@ from dhmm_rl.envs.faults import fault_of
 from dhmm_rl.errors import EnvironmentFault, InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
+from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.tokens import Tokenizer, fitting
 from dhmm_rl.tokens.fields import unflatten
 from dhmm_rl.tokens.legal import checked_masks, choices_of
@@ -75,6 +75,7 @@ def check_actions(space: gym.Space[Any], env_id: str) -> None:
 def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None, render_mode: str | None) -> VecEnv:
     flat = _flat if agent is not None and not agent.reads_tokens else None
     kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
+    find_env(env.id)
     try:
         if env.vectorization == "gymnasium":
             wrapper = partial(_wrapped, env_id=env.id, wrappers=env.wrappers, flat=flat) if env.wrappers or flat else None
@@ -99,13 +100,12 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
 
 def _make(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:
     """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
-    return _wrapped(gym.make(env_id, **kwargs), env_id, wrappers)
+    return _wrapped(gym.make(find_env(env_id), **kwargs), env_id, wrappers)
 
 
 def _wrapped(env: gym.Env[Any, Any], env_id: str, wrappers: dict[str, Table], flat: Any = None) -> gym.Env[Any, Any]:
     for name, kwargs in wrappers.items():
-        wrapper: Any = load_env_creator(name)
-        env = wrapper(env, **kwargs)
+        env = load_wrapper(name)(env, **kwargs)
     env = ReportFaults(env, env_id)
     return env if flat is None else flat(env)
 
@@ -157,9 +157,6 @@ def plain_tokenizer(env: EnvRecipe, venv: VecEnv) -> Tokenizer:
 
     :raises InputError: for settings that fit no field, and spaces that cannot be tokenised
     """
-    unknown = set(env.tokens) - {"bins", "fields"}
-    if unknown:
-        raise InputError(f"the recipe {env.name} has a key tokens.{unknown.pop()}; known are bins and fields")
     return Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from tqdm import tqdm
 
+from dhmm_rl.checks import Count, NotNegative, Positive, Range, check_ranges
 from dhmm_rl.data import Batch
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import check_same_run, reading, run_checksum
@@ -54,26 +55,26 @@ class Windows(Protocol):
 class TrainingSettings:
     """How a language model is trained."""
 
-    steps: int = 2000
+    steps: Annotated[int, Range(1, 10**9)] = 2000
     """The most gradient steps."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Windows in a gradient step."""
-    length: int = 32
+    length: Annotated[int, Range(1, 2**20)] = 32
     """Steps in a window."""
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, Range(0, 10, above=True)] = 3e-3
     """Its peak, after the warm-up; it then falls to a tenth along a cosine."""
-    warmup: int = 100
+    warmup: Annotated[int, Range(0, 10**9)] = 100
     """Gradient steps over which the learning rate rises."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """AdamW's, on matrices of the transformer."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients longer than this are shortened."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Gradient steps from one evaluation on the held-out episodes to the next; a checkpoint is written each time. Default: a
     twentieth of the steps, or as many as there are batches of held-out episodes if that is more."""
-    patience: int = 5
+    patience: Count = 5
     """Early-stopping patience, in evaluations."""
-    held_out: float = 0.1
+    held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
     """Share of the episodes that are held out."""
     dither: bool = True
     """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
@@ -84,12 +85,7 @@ class TrainingSettings:
 
     def check(self) -> None:
         """:raises InputError: for a setting out of its range"""
-        for name in ("steps", "batch_size", "length", "eval_every", "patience", "learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} of pretraining is {value}; it must be positive")
-        if not 0 < self.held_out < 1:
-            raise InputError(f"held_out of pretraining is {self.held_out}; it is a share between 0 and 1")
+        check_ranges(self, "{name} of pretraining is {value}; it must be {expected}")
 
 
 class Trained(NamedTuple):

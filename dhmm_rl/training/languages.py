@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
+from dhmm_rl.checks import Range, check_table
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import write_json
 from dhmm_rl.languages import (
@@ -28,6 +29,8 @@ from dhmm_rl.languages.latent_automaton import chain_agreement, read_automaton
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.recipes.imports import check_installed
+from dhmm_rl.recipes.schema import ModelSettings
 from dhmm_rl.training.curve import plot_losses
 from dhmm_rl.training.language_model import TrainingSettings, steps_done, train_language_model
 from dhmm_rl.training.logs import make_logger, read_log
@@ -39,6 +42,22 @@ AGREES = 0.9
 """An automaton is drawn if the chain alone predicts the model's likeliest token at least this often."""
 HELD_OUT = 256
 """Sentences on which training is judged."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``run.json`` holds; the language checks its own options."""
+
+    name: str
+    language: dict[str, Any]
+    model: ModelSettings
+    settings: TrainingSettings
+    beyond: list[Annotated[int, Range(1, 10**6)]]
+    instances: Annotated[int, Range(1, 10**6)]
+    seed: Annotated[int, Range(0, 2**32)]
+
+
+DESCRIPTION_KEYS = tuple(f.name for f in fields(_Description))
 
 
 @dataclass(frozen=True)
@@ -71,15 +90,20 @@ class LanguageRun:
         return replace(run, folder=create_folder(run_parent(root, name), {"command": COMMAND, **description}))
 
     @classmethod
-    def open(cls, folder: Path) -> "LanguageRun":
+    def open(cls, folder: Path, trust: bool = False) -> "LanguageRun":
         """
         A run that exists.
 
-        :raises InputError: when the folder holds none, or one of another command's
+        :param trust: accept a language that is not in an installed package
+        :raises InputError: when the folder holds none, or one of another command's, and when its ``run.json`` names a module
+            that needs trust
         """
-        found = read_description(folder)
+        found, where = read_description(folder), f"{folder}/run.json"
         if found.get("command") != COMMAND:
             raise InputError(f"the run {folder} is of python -m dhmm_rl.{found.get('command')}, not of a language")
+        check_table({key: value for key, value in found.items() if key in DESCRIPTION_KEYS}, _Description, where)
+        if not trust:
+            check_installed(found["name"], where)
         try:
             options: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in found["language"].items()

@@ -5,16 +5,20 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from dhmm_rl.checks import Range, TableOf, check, check_table
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, read_json, remove_leftovers, write_json
-from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe, agent_from_table, env_from_table
+from dhmm_rl.recipes.imports import check_harmless, check_installed, with_package
+from dhmm_rl.recipes.schema import Steps
+from dhmm_rl.training.language_model import TrainingSettings
 
 LANGUAGE_MODEL = "pretrained.pt"
 """The pretrained language model of a run."""
@@ -25,6 +29,29 @@ LOCK = ".lock"
 
 PATIENCE = 5.0
 """Seconds to wait for another process, which may be about to end, to release a folder."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``run.json`` holds; the recipes are checked apart."""
+
+    env: Any
+    agent: Any
+    seed: Annotated[int, Range(0, 2**32)]
+    command: Literal["pretrain", "ppo"]
+    args: dict[str, Any]
+
+
+DESCRIPTION_KEYS = tuple(f.name for f in fields(_Description))
+ARGUMENT_KINDS: dict[str, Any] = {
+    "steps": Steps | None,
+    "pretrained": str,
+    "data": list[str],
+    "top": Annotated[float, Range(0, 1, above=True)] | None,
+    "episodes": Steps | None,
+    "changes": Annotated[dict[str, Any], TableOf(TrainingSettings)],
+}
+"""What the arguments of a run must be, as far as they are checked when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +82,36 @@ class Run:
         return cls(folder, env, agent, seed, command, args)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
+    def open(cls, folder: str | Path, trust: bool = False) -> "Run":
         """
         A run that exists.
 
-        :raises InputError: when the folder holds none
+        :param trust: accept an environment and wrappers that are not in installed packages, and wrappers that write files
+        :raises InputError: when the folder holds none, when its ``run.json`` holds what a recipe may not, and when that names
+            modules that need trust
         """
-        description = read_description(folder)
-        try:
-            return cls(
-                Path(folder),
-                EnvRecipe(**description["env"]),
-                AgentRecipe(**description["agent"]),
-                description["seed"],
-                description["command"],
-                description["args"],
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder}/run.json cannot be read ({error})") from error
+        description, where = read_description(folder), f"{folder}/run.json"
+        check_table({key: value for key, value in description.items() if key in DESCRIPTION_KEYS}, _Description, where)
+        for key, value in description["args"].items():
+            if key in ARGUMENT_KINDS:
+                check(value, ARGUMENT_KINDS[key], where, f"args.{key}")
+        env = env_from_table(description["env"], f"{where}, env,")
+        agent = agent_from_table(description["agent"], f"{where}, agent,")
+        if not trust:
+            check_installed(with_package(env.id), where)
+            for wrapper in env.wrappers:
+                check_harmless(wrapper, where)
+        return cls(Path(folder), env, agent, description["seed"], description["command"], description["args"])
 
     @classmethod
-    def resume(cls, folder: Path, command: str) -> "Run":
+    def resume(cls, folder: Path, command: str, trust: bool = False) -> "Run":
         """
         A run that a command is to go on with.
 
+        :param trust: see :meth:`open`
         :raises InputError: when the folder holds none, or one of another command's
         """
-        run = cls.open(folder)
+        run = cls.open(folder, trust)
         if run.command != command:
             raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; that resumes it")
         return run

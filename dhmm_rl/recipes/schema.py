@@ -1,0 +1,297 @@
+"""
+What recipes hold: every key with its type, its range, its default and its meaning.
+
+Each dataclass is one table of a recipe. Where a table holds keywords of a constructor (of the model, of an algorithm, of a
+policy), the defaults are the constructor's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from dhmm_rl.checks import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share
+from dhmm_rl.training.language_model import TrainingSettings
+
+Steps = Annotated[int, Range(1, 10**11)]
+Width = Annotated[int, Range(1, 2**16)]
+Layers = Annotated[list[Width], NotEmpty(100)]
+Rate = Annotated[float, Range(0, 10, above=True)]
+Probability = Annotated[float, Range(0, 1, below=True)]
+ScheduledRate = Annotated[float, Scheduled(Range(0, 10, above=True))]
+ScheduledClip = Annotated[float, Scheduled(Range(0, 1e6, above=True))]
+
+Activation = Literal["Tanh", "ReLU", "ELU", "GELU", "LeakyReLU", "Mish", "SELU", "SiLU", "Sigmoid", "Softplus"]
+
+LARGEST_MODEL = 2**30
+"""A model with more parameters than about this is refused."""
+
+
+@dataclass(frozen=True)
+class FieldSettings:
+    """How one field of the tokens is binned, in ``[tokens.fields]`` by the field's name."""
+
+    bins: Annotated[int, Range(2, 10_000)] | None = None
+    """Number of bins."""
+    low: float | None = None
+    """Lower edge of the first bin."""
+    high: float | None = None
+    """Upper edge of the last bin."""
+    scale: Positive | None = None
+    """Typical size of a field without bounds: bins are uniform up to about it and grow beyond."""
+    values: Annotated[list[float], NotEmpty()] | None = None
+    """The only values to tell apart; any other is taken for the nearest."""
+    patch: Annotated[int, Range(0, 4096)] | None = None
+    """Side of an image's patches, or 0 for one category per cell."""
+    codes: Annotated[int, Range(2, 2**16)] | None = None
+    """Number of codes of an image's codebook."""
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """How observations and actions become tokens, in ``[tokens]``."""
+
+    bins: Annotated[int, Range(2, 10_000)] = 10
+    """Number of bins of a real-valued field."""
+    fields: dict[str, FieldSettings] = field(default_factory=dict)
+    """Settings of single fields, by name."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Keywords of :class:`dhmm_rl.DHMMGPT2`, in ``[model]``."""
+
+    embed_size: Annotated[int, Range(1, 2**14)] = 64
+    """Width of the embeddings and hidden layers."""
+    layers: Annotated[int, Range(0, 1000)] = 1
+    """Number of transformer blocks; 0 leaves a plain HMM."""
+    heads: Annotated[int, Range(1, 2**14)] = 4
+    """Number of attention heads."""
+    ff_hidden: Width | None = None
+    """Width of the feed-forward networks; four times ``embed_size`` by default."""
+    num_states: Annotated[int, Range(0, 2**14)] = 8
+    """Number of latent states of a chain; 0 leaves a plain GPT-2."""
+    max_len: Annotated[int, Range(1, 2**20)] = 1024
+    """Longest sequence for learned positions."""
+    window: Annotated[int, Range(1, 2**20)] | None = None
+    """Number of steps that attention sees, including the present one; 16 for agents by default."""
+    positions: Literal["rotary", "learned", "both"] = "rotary"
+    """How positions are embedded."""
+    reach: Annotated[list[Annotated[int, Range(0, 2**30)]], NotEmpty(100)] | None = None
+    """Largest difference of position ids that attention sees, on each axis."""
+    matrices: Annotated[int, Range(1, 2**14)] = 4
+    """Number of transition matrices that the gate mixes."""
+    control: Literal["actions", "all", "none"] = "actions"
+    """Which slots gate the transition."""
+    chains: Annotated[int, Range(1, 2**14)] = 1
+    """Number of independent chains of latent states."""
+    dither: Probability = 1e-3
+    """Uniform part of every transition."""
+    evidence_floor: NotNegative = 20.0
+    """Largest log-likelihood ratio that one step may contribute to the belief."""
+    mutation: Probability = 0.0
+    """Probability per step that the belief jumps to a random state, in training and sampling."""
+    latent_init: Literal["sticky", "automaton"] = "sticky"
+    """How transitions are initialized."""
+    latent_rate: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    """Learning rate of the latent layer, as a multiple of the rest's."""
+
+    @property
+    def parameters(self) -> int:
+        """About how many parameters the model has, apart from its embeddings."""
+        width = self.embed_size
+        blocks = self.layers * width * (4 * width + 2 * (self.ff_hidden or 4 * width))
+        return blocks + self.chains * self.num_states * (self.matrices * self.num_states + width) + self.max_len * width
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainingSettings):
+    """Pretraining before PPO, in ``[pretrain]``."""
+
+    data: Annotated[list[str], NotEmpty(1000)] | None = None
+    """Sources of rollouts, as ``python -m dhmm_rl.pretrain --data`` takes them; random ones by default."""
+    episodes: Annotated[int, Range(0, 10**9)] = 200
+    """Number of episodes to collect from each source; 0 to leave pretraining out."""
+    field_weights: dict[str, NotNegative] | None = None
+    """Weights of fields in the loss, by name; 1 for the others."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Keywords of torch's Adam, in ``policy_kwargs.optimizer_kwargs``."""
+
+    betas: Annotated[list[Probability], NotEmpty(2)] | None = None
+    """Decay rates of the means of gradients and of their squares."""
+    eps: Positive = 1e-5
+    """Added to the denominator."""
+    weight_decay: NotNegative = 0.0
+    """Weight of the L2 penalty."""
+    amsgrad: bool = False
+    """Use the AMSGrad variant."""
+
+
+@dataclass(frozen=True)
+class ExtractorSettings:
+    """Keywords of SB3's features extractors, in ``policy_kwargs.features_extractor_kwargs``."""
+
+    features_dim: Width = 512
+    """Of CNN policies: number of features."""
+    cnn_output_dim: Width = 256
+    """Of multi-input policies: number of features of each image."""
+    normalized_image: bool = False
+    """Whether images are already divided by 255."""
+
+
+@dataclass(frozen=True)
+class LSTMSettings:
+    """Keywords of ``torch.nn.LSTM``, in ``policy_kwargs.lstm_kwargs``."""
+
+    bias: bool = True
+    """Whether the layers have biases."""
+    dropout: Probability = 0.0
+    """Dropout between the layers."""
+
+
+@dataclass(frozen=True)
+class NetArch:
+    """Layers of the actor's and the critic's network, in ``policy_kwargs.net_arch``."""
+
+    pi: list[Width] = field(default_factory=list)
+    """Layer widths of the actor."""
+    vf: list[Width] = field(default_factory=list)
+    """Layer widths of the critic."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Keywords of SB3's policies and of ``DHMMPolicy``, in ``[ppo.policy_kwargs]``."""
+
+    net_arch: NetArch | list[Width] | None = None
+    """Layer widths of the actor and the critic; of ``DHMMPolicy`` only the critic's count."""
+    activation_fn: Activation = "Tanh"
+    """Activation, by its name in ``torch.nn``."""
+    ortho_init: bool = True
+    """Whether weights are initialized orthogonally."""
+    log_std_init: Annotated[float, Range(-100, 100)] = 0.0
+    """Logarithm of the deviation that Gaussian actions start with."""
+    full_std: bool = True
+    """With gSDE: one deviation per feature and action instead of per feature."""
+    use_expln: bool = False
+    """With gSDE: ``expln`` instead of the exponential for positive deviations."""
+    squash_output: bool = False
+    """With gSDE: squash actions by tanh."""
+    features_extractor_kwargs: ExtractorSettings | None = None
+    """Keywords of SB3's features extractor."""
+    share_features_extractor: bool = True
+    """Whether actor and critic share the features extractor."""
+    normalize_images: bool = True
+    """Whether images are divided by 255."""
+    optimizer_kwargs: OptimizerSettings | None = None
+    """Keywords of Adam."""
+    action_head: Literal["tokens", "gaussian"] = "tokens"
+    """Of ``DHMMPolicy``: choose action tokens, or draw Box actions from a Gaussian."""
+    lstm_hidden_size: Width = 256
+    """Of LSTM policies: width of the LSTM."""
+    n_lstm_layers: Annotated[int, Range(1, 100)] = 1
+    """Of LSTM policies: number of layers."""
+    shared_lstm: bool = False
+    """Of LSTM policies: whether actor and critic share the LSTM."""
+    enable_critic_lstm: bool = True
+    """Of LSTM policies: whether the critic has an LSTM of its own."""
+    lstm_kwargs: LSTMSettings | None = None
+    """Of LSTM policies: further keywords of ``torch.nn.LSTM``."""
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings:
+    """Keywords that all algorithms take, in ``[ppo]``."""
+
+    learning_rate: ScheduledRate = 3e-4
+    """Learning rate; ``lin_0.001`` falls linearly from 0.001 to 0 over the training."""
+    n_steps: Annotated[int, Range(1, 2**20)] = 2048
+    """Steps of every environment between updates."""
+    batch_size: Annotated[int, Range(1, 2**24)] = 64
+    """Environment steps in a minibatch."""
+    n_epochs: Annotated[int, Range(1, 1000)] = 10
+    """Passes over the rollout in an update."""
+    gamma: Share = 0.99
+    """Discount factor."""
+    gae_lambda: Share = 0.95
+    """Trade-off between bias and variance of generalized advantage estimation."""
+    clip_range: ScheduledClip = 0.2
+    """Clipping of the probability ratio; may be a schedule such as ``lin_0.2``."""
+    clip_range_vf: ScheduledClip | None = None
+    """Clipping of the value function; none by default."""
+    normalize_advantage: bool = True
+    """Whether advantages are normalized."""
+    ent_coef: NotNegative = 0.0
+    """Weight of the entropy bonus in the loss."""
+    vf_coef: NotNegative = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: Positive = 0.5
+    """Gradient-norm clipping threshold."""
+    target_kl: Positive | None = None
+    """End an update when the approximate KL divergence exceeds 1.5 times this; never by default."""
+    stats_window_size: Count = 100
+    """Number of episodes over which logged returns are averaged."""
+    policy_kwargs: PolicySettings | None = None
+    """Keywords of the policy."""
+    verbose: Annotated[int, Range(0, 2)] = 0
+    """How much the algorithm itself prints."""
+
+
+@dataclass(frozen=True)
+class PPOSettings(AlgorithmSettings):
+    """Keywords of SB3's ``PPO``."""
+
+    use_sde: bool = False
+    """Whether to explore by gSDE (Box actions only)."""
+    sde_sample_freq: Annotated[int, Range(-1, 10**9)] = -1
+    """Steps after which gSDE draws new noise; -1 for once per rollout."""
+
+
+@dataclass(frozen=True)
+class RecurrentPPOSettings(PPOSettings):
+    """Keywords of sb3-contrib's ``RecurrentPPO``."""
+
+    n_steps: Annotated[int, Range(1, 2**20)] = 128
+    """Steps of every environment between updates."""
+    batch_size: Annotated[int, Range(1, 2**24)] = 128
+    """Environment steps in a minibatch."""
+
+
+@dataclass(frozen=True)
+class MaskablePPOSettings(AlgorithmSettings):
+    """Keywords of sb3-contrib's ``MaskablePPO``."""
+
+
+@dataclass(frozen=True)
+class SequencePPOSettings(AlgorithmSettings):
+    """Keywords of :class:`dhmm_rl.SequencePPO`."""
+
+    learning_rate: ScheduledRate = 2.5e-4
+    """Learning rate; ``lin_0.001`` falls linearly from 0.001 to 0 over the training."""
+    n_steps: Annotated[int, Range(1, 2**20)] = 128
+    """Steps of every environment between updates."""
+    batch_size: Annotated[int, Range(1, 2**24)] = 256
+    """Environment steps in a minibatch, rounded to whole segments of ``n_steps``."""
+    n_epochs: Annotated[int, Range(1, 1000)] = 5
+    """Passes over the rollout in an update."""
+    prior_kl: NotNegative = 0.2
+    """Weight of the KL divergence from the pretrained policy, in nats, instead of the entropy bonus."""
+    prior_kl_decay: Share = 0.9995
+    """Factor by which ``prior_kl`` is multiplied at every update."""
+    critic_warmup: Annotated[int, Range(0, 10**6)] = 4
+    """Number of first rollouts with the pretrained policy, on which only the critic is fitted."""
+    critic_warmup_lr: Rate = 1e-3
+    """Learning rate of the critic during its warm-up."""
+    uniform_kl: NotNegative = 0.0
+    """Weight of the KL divergence of the policy from the uniform distribution, in nats."""
+    next_token_coef: NotNegative = 0.0
+    """Weight of the next-token loss of the observations, in nats per token."""
+
+
+ALGORITHM_SETTINGS: dict[str, type[AlgorithmSettings]] = {
+    "SequencePPO": SequencePPOSettings,
+    "PPO": PPOSettings,
+    "RecurrentPPO": RecurrentPPOSettings,
+    "MaskablePPO": MaskablePPOSettings,
+}
