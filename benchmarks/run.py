@@ -127,14 +127,17 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
     :raises InputError: when the run fails, with the last line that it said, or when it was begun with another number of steps
     """
     folder = find_run(job, args)
-    if folder is not None and (steps := Run.open(folder).args["steps"]) != args.steps:
+    run = None if folder is None else Run.open(folder, trust=True)  # nothing that it names is imported
+    if run is not None and (steps := run.args["steps"]) != args.steps:
         raise InputError(f"{folder} is a run of --steps {steps}, not {args.steps}; give another --out, or remove it")
     if folder is not None and (result := read_result(folder)) is not None:
         return result | {"agent": job.agent}
     command = ["dhmm_rl.ppo", "--quiet"]
     if folder is not None:
         (folder / "result.json").unlink(missing_ok=True)  # there may be a damaged one
-        command += ["--resume", str(folder)]
+        named = load_recipes(job.env, job.agent.removesuffix(":none"))[0]
+        trust = run is not None and (run.env.id, run.env.wrappers) == (named.id, named.wrappers)  # the user named them, too
+        command += ["--resume", str(folder), *(["--trust"] if trust else [])]
     else:
         agent, none = job.agent.removesuffix(":none"), job.agent.endswith(":none")
         command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(job_folder(job, args))]

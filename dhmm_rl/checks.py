@@ -220,9 +220,9 @@ def _is_kind(value: Any, hint: Any) -> bool:
 
 def _find_range(hint: Any) -> Range | None:
     """The range inside a hint such as ``tuple[Count, ...] | None``."""
-    hint, _, arguments, marks = _parse(hint)
-    if Range in marks or hint is float:
-        allowed: Range = marks.get(Range, ANYTHING_FINITE)
+    _, _, arguments, marks = _parse(hint)
+    if Range in marks:
+        allowed: Range = marks[Range]
         return allowed
     return next(filter(None, map(_find_range, arguments)), None)
 

@@ -10,12 +10,23 @@ import torch
 import tyro
 
 from dhmm_rl._interrupts import expect_interruptions
+from dhmm_rl.checks import Range
 from dhmm_rl.errors import EnvironmentFault, InputError
 
 Args = TypeVar("Args")
 
 MAX_SEED = 2**32 - 100_000
 """NumPy's bound, less what environments side by side and evaluations add to a seed."""
+
+
+OPTIONS = {
+    **dict.fromkeys(("episodes", "final_episodes", "eval_episodes", "instances", "beyond", "judge"), Range(1, 10**6)),
+    **dict.fromkeys(("draws", "sums", "updates", "turns", "n_envs", "n_steps", "n_epochs"), Range(1, 10**6)),
+    **dict.fromkeys(("seeds", "jobs", "threads", "embed_sizes"), Range(1, 10_000)),
+    **dict.fromkeys(("seconds", "max_seconds"), Range(0, above=True)),
+    "gamma": Range(0, 1, below=True),
+}
+"""Ranges of options, which mean the same in every command. Recipes and the settings of a training check the others."""
 
 
 def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) -> None:
@@ -38,6 +49,7 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
         expect_interruptions()
         try:
             args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
+            check_options(args)
             main(args)
         finally:
             sys.stdout.flush()  # here and not when Python exits, because there a closed pipe can no longer be handled
@@ -55,11 +67,27 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
         sys.exit(130)
 
 
+def check_options(args: Any) -> None:
+    """:raises InputError: for an option of :data:`OPTIONS` that is out of its range"""
+    for name, value in vars(args).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if name in OPTIONS and one is not None and one not in OPTIONS[name]:
+                raise InputError(f"{name} is {one}; it must be {OPTIONS[name]}")
+
+
 def check_counts(args: Any, *names: str) -> None:
     """:raises InputError: for an argument of these names that is below 1"""
     for name in names:
         if getattr(args, name) < 1:
             raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
+
+
+def check_seed(seed: int) -> None:
+    """:raises InputError: for a seed that NumPy does not take"""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must not be negative")
+    if seed > MAX_SEED:
+        raise InputError(f"seed is {seed}; it must not be more than {MAX_SEED}")
 
 
 def set_up(device: str, threads: int, seed: int) -> str:
@@ -69,12 +97,7 @@ def set_up(device: str, threads: int, seed: int) -> str:
     :return: the device
     :raises InputError: when they cannot
     """
-    if seed < 0:
-        raise InputError(f"seed is {seed}; it must not be negative")
-    if seed > MAX_SEED:
-        raise InputError(f"seed is {seed}; it must not be more than {MAX_SEED}")
-    if threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
+    check_seed(seed)
     torch.set_num_threads(threads)
     try:
         torch.zeros(1, device=device).item()

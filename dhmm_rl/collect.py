@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhmm_rl.cli import run_command
+from dhmm_rl.cli import check_seed, run_command
 from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
 from dhmm_rl.errors import InputError, python_command
@@ -44,8 +44,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the command."""
-    if args.seed < 0 or args.n_envs < 1:
-        raise InputError(f"seed is {args.seed} and n_envs {args.n_envs}; they must be at least 0 and 1")
+    check_seed(args.seed)
     if args.to.startswith(MINARI):
         check_new_minari(args.to.removeprefix(MINARI))
     else:

@@ -56,7 +56,8 @@ class Args:
     threads: int = 1
     """CPU threads."""
     trust: bool = False
-    """Read agents of older runs, too, whose files can run code hidden in them."""
+    """Read agents of older runs, too, whose files can run code hidden in them, and import an environment and wrappers that
+    are not in installed packages."""
 
 
 def main(args: Args) -> None:
@@ -67,7 +68,7 @@ def main(args: Args) -> None:
     if args.video is not None and args.video.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"the video {args.video} must end in {' or '.join(VIDEO_SUFFIXES)}")
     device = set_up(args.device, args.threads, args.seed)
-    run = Run.open(args.run)
+    run = Run.open(args.run, args.trust)
     actor, recipe, tokenizer, saved = load_actor(run, args.language_model, device, args.trust)
 
     set_random_seed(args.seed)

@@ -98,7 +98,8 @@ class Args:
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
     trust: bool = False
-    """Read files that can run code hidden in them, too: SB3's zips as teachers, and checkpoints of older runs."""
+    """Read files that can run code hidden in them, too: SB3's zips as teachers, and checkpoints of older runs. With
+    --resume, also import an environment and wrappers that are not in installed packages."""
     quiet: bool = False
     """Show no progress bars."""
 
@@ -106,7 +107,7 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
-    run = start(args, device) if args.resume is None else Run.resume(args.resume, "ppo")
+    run = start(args, device) if args.resume is None else Run.resume(args.resume, "ppo", args.trust)
     if (run.folder / "result.json").exists():
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
     with removed_if_failed(run.folder, new=args.resume is None), run.writing():

@@ -59,7 +59,8 @@ class Args:
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
     trust: bool = False
-    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust."""
+    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust. With
+    --resume, also import an environment and wrappers that are not in installed packages."""
     quiet: bool = False
     """Show no progress bars."""
 
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
         kept |= {"agent": args.agent, "max_seconds": args.max_seconds}
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
-        run = Run.resume(args.resume, "pretrain")
+        run = Run.resume(args.resume, "pretrain", args.trust)
         if run.language_model.exists():
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
     seconds = run.args.get("max_seconds")

@@ -77,6 +77,8 @@ class Args:
     """Folder under which runs are kept."""
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    trust: bool = False
+    """With --resume: import a language that is not in an installed package, as the run's folder says."""
     quiet: bool = False
     """Show no progress bar."""
 
@@ -85,7 +87,7 @@ def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
     if args.show is not None or args.judge:
-        run = newest_run(args.runs, args.name) if args.resume is None else LanguageRun.open(args.resume)
+        run = newest_run(args.runs, args.name) if args.resume is None else LanguageRun.open(args.resume, args.trust)
         if not run.checkpoint.exists():
             raise InputError(f"the run {run.folder} is not finished; without --show and --judge, --resume goes on with it")
         model = load_checkpoint(run.checkpoint, device).model
@@ -100,7 +102,7 @@ def main(args: Args) -> None:
     if args.resume is None:
         run = _new(args)
     else:
-        run = LanguageRun.open(args.resume)
+        run = LanguageRun.open(args.resume, args.trust)
         if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
     with removed_if_failed(run.folder, new=args.resume is None), run.writing():

@@ -307,7 +307,8 @@ def newest_run(root: Path, name: str) -> LanguageRun:
     found = newest_first(run_parent(root, name).glob(f"*/{LANGUAGE_MODEL}"))
     if not found:
         raise InputError(f"there is no finished run of {name}; {python_command()} -m dhmm_rl.languages {name} makes one")
-    return LanguageRun.open(found[0].parent)
+    folder = found[0].parent
+    return LanguageRun.open(folder, trust=read_description(folder).get("name") == name)  # the user named the language
 
 
 def run_parent(root: Path, name: str) -> Path:

@@ -49,9 +49,13 @@ ARGUMENT_KINDS: dict[str, Any] = {
     "data": list[str],
     "top": Annotated[float, Range(0, 1, above=True)] | None,
     "episodes": Steps | None,
+    "env": str,
+    "agent": str,
     "changes": Annotated[dict[str, Any], TableOf(TrainingSettings)],
 }
 """What the arguments of a run must be, as far as they are checked when it is resumed."""
+REQUIRED = {"pretrain": ("data", "episodes", "changes", "env", "agent"), "ppo": ("steps", "pretrained")}
+"""Arguments without which a run cannot be resumed."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Run:
         """
         description, where = read_description(folder), f"{folder}/run.json"
         check_table({key: value for key, value in description.items() if key in DESCRIPTION_KEYS}, _Description, where)
+        for key in REQUIRED[description["command"]]:
+            if key not in description["args"]:
+                raise InputError(f"{where} lacks 'args.{key}'")
         for key, value in description["args"].items():
             if key in ARGUMENT_KINDS:
                 check(value, ARGUMENT_KINDS[key], where, f"args.{key}")
@@ -238,7 +245,7 @@ def pretraining_runs(root: Path, env: EnvRecipe) -> list[Run]:
     runs = []
     for folder in sorted((path.parent for path in found), key=lambda path: path.parent.name != "pretrain"):
         try:
-            runs.append(Run.open(folder))
+            runs.append(Run.open(folder, trust=True))  # nothing that it names is imported
         except InputError:  # of another version, or damaged
             continue
     return runs

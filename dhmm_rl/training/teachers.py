@@ -114,7 +114,7 @@ class _Statistics(NamedTuple):
 
 
 def _policy_of_run(folder: Path, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
-    run = Run.open(folder)
+    run = Run.open(folder, trust=True)  # its environment is not made
     if run.command != "ppo":
         raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; a teacher is a run of dhmm_rl.ppo")
     if run.agent.reads_tokens:
