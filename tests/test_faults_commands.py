@@ -2,9 +2,12 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import io
+import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -21,11 +24,25 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.policies import DHMMPolicy
-from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table, agent_from_table, env_from_table, list_recipes, recipe_folder
+from dhmm_rl.recipes import (
+    AgentRecipe,
+    EnvRecipe,
+    Table,
+    agent_from_table,
+    env_from_table,
+    list_recipes,
+    load_recipes,
+    recipe_folder,
+)
 from dhmm_rl.recipes.schema import ALGORITHM_SETTINGS, FieldSettings, ModelSettings, PolicySettings
 from dhmm_rl.training.agents import ALGORITHMS
+from dhmm_rl.training.environments import make_envs
+from dhmm_rl.training.language_model import TrainingSettings
+from dhmm_rl.training.languages import LanguageRun
+from dhmm_rl.training.runs import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -294,3 +311,250 @@ def test_the_schema_has_the_keywords_and_defaults_of_the_model_and_of_policies()
         taken |= inspect.signature(kind.__init__).parameters
     of_policies = {field.name for field in dataclasses.fields(PolicySettings)}
     assert of_policies == taken.keys() - {"self", "observation_space", "action_space", "lr_schedule", "kwargs"} - NOT_IN_FILES
+
+
+# What recipes and runs' folders import
+
+MARKER = "raise SystemExit(__import__('pathlib').Path('marker').touch())"
+HOSTILE = {
+    "an environment's module": ("env", {"id": "evil:CartPole-v1"}),
+    "an environment's class": ("env", {"id": "evil:Env"}),
+    "a package that is not installed": ("env", {"id": "evil_package.inside:CartPole-v1"}),
+    "a folder that looks like a package": ("env", {"id": "evil_folder.inside:CartPole-v1"}),
+    "an installed package, shadowed": ("env", {"id": "minigrid:MiniGrid-Empty-5x5-v0"}),
+    "an installed package, shadowed and not named": ("env", {"id": "MiniGrid-Empty-5x5-v0"}),
+    "a relative module": ("env", {"id": ".evil:CartPole-v1"}),
+    "a path": ("env", {"id": "./evil.py:CartPole-v1"}),
+    "a wrapper's module": ("env", {"wrappers": {"evil:Wrapper": {}}}),
+    "a function of the standard library": ("env", {"wrappers": {"pydoc:pipepager": {"cmd": "touch marker"}}}),
+    "a function of an installed package": ("env", {"wrappers": {"numpy:save": {"arr": 1}}}),
+    "a wrapper without a module": ("env", {"wrappers": {"eval": {}}}),
+    "a module that runs a script": ("env", {"wrappers": {"this:Wrapper": {}}}),
+    "a wrapper that writes a log": ("env", {"wrappers": {"stable_baselines3.common.monitor:Monitor": {"filename": "marker"}}}),
+    "a wrapper that writes videos": ("env", {"wrappers": {"gymnasium.wrappers:RecordVideo": {"video_folder": "marker"}}}),
+    "a name that is a path": ("env", {"name": "../marker"}),
+    "an agent's name that is a path": ("agent", {"name": "../../marker"}),
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    env, agent = load_recipes("CartPole-v1", "mlp")
+    run = Run.create(tmp_path_factory.mktemp("run"), "ppo", env, agent, 0, {"steps": 64, "pretrained": "none"})
+    Run.open(run.folder)
+    return run.folder
+
+
+def without_checksum(path: Path) -> Table:
+    """What a JSON file holds, apart from the checksum that anybody who changes it can leave out."""
+    content: Table = json.loads(path.read_text())
+    assert content.pop("checksum")
+    return content
+
+
+def hostile_folder(tmp_path: Path, run_folder: Path, part: str, changes: Table) -> None:
+    """A folder in which modules lie that create a marker when they are imported, and a run that names them."""
+    for place in ("evil.py", "evil_package/__init__.py", "evil_package/inside.py", "evil_folder/inside.py", "minigrid.py"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(MARKER)
+    description = without_checksum(run_folder / "run.json")
+    description[part] |= changes
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_runs_folder_imports_nothing_that_is_not_installed(
+    what: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile_folder(tmp_path, run_folder, *HOSTILE[what])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "minigrid"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError) as caught:
+        make_envs(Run.open("run").env, 1, 0)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("**/marker*"))
+
+
+def test_trust_is_what_keeps_a_module_from_being_imported(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile_folder(tmp_path, run_folder, "env", {"id": "evil:CartPole-v1"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="add --trust"):
+        Run.open("run")
+    with pytest.raises(InputError, match="cannot be imported"):
+        make_envs(Run.open("run", trust=True).env, 1, 0)
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_run_of_a_language_of_the_current_folder_needs_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text(MARKER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    language = LANGUAGES["parity"]
+    run = LanguageRun.create(Path("runs"), "parity", language, {"window": 8}, TrainingSettings(), (8,), 1, 0)
+    description = without_checksum(run.folder / "run.json")
+    (run.folder / "run.json").write_text(json.dumps(description | {"name": "evil:Language"}))
+    with pytest.raises(InputError, match="add --trust"):
+        LanguageRun.open(run.folder)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["pydoc:pipepager", "builtins:eval", "gymnasium:make", "gymnasium:Env", "math:pi"])
+def test_a_wrapper_is_called_only_if_it_is_one(wrapper: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'description = "x"\nid = "CartPole-v1"\n[wrappers]\n"{wrapper}" = {{}}\n')
+    with pytest.raises(InputError, match=r"not a subclass of gymnasium.Wrapper"):
+        load_recipes(str(path), "mlp")
+
+
+def test_what_a_run_says_of_itself_is_checked_like_a_recipe(run_folder: Path, tmp_path: Path) -> None:
+    description = without_checksum(run_folder / "run.json")
+    for path, value in (
+        (("agent", "ppo", "n_steps"), "x"),
+        (("agent", "ppo", "gamma"), math.nan),
+        (("env", "eval_every"), 0),
+        (("env",), []),
+        (("seed",), -1),
+        (("command",), "rm"),
+        (("args",), None),
+        (("args",), {}),
+        (("args", "steps"), 1.5),
+        (("args", "pretrained"), 3),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(with_value(description, path, value)))
+        with pytest.raises(InputError, match=path[-1]):
+            Run.open(tmp_path)
+
+
+# Environments by name
+
+
+OWN = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Mine(CartPoleEnv):
+    pass
+
+class NotRegistered(CartPoleEnv):
+    pass
+
+gym.register("Mine-v0", Mine, max_episode_steps=7)
+"""
+
+
+@pytest.mark.parametrize("vectorization", ["dummy", "subproc", "gymnasium"])
+@pytest.mark.parametrize("env_id", ["own_env:Mine", "own_env:Mine-v0", "own_env:NotRegistered"])
+def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
+    env_id: str, vectorization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_env.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = dataclasses.replace(load_recipes(env_id, "mlp")[0], vectorization=vectorization)
+    venv = make_envs(env, 2, 0)
+    assert venv.reset().shape == (2, 4)
+    venv.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("./mypkg/__init__.py:MyEnv", "from this folder that is mypkg"),
+        ("mypkg/envs.py:MyEnv-v0", "from this folder that is mypkg.envs"),
+        ("gymnasium.envs.classic_control:CartPoleEnvv", "did you mean 'gymnasium.envs.classic_control:CartPoleEnv'"),
+        ("json:MyEnv", "registers none"),
+        ("broken_env:MyEnv", r"cannot be imported \(ZeroDivisionError: division by zero, .*broken_env.py, line 1\)"),
+        ("ending_env:MyEnv", "cannot be imported"),
+        ("ALE/Nothing-v5", "pip install ale_py"),
+        ("a b:c", "such as package.module"),
+        ("", "unknown environment"),
+    ],
+)
+def test_names_of_no_environment_are_told_what_is_right(
+    env_id: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_env.py").write_text("1 / 0")
+    (tmp_path / "ending_env.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        load_recipes(env_id, "mlp")
+
+
+@pytest.mark.parametrize("env_id", ["popgym-CountRecallEasy-v0", "MiniGrid-MemoryS9-v0"])
+def test_packages_that_are_installed_need_not_be_named(env_id: str) -> None:
+    env, _ = load_recipes(env_id, "mlp")
+    assert env.name == env_id
+    assert env.id.endswith(f":{env_id}")
+    make_envs(env, 1, 0).close()
+
+
+def test_this_projects_environments_are_known_in_processes_of_a_notebook() -> None:
+    """The start of a fork server imports this package, so its processes need not be told."""
+    code = "import dhmm_rl, stable_baselines3.common.vec_env as v, gymnasium as g;"
+    code += "e = v.SubprocVecEnv([lambda: g.make('dhmm_rl/CartPoleNoVel-v1')]); print(e.reset().shape); e.close()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "(1, 4)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("dhmm_rl.play", ["x", "--episodes", "0"], "episodes is 0; it must be at least 1"),
+        ("dhmm_rl.ppo", ["--threads", "0"], "threads is 0; it must be at least 1"),
+        ("dhmm_rl.ppo", ["--threads", "1000000"], "it must be at least 1 and at most 10,000"),
+        ("dhmm_rl.pretrain", ["--learning-rate", "inf"], "learning_rate of pretraining is inf"),
+        ("dhmm_rl.pretrain", ["--length", "1000000000000"], "length of pretraining is 1000000000000"),
+        ("dhmm_rl.pretrain", ["--top", "nan"], "top is nan"),
+        ("dhmm_rl.collect", ["--to", "x", "--n-envs", "-1"], "n_envs is -1"),
+        ("dhmm_rl.collect", ["--to", "x", "--seed", "-1"], "seed is -1"),
+        ("dhmm_rl.collect", ["--to", "x", "--episodes", "1000000000000"], "episodes is 1000000000000"),
+        ("dhmm_rl.languages.__main__", ["--instances", "0"], "instances is 0"),
+        ("dhmm_rl.languages.__main__", ["--beyond", "-1"], "beyond is -1"),
+        ("dhmm_rl.languages.__main__", ["--model", "layers=1000000000000"], "has layers = 1000000000000"),
+        ("dhmm_rl.languages.__main__", ["--model", "dither=1e999"], "dither"),
+        ("benchmarks.run", ["--jobs", "0"], "jobs is 0"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(
+    module: str,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    command = importlib.import_module(module)
+    with pytest.raises(SystemExit) as ended:
+        run_command(command.main, command.Args, module)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert message in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_tmpdir_is_told_where_processes_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    code = "import sys; from dhmm_rl.training.environments import make_envs; from dhmm_rl.recipes import EnvRecipe as E;"
+    code += "from dhmm_rl.cli import run_command; from dataclasses import make_dataclass as m; A = m('A', []); A.__doc__ = 'x';"
+    code += "e = E('x', 'x', 'CartPole-v1', vectorization='subproc'); run_command(lambda a: make_envs(e, 2, 0), A, 'x')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "set TMPDIR to a shorter one" in done.stderr

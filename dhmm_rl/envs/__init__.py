@@ -1,5 +1,7 @@
 """Environments as token streams, and the environments that this project registers with Gymnasium."""
 
+import multiprocessing
+
 import gymnasium as gym
 
 from dhmm_rl.envs.faults import ReportFaults, ReportingSubprocVecEnv
@@ -39,6 +41,10 @@ __all__ = [
     "tiger_beliefs",
     "tiger_values",
 ]
+
+if "forkserver" in multiprocessing.get_all_start_methods():
+    # Processes of a SubprocVecEnv then know the environments below, also those of a notebook, which import nothing themselves.
+    multiprocessing.set_forkserver_preload(["__main__", "dhmm_rl"])
 
 VELOCITIES = {"CartPole-v1": (1, 3), "Pendulum-v1": (2,), "LunarLander-v3": (2, 3, 5)}
 """Which entries of these environments' observations are velocities."""

@@ -137,7 +137,7 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     if env_path is not None:
         env_table = {"name": env_path.stem, "id": env_path.stem, **_read(env_path)}
     else:
-        env_table = {"name": re.sub(r"[^\w.-]+", "-", env).strip("-."), "id": env, "description": "without a recipe"}
+        env_table = {"name": re.sub(r"[^\w.-]+", "-", env).strip("-.") or "env", "id": env, "description": "without a recipe"}
     env_recipe = env_from_table(env_table, f"the recipe {env}")
     agent_path = _find("agents", agent)
     if agent_path is None:

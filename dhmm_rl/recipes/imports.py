@@ -47,9 +47,13 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
         raise InputError(f"the environment {env_id} is in the package {module}, which is not installed; try {extra}")
     imported = import_module(module, f"of the environment {env_id}")
     if name not in gym.registry:
-        kind = getattr(imported, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, gym.Env)):
-            known = [f"{module}:{spec.id}" for spec in gym.registry.values() if _is_in(spec.entry_point, module)]
+        versions = [spec for spec in gym.registry.values() if (spec.namespace, spec.name) == (None, name)]
+        if versions:
+            return f"{module}:{max(versions, key=lambda spec: spec.version or 0).id}"
+        classes = [key for key, kind in vars(imported).items() if isinstance(kind, type) and issubclass(kind, gym.Env)]
+        if name not in classes:
+            known = [spec.id for spec in gym.registry.values() if _is_in(spec.entry_point, module)]
+            known = [f"{module}:{one}" for one in [*known, *classes]]
             hint = suggest(env_id, known) if known else "; it registers none. Name a subclass of gymnasium.Env, module:Class"
             raise InputError(f"the module {module} has no environment {name!r}{hint}")
         gym.register(name, entry_point=env_id)

@@ -1,5 +1,6 @@
 """Environments and tokenizers as recipes ask for them."""
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
         raise InputError(f"the environment {env.id} cannot be made: {reason}") from error
     except (InputError, EnvironmentFault):
         raise
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise InputError(
+            f"processes cannot be connected: the name of the folder for temporary files is too long, {tempfile.gettempdir()}; "
+            "set TMPDIR to a shorter one"
+        ) from error
     except Exception as error:
         raise fault_of(f"the environment {env.id}, in its constructor,", error) from error
 
