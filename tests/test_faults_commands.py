@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
@@ -316,7 +317,7 @@ def test_the_schema_has_the_keywords_and_defaults_of_the_model_and_of_policies()
 # What recipes and runs' folders import
 
 MARKER = "raise SystemExit(__import__('pathlib').Path('marker').touch())"
-HOSTILE = {
+HOSTILE: dict[str, tuple[str, Table]] = {
     "an environment's module": ("env", {"id": "evil:CartPole-v1"}),
     "an environment's class": ("env", {"id": "evil:Env"}),
     "a package that is not installed": ("env", {"id": "evil_package.inside:CartPole-v1"}),
@@ -458,7 +459,7 @@ def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
     monkeypatch.syspath_prepend(str(tmp_path))
     env = dataclasses.replace(load_recipes(env_id, "mlp")[0], vectorization=vectorization)
     venv = make_envs(env, 2, 0)
-    assert venv.reset().shape == (2, 4)
+    assert np.shape(venv.reset()) == (2, 4)
     venv.close()
 
 
