@@ -230,7 +230,7 @@ BAD = {
     "no environments": ("ppo", ["--agent", "none.toml"], "n_envs = 0; it must be at least 1"),
     "a text for a table": ("ppo", ["--agent", "table.toml"], "model = 'large'; it must be a table"),
     "an unknown policy": ("ppo", ["--agent", "policy.toml", "--pretrained", "none"], "Policy MlpPolice unknown"),
-    "no schedule": ("ppo", ["--agent", "schedule.toml", "--pretrained", "none"], "learning_rate is 'linn_0.1'"),
+    "no schedule": ("ppo", ["--agent", "schedule.toml", "--pretrained", "none"], "learning_rate = 'linn_0.1'"),
     "keywords that no environment takes": ("ppo", ["--env", "kwargs.toml"], "cannot be made"),
     "observations that are no numbers": (
         "ppo",

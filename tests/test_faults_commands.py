@@ -29,6 +29,7 @@ from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.policies import DHMMPolicy
 from dhmm_rl.recipes import (
+    POLICIES,
     AgentRecipe,
     EnvRecipe,
     Table,
@@ -158,6 +159,8 @@ def may_hold(path: tuple[str, ...], value: Any) -> bool:
         return finite and 0 <= value < 1e9
     if name in FLAGS or (name == "dither" and "pretrain" in path):
         return isinstance(value, bool)
+    if name == "policy":
+        return isinstance(value, str) and path[0] == "agents"  # where the agent's algorithm need not be known
     if name in TEXTS:
         return isinstance(value, str) and (name != "name" or value in ("x", "lin_x"))
     if name in CHOICES or name == "held_out":
@@ -222,7 +225,7 @@ def recipes_with_keys() -> Iterator[tuple[Callable[[Any, str], Any], Table, tupl
     for field in dataclasses.fields(FieldSettings):
         yield env_from_table, env, ("tokens", "fields", "observation[0]", field.name)
     for algorithm, settings in ALGORITHM_SETTINGS.items():
-        policy = "DHMMPolicy" if algorithm == "SequencePPO" else "MlpPolicy"
+        policy = POLICIES[algorithm][-1]
         agent: Table = {"name": "x", "description": "x", "policy": policy, "algorithm": algorithm}
         paths = [*paths_of_schema(AgentRecipe), *(("ppo", *path) for path in paths_of_schema(settings))]
         yield from ((agent_from_table, agent, path) for path in paths)
@@ -269,11 +272,12 @@ def test_right_values_at_the_ends_of_their_ranges_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "RecurrentPPO"}, "algorithm must be SequencePPO or PPO"),
+        ({"algorithm": "RecurrentPPO"}, "Policy DHMMPolicy unknown; RecurrentPPO takes MlpLstmPolicy"),
+        ({"policy": "MlpPolice", "algorithm": "PPO"}, "Policy MlpPolice unknown; PPO takes DHMMPolicy, MlpPolicy"),
         ({"frame_stack": 4}, "for agents that read no tokens"),
         ({"normalize_observation": True}, "for agents that read no tokens"),
-        ({"policy": "MlpPolicy", "model": {"layers": 1}}, "for agents that read tokens"),
-        ({"policy": "MlpPolicy", "pretrain": {"steps": 1}}, "for agents that read tokens"),
+        ({"policy": "MlpPolicy", "algorithm": "PPO", "model": {"layers": 1}}, "for agents that read tokens"),
+        ({"policy": "MlpPolicy", "algorithm": "PPO", "pretrain": {"steps": 1}}, "for agents that read tokens"),
         ({"model": {"layers": 900, "embed_size": 4096}}, "parameters"),
         ({"model": {"num_states": 2**14, "chains": 64}}, "parameters"),
         ({"n_envs": 10_000, "ppo": {"n_steps": 2**20}}, "n_envs times ppo.n_steps"),

@@ -28,6 +28,14 @@ from dhmm_rl.sequence_ppo.policies import DEFAULT_WINDOW
 Table = dict[str, Any]
 Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
 
+_SB3 = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+POLICIES = {
+    "SequencePPO": ("DHMMPolicy",),
+    "PPO": ("DHMMPolicy", *_SB3),
+    "RecurrentPPO": ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"),
+    "MaskablePPO": _SB3,
+}
+"""The policies of each algorithm."""
 LARGEST_ROLLOUT = 2**26
 """A rollout of more environment steps than this is refused."""
 MODEL_KEYS = tuple(f.name for f in fields(ModelSettings))
@@ -190,11 +198,10 @@ def agent_from_table(table: Any, where: str) -> AgentRecipe:
     algorithm = table.get("algorithm", AgentRecipe.algorithm) if isinstance(table, dict) else None
     _check_agent(table, where, "", algorithm, partial=False)
     recipe = AgentRecipe(**table)
+    known = POLICIES[recipe.algorithm]
+    if recipe.policy not in known:
+        raise InputError(f"{where}: Policy {recipe.policy} unknown; {recipe.algorithm} takes {', '.join(known)}")
     if recipe.reads_tokens:
-        if recipe.algorithm not in ("SequencePPO", "PPO"):
-            raise InputError(
-                f"{where} has policy = 'DHMMPolicy'; its algorithm must be SequencePPO or PPO, not {recipe.algorithm}"
-            )
         for key, value in (("frame_stack", recipe.frame_stack > 1), ("normalize_observation", recipe.normalize_observation)):
             if value:
                 raise InputError(f"{where} has {key} with policy = 'DHMMPolicy'; it is for agents that read no tokens")
