@@ -46,6 +46,7 @@ class RestartableTensorBoard(TensorBoardOutputFormat):
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
+        self.writer.flush()  # nothing waits to be written that would fail in a thread when the folder is removed
         self._is_closed = False
 
 
