@@ -1,6 +1,7 @@
 """How the fields of a space become ids: what its bounds suggest, and what settings ask for."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ SETTINGS = {
     "codes": int,
 }
 """What can be set by name, of a field or of a whole array of them."""
+UNBOUNDED = (("low", -math.inf), ("high", math.inf), ("scale", math.inf))
+"""Settings that bound nothing."""
 UNBOUNDED_SPAN = 10.0
 """A field without bounds is binned out to so many times its scale."""
 MOST_CATEGORIES = 256
@@ -98,6 +101,25 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
             and (leaf is None or plan_image(leaf, settings) is None)
         ):
             raise InputError(f"{name} has a patch or codes, but is no image: uint8, of 2 or 3 dimensions")
+
+
+def drop_unbounded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Token settings without infinite bounds and scales, which say as much as no setting: a warning names each.
+
+    :param settings: by name of a field or an array of them
+    """
+    kept: dict[str, Any] = {}
+    for name, chosen in settings.items():
+        kept[name] = chosen
+        if isinstance(chosen, Mapping):
+            kept[name] = {key: value for key, value in chosen.items() if (key, value) not in UNBOUNDED}
+            for key in chosen.keys() - kept[name].keys():
+                warnings.warn(
+                    f"{key} of {name} is {chosen[key]}, which is the same as not setting it: the tokenizer is left to fit it",
+                    stacklevel=3,
+                )
+    return kept
 
 
 def _number(value: Any) -> bool:

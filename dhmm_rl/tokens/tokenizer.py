@@ -22,7 +22,7 @@ from dhmm_rl.tokens.codec import Codec
 from dhmm_rl.tokens.composite_spaces import bounded
 from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 from dhmm_rl.tokens.images import codes_from_text, codes_to_text
-from dhmm_rl.tokens.plan import check_settings
+from dhmm_rl.tokens.plan import check_settings, drop_unbounded
 
 NOTHING = -1
 """Never embedded, never attended to, never a label."""
@@ -92,6 +92,7 @@ class Tokenizer:
         self.codebooks = dict(codebooks or {})
         self.action_leaves = leaves_of(self.action_space, "action")
         self.observation_leaves = leaves_of(self.observation_space, "observation")
+        self.overrides = drop_unbounded(self.overrides)
         check_settings([*self.action_leaves, *self.observation_leaves], self.overrides)
 
         how = self.overrides, self.bins, self.codebooks
