@@ -21,6 +21,7 @@ from dhmm_rl import collect, play, ppo, pretrain
 from dhmm_rl.data import collect as collect_rollouts
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import read_json
+from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.training.agents import make_agent
 from dhmm_rl.training.callbacks import CHECKPOINTS, EVALUATIONS, Clock, save_best
@@ -111,6 +112,7 @@ def here(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, in which the command runs."""
     shutil.copytree(good, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     return tmp_path / "here"
 
@@ -225,10 +227,36 @@ NEVER: dict[str, Way] = {
     ),
 }
 
+RUN_JSON: dict[str, tuple[str, Any]] = {
+    "a command by a wrapper of the standard library": ("wrappers", {"pydoc:pipepager": {"cmd": f"mkdir {MARKER}"}}),
+    "a function as a wrapper": ("wrappers", {"os:mkdir": {"mode": 0o777}}),
+    "a wrapper of the current folder": ("wrappers", {"hostile_module:Wrapper": {}}),
+    "an environment of the current folder": ("id", "hostile_module:Evil-v0"),
+    "an environment by class": ("id", "hostile_module:Evil"),
+}
+NEVER |= {
+    what: (edited_run(lambda run, key=key, value=value: run["env"].update({key: value})), RUN / "run.json", act)  # type: ignore[misc]
+    for what, (key, value) in RUN_JSON.items()
+}
+
+
+def hostile_language(path: Path) -> None:
+    """A run of a language that the current folder has."""
+    run = {"command": "languages", "name": "hostile_module:Language", "language": {}, "model": {}, "settings": {}}
+    path.write_text(json.dumps(run | {"beyond": [], "instances": 1, "seed": 0}), encoding="utf-8")
+
+
+NEVER["a language of the current folder"] = (
+    hostile_language,
+    Path("language/run.json"),
+    lambda: languages.main(languages.Args(resume=Path("language"))),
+)
+
 
 def plant(way: Way) -> None:
     write, path, _ = way
     path.parent.mkdir(exist_ok=True, parents=True)
+    Path("hostile_module.py").write_text(f"import os\nos.mkdir({MARKER!r})\n", encoding="utf-8")
     write(path)
     assert not Path(MARKER).exists()
 

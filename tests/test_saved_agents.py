@@ -152,7 +152,9 @@ def test_a_file_of_another_agent_is_refused_in_a_line(tmp_path: Path) -> None:
 
 def test_a_runs_folder_is_a_teacher_without_trust(tmp_path: Path) -> None:
     recipe, agent = trained("PPO")
-    run = Run.create(tmp_path, "ppo", load_recipes("CartPole-v1", "dhmm-gpt2")[0], recipe, 0, {})
+    run = Run.create(
+        tmp_path, "ppo", load_recipes("CartPole-v1", "dhmm-gpt2")[0], recipe, 0, {"steps": 64, "pretrained": "none"}
+    )
     save_agent(agent, run.folder / BEST_AGENT)
     plain = make_envs(run.env, 2, 0)
     notices: list[str] = []
