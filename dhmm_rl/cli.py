@@ -59,6 +59,9 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except EnvironmentFault as fault:
         print(f"error: {fault}", *([fault.details] if fault.details else []), sep="\n", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: there is not enough memory: {(str(error) or 'for this').splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,12 @@ def python_command() -> str:
         return "python"
     python, here = Path(sys.executable), Path.cwd()
     return shlex.quote(str(python.relative_to(here) if python.is_relative_to(here) else python))
+
+
+def install_command(extra: str) -> str:
+    """How to install what an extra of this project needs, whether the project itself came from a checkout or from elsewhere."""
+    needed = [text.partition(";")[0].strip() for text in metadata.requires("dhmm-rl") or () if f"extra == '{extra}'" in text]
+    return f"{python_command()} -m pip install {shlex.join(needed)}"
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -359,7 +359,7 @@ def finish(
     print(f"best agent:     {run.folder / BEST_AGENT}")
     assert evaluation.env is not None
     video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(evaluation.env) else ""
-    print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}")
+    print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}{run.trust_option}")
     evaluation.close()
 
 

@@ -101,7 +101,9 @@ def main(args: Args) -> None:
         )
     print(f"\npretrained model: {checkpoint}")
     python = python_command()
-    print(f"let it act:       {python} -m dhmm_rl.play {run.folder} --language-model   (after a teacher's data)")
+    print(
+        f"let it act:       {python} -m dhmm_rl.play {run.folder} --language-model{run.trust_option}   (after a teacher's data)"
+    )
     recipes = f"--env {run.args['env']} --agent {run.args['agent']}"
     print(f"train it by PPO:  {python} -m dhmm_rl.ppo {recipes} --pretrained {checkpoint}")
     print(f"watch the losses: {python} -m tensorboard.main --logdir {run.folder}")

@@ -476,7 +476,7 @@ def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
         ("json:MyEnv", "registers none"),
         ("broken_env:MyEnv", r"cannot be imported \(ZeroDivisionError: division by zero, .*broken_env.py, line 1\)"),
         ("ending_env:MyEnv", "cannot be imported"),
-        ("ALE/Nothing-v5", "pip install ale_py"),
+        ("ALE/Nothing-v5", "pip install ale-py"),
         ("a b:c", "such as package.module"),
         ("", "unknown environment"),
     ],

@@ -20,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_left_out, unpack
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, install_command
 from dhmm_rl.files import atomic_write, read_json, reading, remove_leftovers
 from dhmm_rl.tokens import FieldSpace
 from dhmm_rl.tokens.fields import KINDS, fields_of, flatten, kind_of, unflatten
@@ -124,7 +124,7 @@ def _import_minari() -> Any:
         import_module("h5py")
         return import_module("minari")
     except ImportError as error:
-        raise InputError(f"Minari's datasets need the extra minari: pip install 'dhmm-rl[minari]' ({error})") from error
+        raise InputError(f"Minari's datasets need the extra minari: {install_command('minari')} ({error})") from error
 
 
 def _folder(dataset_id: str) -> Path:

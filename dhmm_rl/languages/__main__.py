@@ -21,6 +21,7 @@ from dhmm_rl.training.languages import (
     judge,
     model_settings,
     newest_run,
+    open_run,
     save_result,
     show,
     train_on_language,
@@ -78,7 +79,7 @@ class Args:
     resume: Path | None = None
     """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
     trust: bool = False
-    """With --resume: import a language that is not in an installed package, as the run's folder says."""
+    """With --resume: import a language that only the run's folder names and that is not in an installed package."""
     quiet: bool = False
     """Show no progress bar."""
 
@@ -87,7 +88,7 @@ def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
     if args.show is not None or args.judge:
-        run = newest_run(args.runs, args.name) if args.resume is None else LanguageRun.open(args.resume, args.trust)
+        run = newest_run(args.runs, args.name) if args.resume is None else open_run(args.resume, args.name, args.trust)
         if not run.checkpoint.exists():
             raise InputError(f"the run {run.folder} is not finished; without --show and --judge, --resume goes on with it")
         model = load_checkpoint(run.checkpoint, device).model
@@ -102,7 +103,7 @@ def main(args: Args) -> None:
     if args.resume is None:
         run = _new(args)
     else:
-        run = LanguageRun.open(args.resume, args.trust)
+        run = open_run(args.resume, args.name, args.trust)
         if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.checkpoint}")
     with removed_if_failed(run.folder, new=args.resume is None), run.writing():

@@ -16,7 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.errors import InputError, install_command, python_command, suggest
 
 PACKAGES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
 """Packages that register their environments only when they are imported, by how the ids begin."""
@@ -43,8 +43,10 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
     if not colon:
         raise InputError(f"unknown environment {env_id!r}{suggest(env_id, [*(names or []), *gym.registry])}")
     if module in PACKAGES.values() and importlib.util.find_spec(module) is None:
-        extra = f"pip install -e '.[{module}]'" if module in EXTRAS else f"pip install {module}"
-        raise InputError(f"the environment {env_id} is in the package {module}, which is not installed; try {extra}")
+        command = (
+            install_command(module) if module in EXTRAS else f"{python_command()} -m pip install {module.replace('_', '-')}"
+        )
+        raise InputError(f"the environment {env_id} is in the package {module}, which is not installed: {command}")
     imported = import_module(module, f"of the environment {env_id}")
     if name not in gym.registry:
         versions = [spec for spec in gym.registry.values() if (spec.namespace, spec.name) == (None, name)]
@@ -136,6 +138,11 @@ def check_harmless(wrapper: str, where: str) -> None:
     check_installed(wrapper, where)
     if any(base.__name__ in WRITERS for base in load_wrapper(wrapper).__mro__):
         raise InputError(f"{where} names {wrapper}, which writes files; add --trust if you know where the run comes from")
+
+
+def trust_option(*names: str) -> str:
+    """The option that commands on a run's folder need, `` --trust``, when it names modules that are not installed."""
+    return "" if all(_is_installed(module) for name in names if (module := name.rpartition(":")[0])) else " --trust"
 
 
 def _is_installed(module: str) -> bool:

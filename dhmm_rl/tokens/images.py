@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dhmm_rl.errors import InputError
+from dhmm_rl.errors import InputError, install_command
 
 CODES = 256
 """Codes of a codebook, where there are no settings."""
@@ -158,7 +158,7 @@ def fit_codebook(patches: Patches, values: NDArray[Any], count: int = CODES, see
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
-        raise InputError("a codebook of image patches needs scikit-learn: pip install 'dhmm-rl[images]'") from error
+        raise InputError(f"a codebook of image patches needs scikit-learn: {install_command('images')}") from error
     means = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=2048, max_iter=20)
     centres = means.fit(different.astype(np.float32)).cluster_centers_
     return np.unique(np.rint(centres).clip(0, 255).astype(np.uint8), axis=0)

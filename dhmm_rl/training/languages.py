@@ -29,7 +29,7 @@ from dhmm_rl.languages.latent_automaton import chain_agreement, read_automaton
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
-from dhmm_rl.recipes.imports import check_installed
+from dhmm_rl.recipes.imports import check_installed, trust_option
 from dhmm_rl.recipes.schema import ModelSettings
 from dhmm_rl.training.curve import plot_losses
 from dhmm_rl.training.language_model import TrainingSettings, steps_done, train_language_model
@@ -126,7 +126,7 @@ class LanguageRun:
 
     def writing(self) -> AbstractContextManager[None]:
         """Be the one process that writes into the folder, see :func:`~dhmm_rl.training.runs.writing`."""
-        return writing(self.folder, COMMAND)
+        return writing(self.folder, COMMAND, trust_option(self.name))
 
     def held_out(self) -> list[Any]:
         """Instances on which training is judged."""
@@ -297,6 +297,15 @@ def show(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], goe
     return "\n\n".join(parts)
 
 
+def open_run(folder: Path, name: str, trust: bool = False) -> LanguageRun:
+    """
+    A run of which the user names the language: if the folder names the same, that needs no trust.
+
+    :raises InputError: as :meth:`LanguageRun.open`
+    """
+    return LanguageRun.open(folder, trust or read_description(folder).get("name") == name)
+
+
 def newest_run(root: Path, name: str) -> LanguageRun:
     """
     The run of a language that was finished last.
@@ -307,8 +316,7 @@ def newest_run(root: Path, name: str) -> LanguageRun:
     found = newest_first(run_parent(root, name).glob(f"*/{LANGUAGE_MODEL}"))
     if not found:
         raise InputError(f"there is no finished run of {name}; {python_command()} -m dhmm_rl.languages {name} makes one")
-    folder = found[0].parent
-    return LanguageRun.open(folder, trust=read_description(folder).get("name") == name)  # the user named the language
+    return open_run(found[0].parent, name)
 
 
 def run_parent(root: Path, name: str) -> Path:

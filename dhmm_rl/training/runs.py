@@ -16,7 +16,7 @@ from dhmm_rl.checks import Range, TableOf, check, check_table
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, read_json, remove_leftovers, write_json
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, agent_from_table, env_from_table
-from dhmm_rl.recipes.imports import check_harmless, check_installed, with_package
+from dhmm_rl.recipes.imports import check_harmless, check_installed, trust_option, with_package
 from dhmm_rl.recipes.schema import Steps
 from dhmm_rl.training.language_model import TrainingSettings
 
@@ -125,7 +125,12 @@ class Run:
 
     def writing(self) -> AbstractContextManager[None]:
         """Be the one process that writes into the folder, see :func:`writing`."""
-        return writing(self.folder, self.command)
+        return writing(self.folder, self.command, self.trust_option)
+
+    @property
+    def trust_option(self) -> str:
+        """Option that commands on the folder need: `` --trust``, or nothing."""
+        return trust_option(with_package(self.env.id), *self.env.wrappers)
 
     @property
     def language_model(self) -> Path:
@@ -195,12 +200,13 @@ def locked(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(folder: Path, command: str) -> Iterator[None]:
+def writing(folder: Path, command: str, trust: str = "") -> Iterator[None]:
     """
     Be the one process that writes into a run's folder during the block.
 
     :param folder: of the run
     :param command: command that resumes the run, e.g. ``ppo``
+    :param trust: an option that it needs, see :attr:`Run.trust_option`
     :raises InputError: when another process writes into the folder, or when the folder is removed during the block
     :raises KeyboardInterrupt: on one in the block, with a text that says how to continue
     """
@@ -210,7 +216,7 @@ def writing(folder: Path, command: str) -> Iterator[None]:
             if not lock.exists():
                 raise FileNotFoundError
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"{python_command()} -m dhmm_rl.{command} --resume {folder} continues") from error
+            raise KeyboardInterrupt(f"{python_command()} -m dhmm_rl.{command} --resume {folder}{trust} continues") from error
         except Exception as error:
             if lock.exists():
                 raise
