@@ -59,7 +59,8 @@ def python_command() -> str:
 
 def install_command(extra: str) -> str:
     """How to install what an extra of this project needs, whether the project itself came from a checkout or from elsewhere."""
-    needed = [text.partition(";")[0].strip() for text in metadata.requires("dhmm-rl") or () if f"extra == '{extra}'" in text]
+    requirements = [text.replace("'", '"') for text in metadata.requires("dhmm-rl") or ()]
+    needed = [text.partition(";")[0].strip() for text in requirements if f'extra == "{extra}"' in text]
     return f"{python_command()} -m pip install {shlex.join(needed)}"
 
 

@@ -463,7 +463,7 @@ def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
     monkeypatch.syspath_prepend(str(tmp_path))
     env = dataclasses.replace(load_recipes(env_id, "mlp")[0], vectorization=vectorization)
     venv = make_envs(env, 2, 0)
-    assert np.shape(venv.reset()) == (2, 4)
+    assert np.asarray(venv.reset()).shape == (2, 4)
     venv.close()
 
 
