@@ -433,7 +433,7 @@ def test_what_a_run_says_of_itself_is_checked_like_a_recipe(run_folder: Path, tm
     ):
         (tmp_path / "run.json").write_text(json.dumps(with_value(description, path, value)))
         with pytest.raises(InputError, match=path[-1]):
-            Run.open(tmp_path)
+            Run.resume(tmp_path, "ppo")
 
 
 # Environments by name
@@ -521,7 +521,11 @@ def test_this_projects_environments_are_known_in_processes_of_a_notebook() -> No
         ("dhmm_rl.collect", ["--to", "x", "--episodes", "1000000000000"], "episodes is 1000000000000"),
         ("dhmm_rl.languages.__main__", ["--instances", "0"], "instances is 0"),
         ("dhmm_rl.languages.__main__", ["--beyond", "-1"], "beyond is -1"),
-        ("dhmm_rl.languages.__main__", ["--model", "layers=1000000000000"], "has layers = 1000000000000"),
+        (
+            "dhmm_rl.languages.__main__",
+            ["--model", "layers=1000000000000"],
+            "parameters; at most 1.1e+09 are possible",
+        ),
         ("dhmm_rl.languages.__main__", ["--model", "dither=1e999"], "dither"),
         ("benchmarks.run", ["--jobs", "0"], "jobs is 0"),
     ],

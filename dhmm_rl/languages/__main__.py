@@ -6,14 +6,12 @@ from pathlib import Path
 
 import tyro
 
-from dhmm_rl.checks import check_table
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
-from dhmm_rl.recipes import MODEL_KEYS
-from dhmm_rl.recipes.schema import ModelSettings
+from dhmm_rl.recipes import MODEL_KEYS, check_model_size
 from dhmm_rl.training.language_model import TrainingSettings
 from dhmm_rl.training.languages import (
     LanguageRun,
@@ -129,7 +127,7 @@ def _new(args: Args) -> LanguageRun:
     _check_sizes(beyond, args.instances)
     hints = typing.get_type_hints(DHMMGPT2.__init__)
     model = model_settings(language, beyond) | read_options(args.model, hints, MODEL_KEYS)
-    check_table(model, ModelSettings, "the model")
+    check_model_size(model, "--model")
     DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made
     given = {name: getattr(args, name) for name in ("steps", "batch_size", "learning_rate", "eval_every")}
     chosen = {"eval_every": 200} | language.training | {name: value for name, value in given.items() if value is not None}

@@ -208,15 +208,20 @@ def agent_from_table(table: Any, where: str) -> AgentRecipe:
     elif recipe.model or recipe.pretrain:
         key = "model" if recipe.model else "pretrain"
         raise InputError(f"{where} has {key} with policy = {recipe.policy!r}; it is for agents that read tokens")
-    parameters = ModelSettings(**recipe.model).parameters
-    if parameters > LARGEST_MODEL:
-        raise InputError(
-            f"{where} describes a model of about {parameters:.2g} parameters; at most {LARGEST_MODEL:.2g} are possible"
-        )
+    check_model_size(recipe.model, where)
     steps = recipe.n_envs * recipe.ppo.get("n_steps", 1)
     if steps > LARGEST_ROLLOUT:
         raise InputError(f"{where} has n_envs times ppo.n_steps = {steps:,}; it must be at most {LARGEST_ROLLOUT:,}")
     return recipe
+
+
+def check_model_size(model: Table, where: str) -> None:
+    """:raises InputError: for keywords of a model that would not fit into memory"""
+    parameters = ModelSettings(**model).parameters
+    if parameters > LARGEST_MODEL:
+        raise InputError(
+            f"{where} describes a model of about {parameters:.2g} parameters; at most {LARGEST_MODEL:.2g} are possible"
+        )
 
 
 def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partial: bool) -> None:

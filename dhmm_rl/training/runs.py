@@ -96,9 +96,6 @@ class Run:
         """
         description, where = read_description(folder), f"{folder}/run.json"
         check_table({key: value for key, value in description.items() if key in DESCRIPTION_KEYS}, _Description, where)
-        for key in REQUIRED[description["command"]]:
-            if key not in description["args"]:
-                raise InputError(f"{where} lacks 'args.{key}'")
         for key, value in description["args"].items():
             if key in ARGUMENT_KINDS:
                 check(value, ARGUMENT_KINDS[key], where, f"args.{key}")
@@ -121,6 +118,9 @@ class Run:
         run = cls.open(folder, trust)
         if run.command != command:
             raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; that resumes it")
+        for key in REQUIRED[command]:
+            if key not in run.args:
+                raise InputError(f"{folder}/run.json lacks 'args.{key}'")
         return run
 
     def writing(self) -> AbstractContextManager[None]:
