@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from dhmm_rl.data import Rollouts, collect
-from dhmm_rl.envs import VecTokenStream, as_arrays
+from dhmm_rl.envs import TokenStream, VecTokenStream, as_arrays
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import EnvRecipe
@@ -356,3 +359,135 @@ def test_agents_on_streams_of_another_tokenizer_say_what_differs(settings: Any, 
         agent.set_env(other.env)
     assert repr(agent.observation_space) != repr(other.observation_space)
     SequencePPO.load(tmp_path / "agent.zip", env=agent.env).set_env(agent.env)
+
+
+# What streams read
+
+STREAMS: dict[str, Callable[[gym.Env[Any, Any], Tokenizer | None], Any]] = {
+    "environment": lambda env, tokenizer: TokenStream(env, tokenizer, history=1),
+    "vector environment": lambda env, tokenizer: VecTokenStream(DummyVecEnv([lambda: env]), tokenizer, history=1),
+}
+PAIR: Any = spaces.Dict(a=spaces.Box(-1, 1, (2,), np.float32), b=spaces.Discrete(2))
+
+
+def run(stream: Any, steps: int) -> None:
+    stream.reset()
+    for _ in range(steps):
+        stream.step([1] if isinstance(stream, VecTokenStream) else 1)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("at", [0, 3, 5])  # in reset, in an episode, at its end
+def test_numbers_that_are_not_finite_are_refused_by_streams(kind: str, value: float, at: int) -> None:
+    shown = iter([0.0] * at + [value] + [0.0] * 9)
+    env = Drawn(PAIR, lambda _: {"a": np.array([0, next(shown)], np.float32), "b": 1})
+    with pytest.raises(InputError, match=rf"observation.a\[1\] is {'NaN' if np.isnan(value) else value}"):
+        run(STREAMS[kind](env, None), 6)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("settings", [{}, {"values": [0.0, 1.0]}, {"low": -0.5, "high": 0.5, "scale": 0.1}])
+def test_values_far_outside_are_told_once(kind: str, settings: dict[str, Any]) -> None:
+    shown = cycle([0.0, 1e6])
+    env = Drawn(PAIR, lambda _: {"a": np.array([0, next(shown)], np.float32), "b": 1})
+    tokenizer = Tokenizer(PAIR, env.action_space, overrides={"observation.a[1]": settings})
+    with pytest.warns(UserWarning, match=r"observation.a\[1\] was 1e\+06, far outside its") as told:
+        run(STREAMS[kind](env, tokenizer), 4 if kind == "environment" else 30)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(
+    ("low", "high", "center"), [(-1000.0, 1100.0, 0.0), (-np.inf, np.inf, 20.0), (-np.inf, np.inf, 1013.0)]
+)
+def test_streams_whose_tokens_say_nothing_tell_it_and_fitted_ones_do_not(
+    kind: str, low: float, high: float, center: float
+) -> None:
+    env = gym.wrappers.Autoreset(Drawn(spaces.Box(low, high, (1,)), lambda rng: rng.normal(center, 1, 1).astype(np.float32)))
+    with pytest.warns(UserWarning, match=r"observation\[0\] (varies from .* do not tell apart|was 10.*far outside)"):
+        run(STREAMS[kind](env, None), 700)
+    run(STREAMS[kind](env, Tokenizer(env.observation_space, env.action_space).fit(env)), 700)
+
+
+# Learning
+
+
+class Thermostat(gym.Env[Any, Any]):
+    """Temperature 20 ± 1 and pressure 1013 ± 5, whose mean tells a hidden regime; actions name the warm side and the regime."""
+
+    observation_space, action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Discrete(4)
+
+    def _observation(self) -> Any:
+        self.warmth = self.np_random.normal()
+        return np.array([20 + self.warmth, 1013 + 5 * (self.regime - 0.5 + 0.5 * self.np_random.normal())], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.regime = 0, int(self.np_random.integers(2))
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = (action % 2 == (self.warmth > 0)) + (action // 2 == self.regime)
+        self.steps += 1
+        if self.np_random.random() < 0.05:
+            self.regime = 1 - self.regime
+        return self._observation(), reward / 2, False, self.steps == 50, {}
+
+
+class Quarters(gym.Env[Any, Any]):
+    """A number in [0, 1] of an unbounded Box; actions name its quarter."""
+
+    observation_space, action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32), spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.number = 0, self.np_random.random()
+        return np.array([self.number], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(action == int(4 * self.number))
+        self.steps, self.number = self.steps + 1, self.np_random.random()
+        return np.array([self.number], np.float32), reward, False, self.steps == 50, {}
+
+
+LEARNED: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
+    "thermostat": (
+        Thermostat,
+        {"observation[0]": {"low": 17, "high": 23}, "observation[1]": {"low": 1003, "high": 1023}},
+        20_000,
+    ),
+    "quarters": (Quarters, {"observation": {"low": 0, "high": 1}}, 20_000),
+    "wide CartPole": (
+        lambda: Wide(gym.make("CartPole-v1")),
+        {f"observation[{i}]": {"low": -bound, "high": bound} for i, bound in enumerate((2.4, 3, 0.21, 3))},
+        60_000,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNED)
+def test_fitted_tokens_learn_as_well_as_bounds_set_by_hand(name: str) -> None:
+    make, by_hand, steps = LEARNED[name]
+    means = {}
+    for overrides in ({}, by_hand):
+        returns = []
+        for seed in range(3):
+            venv = make_vec_env(make, 16, seed=seed)
+            tokenizer = Tokenizer(venv.observation_space, venv.action_space, overrides=overrides).fit(make_vec_env(make, 1))
+            env = VecNormalize(VecTokenStream(venv, tokenizer, history=1), norm_obs=False)
+            extractor = {"embed_size": 32, "heads": 2, "window": 8}
+            agent = SequencePPO(
+                "DHMMPolicy",
+                env,
+                learning_rate=1e-3,
+                n_steps=64,
+                seed=seed,
+                device="cpu",
+                policy_kwargs={"features_extractor_kwargs": extractor},
+            ).learn(steps)
+            evaluated = VecTokenStream(make_vec_env(make, 10, seed=1000 + seed), tokenizer, history=1)
+            returns.append(evaluate_policy(agent, evaluated, 20)[0])
+        means[bool(overrides)] = np.mean(returns)
+    assert means[False] >= 0.9 * means[True]

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import NOTHING, Tokenizer
+from dhmm_rl.tokens.watch import Watch
 
 Tokens = NDArray[Any]
 
@@ -76,7 +77,8 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
     :param env: any environment whose spaces can be tokenised
     :param tokenizer: its tokenizer; made from its spaces with 10 bins a real field when ``None``
     :param history: how many steps are shown, the present one included
-    :raises InputError: when the tokenizer's spaces are not the environment's
+    :raises InputError: when the tokenizer's spaces are not the environment's; from ``reset`` and ``step`` for observations
+        that are NaN or infinite
     """
 
     def __init__(self, env: gym.Env[Any, Any], tokenizer: Tokenizer | None = None, history: int = 16) -> None:
@@ -85,11 +87,13 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         self.tokenizer = tokenizer or Tokenizer(env.observation_space, env.action_space)
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
         self.observation_space = TokenSpace(self.tokenizer, history)
+        self._watch = Watch(self.tokenizer)
         self._steps = np.full(self.observation_space.shape, NOTHING)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
         """Begin an episode; its stream holds one step."""
         observation, info = self.env.reset(seed=seed, options=options)
+        self._watch.check(observation)
         self._steps[:] = NOTHING
         self._steps[-1] = self.tokenizer.first_step(observation)
         return self._steps.copy(), info
@@ -97,6 +101,7 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
     def step(self, action: Any) -> tuple[Tokens, SupportsFloat, bool, bool, dict[str, Any]]:
         """Act; the stream grows by one step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self._watch.check(observation)
         self._steps[:-1] = self._steps[1:]
         self._steps[-1] = self.tokenizer.next_step(action, observation)
         return self._steps.copy(), reward, terminated, truncated, info
@@ -109,20 +114,24 @@ class VecTokenStream(VecEnvWrapper):
     :param venv: a vector environment whose spaces can be tokenised
     :param tokenizer: its tokenizer; made from its spaces with 10 bins a real field when ``None``
     :param history: how many steps are shown, the present one included
-    :raises InputError: when the tokenizer's spaces are not the environment's
+    :raises InputError: when the tokenizer's spaces are not the environment's; from ``reset`` and ``step`` for observations
+        that are NaN or infinite
     """
 
     def __init__(self, venv: VecEnv, tokenizer: Tokenizer | None = None, history: int = 16) -> None:
         self.tokenizer = tokenizer or Tokenizer(venv.observation_space, venv.action_space)
         self.tokenizer.check_spaces(venv.observation_space, venv.action_space)
         super().__init__(venv, observation_space=TokenSpace(self.tokenizer, history))
+        self._watch = Watch(self.tokenizer)
         self._steps = np.full((venv.num_envs, *self.observation_space.shape), NOTHING)  # type: ignore[misc]
         self._actions = np.empty(0)
 
     def reset(self) -> VecEnvObs:
         """Begin an episode in every environment."""
+        observations = self.venv.reset()
+        self._watch.check(observations)
         self._steps[:] = NOTHING
-        self._steps[:, -1] = self.tokenizer.first_step(self.venv.reset())
+        self._steps[:, -1] = self.tokenizer.first_step(observations)
         return self._steps.copy()
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -133,11 +142,13 @@ class VecTokenStream(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Finish a step; infos hold the terminal observations of finished episodes as tokens, too."""
         observations, rewards, dones, infos = self.venv.step_wait()
+        self._watch.check(observations)
         self._steps[:, :-1] = self._steps[:, 1:]
         self._steps[:, -1] = self.tokenizer.next_step(self._actions, observations)
         first = self.tokenizer.first_step(observations) if dones.any() else self._steps[:, -1]
         for i in np.flatnonzero(dones):
             if infos[i].get("terminal_observation") is not None:  # not every vector environment tells it
+                self._watch.check(infos[i]["terminal_observation"])
                 final = self._steps[i].copy()
                 final[-1] = self.tokenizer.next_step(self._actions[i], infos[i]["terminal_observation"])
                 infos[i]["terminal_observation"] = final
