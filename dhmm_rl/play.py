@@ -1,6 +1,5 @@
 """``python -m dhmm_rl.play``: an agent or a language model acts, to be looked at."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.policies import LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
@@ -75,7 +74,8 @@ def main(args: Args) -> None:
     env = wrap(make_envs(run.env.evaluated, min(args.episodes, 10), args.seed, recipe), recipe, tokenizer, training=False)
     if saved is not None:
         env = saved.restore_normalization(env, training=False)
-    result = read_result(run)
+    path = run.folder / "result.json"
+    result = read_json(path) if path.is_file() else {}  # none of a run that has not ended
     greedy = not args.sample if args.sample or args.greedy or args.language_model else result.get("best_actions") != SAMPLED
     limit = eval_limit(run.env.evaluated)
     if limit is not None:
@@ -116,20 +116,6 @@ def load_actor(
     if not info.get("imitates", False):
         print("note: this model was pretrained on no actions worth imitating; what it does means nothing")
     return LanguageModelActor(model, tokenizer), None, None, None
-
-
-def read_result(run: Run) -> dict[str, Any]:
-    """
-    What a run has written about its end; nothing for one that has not ended.
-
-    :raises InputError: when it cannot be read
-    """
-    path = run.folder / "result.json"
-    if not path.is_file():
-        return {}
-    with reading(path):
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
 
 
 def record(

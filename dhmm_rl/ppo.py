@@ -220,12 +220,13 @@ def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpo
     venv = make_envs(env if env.vectorization != "subproc" else replace(env, vectorization="dummy"), 2, seed, agent)
     check_positions(agent, env)
     tokenizer = pretrained.tokenizer if pretrained is not None else None
-    if agent.reads_tokens and tokenizer is None:
-        tokenizer = plain_tokenizer(env, venv)
-        if tokenizer.unfitted:
-            tokenizer = tokenizer.fit(collect(venv, episodes=2, imitate=False, max_steps=TRIAL_STEPS, env_id=env.id, seed=seed))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of batches that do not fit two environments
+        warnings.simplefilter("ignore")  # two environments and a few steps are too few for batches and tokens
+        if agent.reads_tokens and tokenizer is None:
+            tokenizer = plain_tokenizer(env, venv)
+            if tokenizer.unfitted:
+                rollouts = collect(venv, episodes=2, imitate=False, max_steps=TRIAL_STEPS, env_id=env.id, seed=seed)
+                tokenizer = tokenizer.fit(rollouts)
         make_agent(agent, wrap(venv, agent, tokenizer, training=True), seed, device, pretrained)
     venv.close()
 

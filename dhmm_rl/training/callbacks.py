@@ -32,19 +32,19 @@ class Clock:
     """
 
     def __init__(self, checkpoint: Path | None = None, pretraining: float = 0.0) -> None:
-        before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0}
+        before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0, "longest_ended": 0}
         path = Path(CLOCK) if checkpoint is None else checkpoint / CLOCK
         with reading(path):
             if checkpoint is not None:
                 found = read_json(path)
                 check_same_run(path, found.get("run"), checkpoint.parent.parent)
-                before = {"longest": 0, **found}
+                before = {"longest": 0, "longest_ended": 0, **found}
             self._began: float = time.perf_counter() - before["training"] - before["evaluating"]
             self.evaluating = float(before["evaluating"])
             self.marks = [float(mark) for mark in before["marks"]]
-            self.longest = int(before["longest"])
+            self.longest, self.longest_ended = int(before["longest"]), int(before["longest_ended"])
         """``marks``: seconds of training at every evaluation. ``longest``: steps of the longest episode that training met,
-        whether or not it ended."""
+        whether or not it ended; ``longest_ended``: of the longest one that ended."""
 
     @property
     def training(self) -> float:
@@ -66,6 +66,7 @@ class Clock:
             "evaluating": self.evaluating,
             "marks": self.marks,
             "longest": self.longest,
+            "longest_ended": self.longest_ended,
         }
         write_json(folder / CLOCK, times)
 

@@ -100,7 +100,7 @@ def show_numbers(*values: float) -> list[str]:
     """Numbers of one kind as text: as many decimals for all as give the largest four significant digits."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     decimals = 3 - math.floor(math.log10(largest)) if largest > 0 else 0
-    if decimals > 6:
+    if decimals > 8:
         return [f"{value:.4g}" for value in values]
     return [f"{value:.{max(decimals, 0)}f}" for value in values]
 
@@ -199,17 +199,20 @@ def check_positions(agent: AgentRecipe, env: EnvRecipe) -> None:
         )
 
 
-def eval_limit(env: EnvRecipe, longest: int = 0) -> int | None:
+def eval_limit(env: EnvRecipe, longest: int = 0, ended: int = 0, affordable: float = math.inf) -> int | None:
     """
     Steps after which an evaluation ends an episode; ``None`` for an environment with a time limit.
 
     It is far above the longest episode of the training, because the environment may have a limit that Gymnasium does not know.
 
     :param longest: steps of the longest episode that training met, whether or not it ended; 0 when that is not known
+    :param ended: steps of the longest one that ended
+    :param affordable: steps that the time allows
     """
     if time_limit(env) is not None:
         return None
-    return max(ENDLESS, longest, min(4 * longest, LIMIT)) if longest else LIMIT
+    most = max(longest, min(4 * longest, LIMIT)) if longest else LIMIT
+    return int(max(ENDLESS, 2 * ended, min(most, affordable)))
 
 
 @contextmanager
@@ -299,7 +302,9 @@ class Evaluation(BaseCallback):
         self._stepped += len(self._lengths)
         self._lengths += 1
         self.clock.longest = max(self.clock.longest, int(self._lengths.max()))
-        self._lengths[self.locals["dones"]] = 0
+        dones = self.locals["dones"]
+        self.clock.longest_ended = max(self.clock.longest_ended, int(self._lengths[dones].max(initial=0)))
+        self._lengths[dones] = 0
         if self._endless and self._lengths.max() >= ENDLESS:
             self._endless = False
             print(
@@ -342,15 +347,20 @@ class Evaluation(BaseCallback):
     def _allowed(self, share: float) -> float:
         return share * self.clock.training - self.clock.evaluating
 
-    def _prepare(self) -> VecEnv:
-        """The environments to evaluate in, with the present statistics of the training."""
+    def _prepare(self, seconds: float) -> VecEnv:
+        """
+        The environments to evaluate in, with the present statistics of the training.
+
+        :param seconds: that the evaluation may take
+        """
         count = self._count_envs()
         if self.env is not None and count <= self.env.num_envs // 2:
             self.close()
         if self.env is None:
             self.env = self.make_env(count)
         sync_envs_normalization(self.training_env, self.env)
-        limit = eval_limit(self.recipe.evaluated, self.clock.longest)
+        affordable = seconds / (self.env.num_envs * self._step_seconds) if self._stepped else math.inf
+        limit = eval_limit(self.recipe.evaluated, self.clock.longest, self.clock.longest_ended, affordable)
         if limit is not None and self.limit is None:
             print(f"note: {self.recipe.name} has no time limit; evaluations end an episode after {limit} steps")
         self.limit = limit
@@ -359,7 +369,8 @@ class Evaluation(BaseCallback):
     def _evaluate(self) -> None:
         self.clock.marks.append(self.clock.training)
         with self.clock.evaluation(), kept_random_state():
-            env, seconds = self._prepare(), self._allowed(self.share / 2)
+            seconds = self._allowed(self.share / 2)
+            env = self._prepare(seconds)
             found = evaluate(self.model, env, self.episodes, limit=self.limit, seconds=seconds)
         self._round_seconds = found.round_seconds
         self.timesteps.append(self.num_timesteps)
@@ -392,16 +403,17 @@ class Evaluation(BaseCallback):
         :param left: number of evaluations that the time left is for, this one included
         """
         with self.clock.evaluation():
-            return self._final(agent, self._prepare(), greedy, left)
+            seconds = self._allowed(self.share) / left
+            return self._final(agent, self._prepare(seconds), greedy, seconds)
 
     def evaluate_best(self, saved: SavedAgent, recipe: AgentRecipe, greedy: bool, left: int) -> Evaluated:
         """The same for an agent that was saved, with the statistics that it was saved with."""
         with self.clock.evaluation():
-            env = saved.restore_normalization(self._prepare(), training=False)
-            return self._final(saved.build(recipe), env, greedy, left)
+            seconds = self._allowed(self.share) / left
+            env = saved.restore_normalization(self._prepare(seconds), training=False)
+            return self._final(saved.build(recipe), env, greedy, seconds)
 
-    def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, left: int) -> Evaluated:
-        seconds = self._allowed(self.share) / left
+    def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, seconds: float) -> Evaluated:
         return evaluate(agent, env, self.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
-from dhmm_rl.files import atomic_write, reading
+from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.tokens import Tokenizer
@@ -188,13 +188,11 @@ def fit_in_time(
                 f"note: {settings.steps} gradient steps of pretraining would take {needed:.0f} s; {steps} of them fit in the"
                 f" {allowed:.0f} s allowed. python -m dhmm_rl.pretrain takes them all, ppo --pretrained PATH starts from that"
             )
-        with atomic_write(kept) as temporary:
-            temporary.write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
-    with reading(kept):
-        steps = int(json.loads(kept.read_text(encoding="utf-8"))["steps"])
-    return replace(
-        settings, steps=steps, warmup=min(settings.warmup, max(steps // 4, 1)) if steps < settings.steps else settings.warmup
-    )
+        write_json(kept, {"steps": steps})
+    steps = read_json(kept)["steps"]
+    if steps == settings.steps:
+        return settings
+    return replace(settings, steps=steps, warmup=min(settings.warmup, max(steps // 4, 1)))
 
 
 def asked_for(
