@@ -267,6 +267,7 @@ def allow_pretraining(run: Run, tokenizer: Tokenizer, needed: float, device: str
     if needed <= SHORT_PRETRAINING:
         return needed
     with kept_random_state(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run's own agent gives them
         venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
         agent = make_agent(run.agent, wrap(venv, run.agent, tokenizer, training=True), run.seed, device, None)
         size = rollout_size(agent)
@@ -304,11 +305,10 @@ def finish(
     best, best_steps = last, agent.num_timesteps
     if evaluation.best is not None and np.mean(evaluation.returns[evaluation.best]) > last[GREEDY].mean:
         saved = read_best(run.folder, device, trust)
-        kept = {
-            name: evaluation.evaluate_best(saved, run.agent, name == GREEDY, FIGURES - 2 - i) for i, name in enumerate(ACTIONS)
-        }
+        other = saved.build(run.agent)
+        kept = {name: evaluation.evaluate_best(other, saved, name == GREEDY, FIGURES - 2 - i) for i, name in enumerate(ACTIONS)}
         if max(found.mean for found in kept.values()) > max(found.mean for found in last.values()):
-            best, best_steps = kept, evaluation.timesteps[evaluation.best]
+            best, best_steps = kept, other.num_timesteps
     if best is last:
         save_best(agent, run.folder)
     actions = better_actions(best[GREEDY], best[SAMPLED])

@@ -134,8 +134,8 @@ def agent_of(env: VecEnv, **settings: Any) -> PPO:
 
 def train(tmp_path: Path, **changes: Any) -> tuple[Path, dict[str, Any]]:
     """``python -m dhmm_rl.ppo`` here; the run's folder and what it found."""
-    args = ppo.Args(**({"agent": "mlp", "steps": 256, "final_episodes": 4, "runs": tmp_path, "quiet": True} | changes))
-    ppo.main(args)
+    arguments: dict[str, Any] = {"agent": "mlp", "steps": 256, "final_episodes": 4, "runs": tmp_path, "quiet": True}
+    ppo.main(ppo.Args(**(arguments | changes)))
     folder = max(tmp_path.glob("*/*/*/result.json"), key=lambda path: path.stat().st_mtime_ns).parent
     return folder, json.loads((folder / "result.json").read_text())
 

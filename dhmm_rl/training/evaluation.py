@@ -406,12 +406,12 @@ class Evaluation(BaseCallback):
             seconds = self._allowed(self.share) / left
             return self._final(agent, self._prepare(seconds), greedy, seconds)
 
-    def evaluate_best(self, saved: SavedAgent, recipe: AgentRecipe, greedy: bool, left: int) -> Evaluated:
+    def evaluate_best(self, agent: BaseAlgorithm, saved: SavedAgent, greedy: bool, left: int) -> Evaluated:
         """The same for an agent that was saved, with the statistics that it was saved with."""
         with self.clock.evaluation():
             seconds = self._allowed(self.share) / left
             env = saved.restore_normalization(self._prepare(seconds), training=False)
-            return self._final(saved.build(recipe), env, greedy, seconds)
+            return self._final(agent, env, greedy, seconds)
 
     def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, seconds: float) -> Evaluated:
         return evaluate(agent, env, self.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
