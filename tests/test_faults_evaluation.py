@@ -74,7 +74,9 @@ class Lasting(gym.Env[Any, Any]):
         return np.zeros(1, dtype=np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002  what the training must not notice
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1)
         time.sleep(self.seconds)
         self.steps += 1
         return np.zeros(1, np.float32), 1.0, self.steps == self.lengths[self.episode % len(self.lengths)], False, {}
@@ -116,7 +118,7 @@ class Pictures(gym.Env[Any, Any]):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    ids = {"Lasting-v0": Lasting, "Alternating-v0": Alternating, "Pictures-v0": Pictures}
+    ids: dict[str, Any] = {"Lasting-v0": Lasting, "Alternating-v0": Alternating, "Pictures-v0": Pictures}
     for name, env in ids.items():
         gym.register(name, env, disable_env_checker=True)
     yield
@@ -449,7 +451,8 @@ def pretrained(
     tmp_path: Path, env: EnvRecipe, agent: AgentRecipe, command: str = "pretrain", seed: int = 0, **args: Any
 ) -> Path:
     """A run that holds a language model, untrained."""
-    run = Run.create(tmp_path, command, env, agent, seed, args)
+    kept = {"data": [], "top": None, "episodes": None, "changes": {}, "env": "CartPole-v1", "agent": "small"}
+    run = Run.create(tmp_path, command, env, agent, seed, (kept if command == "pretrain" else {}) | args)
     tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, spaces.Discrete(2), env.tokens.get("bins", 10))
     save_checkpoint(run.language_model, DHMMGPT2.from_tokenizer(tokenizer, **agent.model), tokenizer, {})
     return run.language_model
@@ -458,7 +461,7 @@ def pretrained(
 def test_the_newest_model_that_was_made_alike_is_reused(tmp_path: Path) -> None:
     env, agent = recipes(tmp_path)
     pretrained(tmp_path, env, agent)
-    newest = pretrained(tmp_path, env, agent, seed=5, data=[], changes={}, episodes=None, top=None)
+    newest = pretrained(tmp_path, env, agent, seed=5)
     assert pretraining.find_pretrained(tmp_path, env, agent, seed=0) == newest
     newest.unlink()
     (tmp_path / "CartPole-v1/pretrain/1/pretrained.pt").unlink()
