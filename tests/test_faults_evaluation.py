@@ -90,7 +90,8 @@ class Alternating(gym.Env[Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=kwargs.get("seed"))
-        self.last, self.steps = None, 0
+        self.last: Any = None
+        self.steps = 0
         return np.zeros(1, dtype=np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
