@@ -101,7 +101,14 @@ def make_run(root: Path, command: str) -> Path:
         language, settings = LANGUAGES["parity"], TrainingSettings()
         return LanguageRun.create(root, "parity", language, {"window": 80}, settings, (80,), 5, 0).folder
     env, agent = load_recipes("CartPole-v1", "dhmm-gpt2")
-    args = {"steps": None, "pretrained": "new", "data": [], "episodes": None, "changes": {}, "env": "CartPole-v1"}
+    args: dict[str, Any] = {
+        "steps": None,
+        "pretrained": "new",
+        "data": [],
+        "episodes": None,
+        "changes": {},
+        "env": "CartPole-v1",
+    }
     return Run.create(root, command, env, agent, 0, args | {"agent": "dhmm-gpt2"}).folder
 
 
