@@ -17,6 +17,7 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -574,3 +575,22 @@ def test_a_command_ends_in_the_line_and_the_traceback(
     assert len(lines[said[0] :]) < 20
     if command is ppo:
         assert len(list((tmp_path / "runs").glob("*/*/*/best_model*"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_same_seed_gives_the_same_weights_in_any_vector_environment() -> None:
+    def make() -> gym.Env[Any, Any]:
+        return ReportFaults(gym.make("dhmm_rl/CartPoleNoVel-v1"), "CartPoleNoVel")
+
+    forked: dict[str, Any] = {"vec_env_cls": ReportingSubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+    weights = []
+    for env in (
+        make_vec_env("dhmm_rl/CartPoleNoVel-v1", 2, seed=0),
+        make_vec_env(make, 2, seed=0),
+        make_vec_env(make, 2, seed=0, **forked),
+        make_gymnasium_vec_env("dhmm_rl/CartPoleNoVel-v1", 2),
+    ):
+        agent = SequencePPO("DHMMPolicy", VecTokenStream(env, history=1), **SMALL).learn(64)
+        weights.append(torch.nn.utils.parameters_to_vector(agent.policy.parameters()).detach())
+        env.close()
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
