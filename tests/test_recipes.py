@@ -122,6 +122,14 @@ def test_settings_that_an_algorithm_refuses_are_named(tmp_path: Path) -> None:
         make_agent(agent, make_envs(env, 2, 0, agent), 0, "cpu", None)
 
 
+def test_maskable_ppo_without_masks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('description = "x"\npolicy = "MlpPolicy"\nalgorithm = "MaskablePPO"\n')
+    env, agent = load_recipes("Tiger-v0", str(path))
+    with pytest.raises(InputError, match="needs an environment with action masks"):
+        make_agent(agent, make_envs(env, 2, 0, agent), 0, "cpu", None)
+
+
 def test_the_module_before_a_colon_is_imported() -> None:
     env, _ = load_recipes("popgym:popgym-RepeatFirstEasy-v0", "mlp")
     assert env.id == "popgym:popgym-RepeatFirstEasy-v0"
