@@ -272,7 +272,11 @@ BAD = {
     "an older agent that is not trusted": ("play", ["older"], "add --trust"),
     "a truncated older agent": ("play", ["older", "--trust"], "cannot be read ("),
     "a teacher that is not trusted": ("pretrain", ["--data", "teacher:agent.zip"], "add --trust"),
-    "a teacher on token streams": ("collect", ["--to", "taught", "--data", "teacher:runs/CartPole-v1/short/1"], "token streams"),
+    "a teacher on token streams": (
+        "collect",
+        ["--to", "taught", "--data", "teacher:runs/CartPole-v1/short/1"],
+        "token streams",
+    ),
     "no language model": ("play", ["broken", "--language-model"], "there is no checkpoint"),
     "video of no kind": ("play", ["runs/CartPole-v1/short/1", "--video", "a.avi"], "must end in .mp4 or .gif"),
 }
