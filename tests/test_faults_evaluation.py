@@ -452,7 +452,7 @@ def pretrained(
     tmp_path: Path, env: EnvRecipe, agent: AgentRecipe, command: str = "pretrain", seed: int = 0, **args: Any
 ) -> Path:
     """A run that holds a language model, untrained."""
-    kept = {"data": [], "top": None, "episodes": None, "changes": {}, "env": "CartPole-v1", "agent": "small"}
+    kept: dict[str, Any] = {"data": [], "top": None, "episodes": None, "changes": {}, "env": "CartPole-v1", "agent": "small"}
     run = Run.create(tmp_path, command, env, agent, seed, (kept if command == "pretrain" else {}) | args)
     tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, spaces.Discrete(2), env.tokens.get("bins", 10))
     save_checkpoint(run.language_model, DHMMGPT2.from_tokenizer(tokenizer, **agent.model), tokenizer, {})
