@@ -219,6 +219,8 @@ def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpo
         make_envs(env.evaluated, 1, seed, agent).close()
     venv = make_envs(env if env.vectorization != "subproc" else replace(env, vectorization="dummy"), 2, seed, agent)
     check_positions(agent, env)
+    if agent.algorithm == "MaskablePPO" and not is_masking_supported(venv):
+        raise InputError("MaskablePPO needs an environment with action masks, a method action_masks; PPO takes any")
     tokenizer = pretrained.tokenizer if pretrained is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two environments and a few steps are too few for batches and tokens

@@ -274,7 +274,7 @@ BAD = {
     "a teacher that is not trusted": ("pretrain", ["--data", "teacher:agent.zip"], "add --trust"),
     "a teacher on token streams": (
         "collect",
-        ["--to", "taught", "--data", "teacher:runs/CartPole-v1/short/1"],
+        ["--to", "of-streams", "--data", "teacher:runs/CartPole-v1/short/1"],
         "token streams",
     ),
     "no language model": ("play", ["broken", "--language-model"], "there is no checkpoint"),

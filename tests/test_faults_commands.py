@@ -91,7 +91,12 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
 @pytest.mark.parametrize("module", ["dhmm_rl.ppo", "benchmarks.run"])
 def test_ctrl_c_while_a_command_is_imported_prints_one_line(module: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", module, "--help"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-X", "importtime", "-m", module, "--help"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
     ) as process:
         assert process.stderr is not None
         imported = iter(process.stderr.readline, "")

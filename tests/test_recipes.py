@@ -11,6 +11,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.ppo import try_agent
 from dhmm_rl.recipes import list_recipes, load_recipes
 from dhmm_rl.training.agents import make_agent
 from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
@@ -127,7 +128,7 @@ def test_maskable_ppo_without_masks_is_refused(tmp_path: Path) -> None:
     path.write_text('description = "x"\npolicy = "MlpPolicy"\nalgorithm = "MaskablePPO"\n')
     env, agent = load_recipes("Tiger-v0", str(path))
     with pytest.raises(InputError, match="needs an environment with action masks"):
-        make_agent(agent, make_envs(env, 2, 0, agent), 0, "cpu", None)
+        try_agent(env, agent, 0, None, "cpu")
 
 
 def test_the_module_before_a_colon_is_imported() -> None:

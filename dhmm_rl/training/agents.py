@@ -53,8 +53,6 @@ def make_agent(
         settings["pretrained"] = pretrained
         policy_kwargs |= {"keep_prior": True} if keep_prior else {}
     algorithm: Any = ALGORITHMS[agent.algorithm]
-    if algorithm is MaskablePPO and not is_masking_supported(env):
-        raise InputError("MaskablePPO needs an environment with action masks, a method action_masks; PPO takes any")
     try:
         made: OnPolicyAlgorithm = algorithm(
             agent.policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
