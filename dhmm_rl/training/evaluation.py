@@ -33,13 +33,15 @@ GREEDY, SAMPLED = ACTIONS = ("greedy", "sampled")
 """How an agent acts: it takes the likeliest actions, or draws them."""
 EVAL_SHARE = 0.2
 """Evaluations take at most this share of the seconds of training."""
+DURING_TRAINING = 0.6
+"""Evaluations during training take at most this part of that share; the rest is for those at the end."""
 EVAL_ENVS = 20
 """Environments of an evaluation, stepped together."""
 FINAL_EPISODES = 100
 """Episodes of each evaluation after training."""
 FIGURES = 4
 """Evaluations after training: the last agent and the best one, each with greedy and with sampled actions."""
-CHEAP_STEP = 0.004
+CHEAP_STEP = 0.002
 """Seconds. Fewer environments make an evaluation no faster when a step of all of them takes less time than this."""
 NARROW = 0.01
 """An evaluation ends early when half the 95 % interval of the mean is below this share of the largest return."""
@@ -229,8 +231,8 @@ class Evaluation(BaseCallback):
     """
     Evaluates the agent as learning goes on, within a share of the time, and saves the best.
 
-    During training evaluations may take half of their share; one that does not fit in it is postponed. Environments are made
-    at the first evaluation: fewer of them where episodes are long and steps expensive. The random numbers of the training do
+    During training evaluations may take :data:`DURING_TRAINING` of their share; one that does not fit in it is postponed.
+    Environments are made at the first evaluation: fewer of them where episodes are long and steps expensive. The random numbers of the training do
     not depend on evaluations, so the weights do not, either.
 
     :param folder: of the run
@@ -335,14 +337,14 @@ class Evaluation(BaseCallback):
         done = max(self.num_timesteps - self._started_at, 1)
         left = max(self.model._total_timesteps - self.num_timesteps, 0)
         training = self.clock.training + left / done * (self.clock.training - self._started)
-        affordable = self.share / 2 / FIGURES * training / (self._expected_length() * self._step_seconds)
+        affordable = self.share * (1 - DURING_TRAINING) / FIGURES * training / (self._expected_length() * self._step_seconds)
         return int(min(max(affordable, CHEAP_STEP / self._step_seconds, 1), most))
 
     def _is_affordable(self) -> bool:
         seconds = self._round_seconds
         if seconds is None:
             seconds = self._count_envs() * self._expected_length() * self._step_seconds
-        return seconds <= self._allowed(self.share / 2)
+        return seconds <= self._allowed(self.share * DURING_TRAINING)
 
     def _allowed(self, share: float) -> float:
         return share * self.clock.training - self.clock.evaluating
@@ -369,7 +371,7 @@ class Evaluation(BaseCallback):
     def _evaluate(self) -> None:
         self.clock.marks.append(self.clock.training)
         with self.clock.evaluation(), kept_random_state():
-            seconds = self._allowed(self.share / 2)
+            seconds = self._allowed(self.share * DURING_TRAINING)
             env = self._prepare(seconds)
             found = evaluate(self.model, env, self.episodes, limit=self.limit, seconds=seconds)
         self._round_seconds = found.round_seconds
