@@ -232,8 +232,8 @@ class Evaluation(BaseCallback):
     Evaluates the agent as learning goes on, within a share of the time, and saves the best.
 
     During training evaluations may take :data:`DURING_TRAINING` of their share; one that does not fit in it is postponed.
-    Environments are made at the first evaluation: fewer of them where episodes are long and steps expensive. The random numbers of the training do
-    not depend on evaluations, so the weights do not, either.
+    Environments are made at the first evaluation: fewer of them where episodes are long and steps expensive. The random numbers
+    of the training do not depend on evaluations, so the weights do not, either.
 
     :param folder: of the run
     :param recipe: of the environment
