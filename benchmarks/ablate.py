@@ -19,12 +19,13 @@ from tqdm import tqdm
 from benchmarks.lstm import LSTMLanguageModel
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError, suggest
-from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
+from dhmm_rl.languages.experiment import draw, draw_held_out, model_settings
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.training.language_model import TrainingSettings, Windows, train_language_model
-from dhmm_rl.training.languages import draw, draw_held_out, model_settings
+from dhmm_rl.plotting import drawn
+from dhmm_rl.pretraining.trainer import Windows, train_language_model
+from dhmm_rl.recipes.schema import TrainingSettings
 
 
 class Study(NamedTuple):

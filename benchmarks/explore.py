@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from benchmarks import ablate
 from benchmarks.ablate import Job, Study, plan, run_all, train
 from dhmm_rl.cli import check_counts, run_command
-from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Language, write_traces
+from dhmm_rl.languages.experiment import draw
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.training.languages import draw
+from dhmm_rl.plotting import drawn
 
 STUDIES = {
     study.language: study

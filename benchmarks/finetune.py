@@ -14,13 +14,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.cli import check_counts, run_command, set_up
-from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
+from dhmm_rl.plotting import drawn
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.agents import make_agent
-from dhmm_rl.training.environments import make_envs, wrap
-from dhmm_rl.training.evaluation import show_numbers
+from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.environments import make_envs, wrap
+from dhmm_rl.runs.evaluation import show_numbers
 
 TEACHING = ("--episodes", "50", "--steps", "1500", "--length", "64")
 WAYS = {"warm-up and KL": {}, "neither": {"critic_warmup": 0, "prior_kl": 0.0}}

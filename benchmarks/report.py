@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dhmm_rl.figures import drawn
 from dhmm_rl.files import atomic_write
+from dhmm_rl.plotting import drawn
 
 Results = Sequence[dict[str, Any]]
 

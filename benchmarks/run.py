@@ -18,8 +18,8 @@ from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.evaluation import check_share
-from dhmm_rl.training.runs import Run, locked, newest_first
+from dhmm_rl.runs.evaluation import check_share
+from dhmm_rl.runs.run import Run, locked, newest_first
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dhmm_rl import SequencePPO, VecTokenStream
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.recipes import AgentRecipe, load_recipes
-from dhmm_rl.training.agents import make_agent, rollout_size
-from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.recipes.agents import make_agent, rollout_size
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
 
 ENDLESS = "Pendulum-v1"
 

@@ -14,11 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from dhmm_rl import SequencePPO, VecTokenStream
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.envs import tiger_beliefs, tiger_values
-from dhmm_rl.envs.tiger import LISTEN
+from dhmm_rl.envs.tasks.tiger import LISTEN
 from dhmm_rl.errors import InputError
-from dhmm_rl.training.callbacks import last_checkpoint
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import read_checkpoint
+from dhmm_rl.runs.callbacks import last_checkpoint
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import read_checkpoint
 
 STEPS = 100
 HORIZON = 40

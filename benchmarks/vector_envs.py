@@ -11,7 +11,7 @@ from dhmm_rl import VecTokenStream
 from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.environments import make_envs, make_tokenizer
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer
 
 
 @dataclass

@@ -5,10 +5,10 @@ Importing it makes the policy known to SB3 by name: ``PPO("DHMMPolicy", TokenStr
 """
 
 from dhmm_rl import _interrupts  # noqa: F401
+from dhmm_rl.common import DHMMFeaturesExtractor, DHMMPolicy
 from dhmm_rl.envs import GymnasiumVecEnv, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, generate
-from dhmm_rl.policies import DHMMFeaturesExtractor, DHMMPolicy
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 

@@ -8,9 +8,9 @@ from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import remove_leftovers
+from dhmm_rl.pretraining.sources import MINARI, RANDOM, Source, read_source
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.evaluation import show_numbers
-from dhmm_rl.training.sources import MINARI, RANDOM, Source, read_source
+from dhmm_rl.runs.evaluation import show_numbers
 
 
 @dataclass

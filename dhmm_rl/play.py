@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from stable_baselines3.common.utils import set_random_seed
 
 from dhmm_rl.cli import check_counts, run_command, set_up
+from dhmm_rl.common import LanguageModelActor
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.model import load_checkpoint
-from dhmm_rl.policies import LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
+from dhmm_rl.recipes.agents import with_masks
+from dhmm_rl.recipes.environments import draws_pictures, make_envs, wrap
+from dhmm_rl.runs.evaluation import GREEDY, SAMPLED, eval_limit, evaluate, show_numbers
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import SavedAgent, read_best
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.agents import with_masks
-from dhmm_rl.training.environments import draws_pictures, make_envs, wrap
-from dhmm_rl.training.evaluation import GREEDY, SAMPLED, eval_limit, evaluate, show_numbers
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import SavedAgent, read_best
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 

@@ -21,15 +21,12 @@ from dhmm_rl.data import collect
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, write_json
 from dhmm_rl.model import Checkpoint, load_checkpoint
+from dhmm_rl.pretraining.workflow import find_pretrained, pretrain, pretrains
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
-from dhmm_rl.sequence_ppo import SequencePPO
-from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import RANDOM_STEPS
-from dhmm_rl.training.agents import MASKED, make_agent, rollout_size
-from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
-from dhmm_rl.training.curve import plot_curve
-from dhmm_rl.training.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
-from dhmm_rl.training.evaluation import (
+from dhmm_rl.recipes.agents import MASKED, make_agent, rollout_size
+from dhmm_rl.recipes.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
+from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
+from dhmm_rl.runs.evaluation import (
     ACTIONS,
     EVAL_SHARE,
     FIGURES,
@@ -42,10 +39,13 @@ from dhmm_rl.training.evaluation import (
     check_share,
     kept_random_state,
 )
-from dhmm_rl.training.logs import make_logger
-from dhmm_rl.training.pretraining import find_pretrained, pretrain, pretrains
-from dhmm_rl.training.runs import Run, removed_if_failed
-from dhmm_rl.training.saved_agents import BEST_AGENT, read_best, read_checkpoint
+from dhmm_rl.runs.logs import make_logger
+from dhmm_rl.runs.plots import plot_curve
+from dhmm_rl.runs.run import Run, removed_if_failed
+from dhmm_rl.runs.saved_agents import BEST_AGENT, read_best, read_checkpoint
+from dhmm_rl.sequence_ppo import SequencePPO
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.fitting import RANDOM_STEPS
 
 PRETRAINING_SHARE = 0.5
 """Gradient steps of pretraining take at most this share of the seconds that PPO will take."""

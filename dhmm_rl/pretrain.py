@@ -7,10 +7,10 @@ import tyro
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.pretraining.sources import Source, check_top
+from dhmm_rl.pretraining.workflow import pretrain, training_settings
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.pretraining import pretrain, training_settings
-from dhmm_rl.training.runs import Run, removed_if_failed
-from dhmm_rl.training.sources import Source, check_top
+from dhmm_rl.runs.run import Run, removed_if_failed
 
 
 @dataclass

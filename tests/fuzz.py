@@ -25,20 +25,21 @@ from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import run_checksum
 from dhmm_rl.languages import LANGUAGES
+from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
+from dhmm_rl.pretraining.trainer import _State
 from dhmm_rl.recipes import EnvRecipe, load_recipes
+from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs.callbacks import CHECKPOINTS, CLOCK, EVALUATIONS, Clock, save_best
+from dhmm_rl.runs.evaluation import Evaluation
+from dhmm_rl.runs.logs import make_logger, read_log
+from dhmm_rl.runs.plots import plot_losses
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import AGENT, BEST_AGENT, read_best, read_checkpoint, save_agent
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.agents import make_agent
-from dhmm_rl.training.callbacks import CHECKPOINTS, CLOCK, EVALUATIONS, Clock, save_best
-from dhmm_rl.training.curve import plot_losses
-from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
-from dhmm_rl.training.evaluation import Evaluation
-from dhmm_rl.training.language_model import TrainingSettings, _State
-from dhmm_rl.training.languages import LanguageRun
-from dhmm_rl.training.logs import make_logger, read_log
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, read_best, read_checkpoint, save_agent
 
 DAMAGES = 200
 CHECKPOINT = Path(CHECKPOINTS) / "16"

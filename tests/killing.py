@@ -25,7 +25,7 @@ from dhmm_rl.data import Rollouts
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import __main__ as languages
-from dhmm_rl.training.logs import read_log
+from dhmm_rl.runs.logs import read_log
 
 Work = Callable[[Path], object]
 

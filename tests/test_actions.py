@@ -11,15 +11,15 @@ from sb3_contrib.common.maskable.distributions import make_masked_proba_distribu
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
+from dhmm_rl.common import ActionTokens, DHMMPolicy, check_masks
 from dhmm_rl.data import collect
 from dhmm_rl.envs import TokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, check_masks
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import make_envs
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.environments import make_envs
 
 SPACES: list[spaces.Space[Any]] = [
     spaces.Discrete(3),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dhmm_rl.envs import Copy, DuplicatedInput, RepeatCopy, Reverse, ReversedAddition, SortEnv, TapeTask
-from dhmm_rl.envs.tapes import DOWN, LEFT, RIGHT, UP
+from dhmm_rl.envs.tasks.tapes import DOWN, LEFT, RIGHT, UP
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import Tokenizer
 

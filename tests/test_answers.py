@@ -23,8 +23,8 @@ from dhmm_rl.languages import (
     score,
     write_traces,
 )
+from dhmm_rl.languages.experiment import model_settings
 from dhmm_rl.model import DHMMGPT2, generate
-from dhmm_rl.training.languages import model_settings
 
 SMALL: dict[str, Language[Any]] = {
     "addition": Addition(),

@@ -24,7 +24,7 @@ from benchmarks import ablate, explore, few_sums, tiger
 from benchmarks.report import first_steps, interquartile_mean, steps_to_stay
 from dhmm_rl import DHMMGPT2, Tokenizer, VecTokenStream
 from dhmm_rl.envs import tiger_values
-from dhmm_rl.envs.tiger import LISTEN, OPEN_RIGHT
+from dhmm_rl.envs.tasks.tiger import LISTEN, OPEN_RIGHT
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Addition
 

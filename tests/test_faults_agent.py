@@ -25,14 +25,13 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream, ppo
 from dhmm_rl import collect as collect_command
 from dhmm_rl.cli import run_command
+from dhmm_rl.common import ActionTokens, DHMMPolicy, LanguageModelActor, SequencePolicy, SequenceRolloutBuffer, WithActionMasks
 from dhmm_rl.data import collect
 from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, ReportFaults, ReportingSubprocVecEnv, make_gymnasium_vec_env
 from dhmm_rl.errors import EnvironmentFault
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, LanguageModelActor
 from dhmm_rl.recipes import EnvRecipe
-from dhmm_rl.sequence_ppo import SequencePolicy, SequenceRolloutBuffer, WithActionMasks
-from dhmm_rl.training.callbacks import WatchDivergence
-from dhmm_rl.training.environments import RefuseNan, make_envs
+from dhmm_rl.recipes.environments import RefuseNan, make_envs
+from dhmm_rl.runs.callbacks import WatchDivergence
 from tests.faulty_env import Faulty
 
 MODEL: dict[str, Any] = {"embed_size": 16, "heads": 2, "num_states": 2}

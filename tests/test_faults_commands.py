@@ -24,12 +24,12 @@ import pytest
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from dhmm_rl.cli import run_command
+from dhmm_rl.common import DHMMPolicy
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.languages import LANGUAGES
+from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.policies import DHMMPolicy
 from dhmm_rl.recipes import (
-    POLICIES,
     AgentRecipe,
     EnvRecipe,
     Table,
@@ -39,12 +39,11 @@ from dhmm_rl.recipes import (
     load_recipes,
     recipe_folder,
 )
-from dhmm_rl.recipes.schema import ALGORITHM_SETTINGS, FieldSettings, ModelSettings, PolicySettings
-from dhmm_rl.training.agents import ALGORITHMS
-from dhmm_rl.training.environments import make_envs
-from dhmm_rl.training.language_model import TrainingSettings
-from dhmm_rl.training.languages import LanguageRun
-from dhmm_rl.training.runs import Run
+from dhmm_rl.recipes.agents import ALGORITHMS
+from dhmm_rl.recipes.environments import make_envs
+from dhmm_rl.recipes.loading import POLICIES
+from dhmm_rl.recipes.schema import ALGORITHM_SETTINGS, FieldSettings, ModelSettings, PolicySettings, TrainingSettings
+from dhmm_rl.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -558,7 +557,7 @@ def test_options_out_of_their_range_are_refused(
 def test_a_long_tmpdir_is_told_where_processes_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
-    code = "import sys; from dhmm_rl.training.environments import make_envs; from dhmm_rl.recipes import EnvRecipe as E;"
+    code = "import sys; from dhmm_rl.recipes.environments import make_envs; from dhmm_rl.recipes import EnvRecipe as E;"
     code += "from dhmm_rl.cli import run_command; from dataclasses import make_dataclass as m; A = m('A', []); A.__doc__ = 'x';"
     code += "e = E('x', 'x', 'CartPole-v1', vectorization='subproc'); run_command(lambda a: make_envs(e, 2, 0), A, 'x')"
     done = subprocess.run(

@@ -23,11 +23,13 @@ from dhmm_rl import play, ppo, pretrain
 from dhmm_rl.data import Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.pretraining import workflow as pretraining
+from dhmm_rl.pretraining.trainer import Trained, train_language_model
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
-from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training import evaluation, pretraining
-from dhmm_rl.training.callbacks import Clock
-from dhmm_rl.training.evaluation import (
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs import evaluation
+from dhmm_rl.runs.callbacks import Clock
+from dhmm_rl.runs.evaluation import (
     DURING_TRAINING,
     Evaluated,
     Evaluation,
@@ -37,9 +39,9 @@ from dhmm_rl.training.evaluation import (
     show_numbers,
     time_limit,
 )
-from dhmm_rl.training.language_model import Trained, TrainingSettings, train_language_model
-from dhmm_rl.training.logs import make_logger, read_log
-from dhmm_rl.training.runs import Run
+from dhmm_rl.runs.logs import make_logger, read_log
+from dhmm_rl.runs.run import Run
+from dhmm_rl.tokens import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens hardly tell")  # of a few short episodes
 SMALL = """

@@ -19,15 +19,15 @@ from torch import Tensor
 from dhmm_rl import ppo, pretrain
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.__main__ import Args, main
+from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.latent_automaton import chain_agreement
 from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
-from dhmm_rl.model import filter as hmm
+from dhmm_rl.model import bayes_filter as hmm
 from dhmm_rl.model.generate import choose
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.runs.evaluation import check_positions
+from dhmm_rl.runs.logs import QuotedCSV, make_logger, read_log
 from dhmm_rl.tokens import Slot, Tokenizer
-from dhmm_rl.training.evaluation import check_positions
-from dhmm_rl.training.languages import LanguageRun
-from dhmm_rl.training.logs import QuotedCSV, make_logger, read_log
 
 NAMES = ["pixels[3,4,0]", 'the "left" wheel', "speed, angle", "Größe", "two\nlines", "plain", ""]
 

@@ -15,11 +15,11 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import StreamWindows, collect
-from dhmm_rl.data.windows import ROWS_AT_ONCE
+from dhmm_rl.data.datasets import ROWS_AT_ONCE
 from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.model.hmm import LatentChain
-from dhmm_rl.model.slots import sum_before
+from dhmm_rl.model.latent_layer import LatentChain
+from dhmm_rl.model.slot_decoder import sum_before
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.codec import Codec

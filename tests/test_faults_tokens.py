@@ -21,12 +21,12 @@ from dhmm_rl.envs import TokenStream, VecTokenStream, as_arrays
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import EnvRecipe
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer
+from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.plan import UNBOUNDED
-from dhmm_rl.training.environments import make_envs, make_tokenizer
-from dhmm_rl.training.language_model import TrainingSettings
 
 
 class Drawn(gym.Env[Any, Any]):

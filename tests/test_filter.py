@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dhmm_rl.model import filter as hmm
-from dhmm_rl.model.hmm import LatentChain
+from dhmm_rl.model import bayes_filter as hmm
+from dhmm_rl.model.latent_layer import LatentChain
 from dhmm_rl.tokens import Slot
 
 seeds = st.integers(0, 2**31)

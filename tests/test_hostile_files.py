@@ -23,11 +23,11 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import read_json
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training.agents import make_agent
-from dhmm_rl.training.callbacks import CHECKPOINTS, EVALUATIONS, Clock, save_best
-from dhmm_rl.training.environments import make_envs, wrap
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
+from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.environments import make_envs, wrap
+from dhmm_rl.runs.callbacks import CHECKPOINTS, EVALUATIONS, Clock, save_best
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
 
 MARKER = "code-was-run"
 STEPS = "16"

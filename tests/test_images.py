@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
+from dhmm_rl.runs.reconstructions import save_reconstruction
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import table
 from dhmm_rl.tokens.images import Patches, fit_codebook
-from dhmm_rl.tokens.pictures import save_reconstruction
 
 
 def scenes(count: int, shape: tuple[int, ...] = (32, 40, 3), seed: int = 0) -> np.ndarray[Any, Any]:

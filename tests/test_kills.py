@@ -24,15 +24,15 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages import __main__ as languages
+from dhmm_rl.languages.experiment import LanguageRun, newest_run
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.training import runs
-from dhmm_rl.training.callbacks import return_to_checkpoint
-from dhmm_rl.training.curve import plot_losses
-from dhmm_rl.training.language_model import TrainingSettings
-from dhmm_rl.training.languages import LanguageRun, newest_run
-from dhmm_rl.training.logs import make_logger, read_log
-from dhmm_rl.training.runs import Run, create_folder, pretraining_runs, writing
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs import run as runs
+from dhmm_rl.runs.callbacks import return_to_checkpoint
+from dhmm_rl.runs.logs import make_logger, read_log
+from dhmm_rl.runs.plots import plot_losses
+from dhmm_rl.runs.run import Run, create_folder, pretraining_runs, writing
 
 
 def killing(*arguments: object) -> None:

@@ -15,13 +15,13 @@ import torch
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import LANGUAGES, Addition, Parity
 from dhmm_rl.languages.__main__ import Args, main
+from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.latent_automaton import read_automaton
 from dhmm_rl.languages.options import find_language, with_options
 from dhmm_rl.model import load_checkpoint
-from dhmm_rl.training import language_model
-from dhmm_rl.training.language_model import learning_rate
-from dhmm_rl.training.languages import LanguageRun
-from dhmm_rl.training.logs import read_log
+from dhmm_rl.pretraining import trainer as language_model
+from dhmm_rl.pretraining.trainer import learning_rate
+from dhmm_rl.runs.logs import read_log
 from tests.test_latent_automaton import is_the_automaton
 
 SMALL = Args(

@@ -37,7 +37,7 @@ from dhmm_rl.languages import (
     WordProblem,
     make_batch,
 )
-from dhmm_rl.languages.batches import largest_size
+from dhmm_rl.languages.datasets import largest_size
 
 VARIANTS: dict[str, Language[Any]] = {
     "addition, plain": Addition(format="plain"),

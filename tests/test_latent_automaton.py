@@ -22,7 +22,7 @@ from dhmm_rl.languages import (
     latent_automaton,
 )
 from dhmm_rl.languages.latent_automaton import LatentAutomaton, read_automaton
-from dhmm_rl.languages.pictures import save_automaton
+from dhmm_rl.languages.plots import save_automaton
 from dhmm_rl.model import DHMMGPT2
 
 SURE = 30.0

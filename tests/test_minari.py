@@ -18,11 +18,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
+from dhmm_rl.pretraining.sources import Source, read_source
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.tokens import FieldSpace, Tokenizer
 from dhmm_rl.tokens.fields import flatten, unflatten
 from dhmm_rl.tokens.simple_spaces import Strings
-from dhmm_rl.training.sources import Source, read_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari.utils")  # what it misses when it writes
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
-from dhmm_rl.model import DHMMGPT2, generate, hmm, load_checkpoint, save_checkpoint
+from dhmm_rl.model import DHMMGPT2, generate, latent_layer, load_checkpoint, save_checkpoint
 from dhmm_rl.tokens import NOTHING, Slot, Tokenizer
 
 
@@ -242,7 +242,7 @@ def test_taking_each_tokens_matrix_is_weighing_all(monkeypatch: pytest.MonkeyPat
     parameters = list(model.chain.parameters())
     found = []
     for numbers in (2**20, 0):
-        monkeypatch.setattr(hmm, "GROUPED", numbers)
+        monkeypatch.setattr(latent_layer, "GROUPED", numbers)
         out = model(ids, labels=ids.roll(-1, dims=1))
         found.append((out.belief, out.logits, *torch.autograd.grad(out.loss, parameters)))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)

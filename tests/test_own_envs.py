@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from dhmm_rl.envs import VELOCITIES, TMaze, tiger_beliefs, tiger_values
-from dhmm_rl.envs.tiger import HEAR_LEFT, HEAR_RIGHT, LISTEN, NOTHING_HEARD, OPEN_LEFT, OPEN_RIGHT
+from dhmm_rl.envs.tasks.tiger import HEAR_LEFT, HEAR_RIGHT, LISTEN, NOTHING_HEARD, OPEN_LEFT, OPEN_RIGHT
 
 
 @pytest.mark.parametrize("name", ["dhmm_rl/Tiger-v0", "dhmm_rl/TMaze-v0"])

@@ -16,10 +16,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
+from dhmm_rl.common import ActionTokens, DHMMPolicy, LanguageModelActor
 from dhmm_rl.envs import TokenSpace, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, LanguageModelActor
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 

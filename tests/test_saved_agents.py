@@ -13,13 +13,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Checkpoint
+from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.recipes import AgentRecipe, load_recipes
-from dhmm_rl.training.agents import make_agent
-from dhmm_rl.training.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
-from dhmm_rl.training.environments import make_envs, make_tokenizer, wrap
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import AGENT, BEST_AGENT, SavedAgent, read_best, read_checkpoint, save_agent
-from dhmm_rl.training.teachers import load_teacher
+from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import AGENT, BEST_AGENT, SavedAgent, read_best, read_checkpoint, save_agent
 
 SMALL = {"embed_size": 8, "heads": 1, "num_states": 2, "layers": 1, "window": 4}
 PPO = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}

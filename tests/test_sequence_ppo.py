@@ -18,10 +18,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
 
 from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
+from dhmm_rl.common import ActionTokens, EvalCallbackWithMasks, LanguageModelActor, WithActionMasks
 from dhmm_rl.data import collect as collect_episodes
 from dhmm_rl.model import Checkpoint
-from dhmm_rl.policies import ActionTokens, LanguageModelActor
-from dhmm_rl.sequence_ppo import EvalCallbackWithMasks, WithActionMasks
 from tests.test_policies import SMALL, RepeatCue, small
 
 

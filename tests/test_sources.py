@@ -18,12 +18,12 @@ from dhmm_rl import VecTokenStream
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
+from dhmm_rl.pretraining.sources import Part, Source, gather, imitate_top, read_source
+from dhmm_rl.pretraining.teachers import load_teacher
+from dhmm_rl.pretraining.workflow import sample, split
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.pretraining import sample, split
-from dhmm_rl.training.sources import Part, Source, gather, imitate_top, read_source
-from dhmm_rl.training.teachers import load_teacher
 
 SMALL = {"net_arch": [8]}
 TEACHERS: list[tuple[Any, str, str]] = [

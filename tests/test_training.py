@@ -14,21 +14,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.pretraining import trainer as language_model
+from dhmm_rl.pretraining.trainer import Trained, evaluate_language_model, frequency_bits, learning_rate, train_language_model
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import restore_normalization
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs.callbacks import Clock
+from dhmm_rl.runs.evaluation import Evaluation
+from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training import language_model
-from dhmm_rl.training.callbacks import Clock
-from dhmm_rl.training.environments import restore_normalization
-from dhmm_rl.training.evaluation import Evaluation
-from dhmm_rl.training.language_model import (
-    Trained,
-    TrainingSettings,
-    evaluate_language_model,
-    frequency_bits,
-    learning_rate,
-    train_language_model,
-)
-from dhmm_rl.training.logs import make_logger
 
 SETTINGS = TrainingSettings(steps=60, batch_size=16, length=8, warmup=5, eval_every=20, learning_rate=5e-3)
 

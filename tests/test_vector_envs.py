@@ -23,7 +23,7 @@ from dhmm_rl import VecTokenStream
 from dhmm_rl.envs import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
 from dhmm_rl.errors import InputError
 from dhmm_rl.recipes import EnvRecipe
-from dhmm_rl.training.environments import make_envs
+from dhmm_rl.recipes.environments import make_envs
 
 SHORT: dict[str, Any] = {"max_episode_steps": 20}
 """So that some episodes are cut off and others end by themselves."""

@@ -4,16 +4,16 @@ import multiprocessing
 
 import gymnasium as gym
 
-from dhmm_rl.envs.faults import ReportFaults, ReportingSubprocVecEnv
-from dhmm_rl.envs.flatten import FlattenFields, as_arrays, fits_vec_env
-from dhmm_rl.envs.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
-from dhmm_rl.envs.info_masks import InfoActionMask
-from dhmm_rl.envs.partial import MaskFields
-from dhmm_rl.envs.sort import SortEnv
-from dhmm_rl.envs.t_maze import TMaze
-from dhmm_rl.envs.tapes import Copy, DuplicatedInput, RepeatCopy, Reverse, ReversedAddition, TapeTask
-from dhmm_rl.envs.tiger import Tiger, tiger_beliefs, tiger_values
-from dhmm_rl.envs.token_stream import TokenSpace, TokenStream, VecTokenStream
+from dhmm_rl.envs.tasks.sort import SortEnv
+from dhmm_rl.envs.tasks.t_maze import TMaze
+from dhmm_rl.envs.tasks.tapes import Copy, DuplicatedInput, RepeatCopy, Reverse, ReversedAddition, TapeTask
+from dhmm_rl.envs.tasks.tiger import Tiger, tiger_beliefs, tiger_values
+from dhmm_rl.envs.wrappers.faults import ReportFaults, ReportingSubprocVecEnv
+from dhmm_rl.envs.wrappers.flatten import FlattenFields, as_arrays, fits_vec_env
+from dhmm_rl.envs.wrappers.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
+from dhmm_rl.envs.wrappers.info_masks import InfoActionMask
+from dhmm_rl.envs.wrappers.mask_fields import MaskFields
+from dhmm_rl.envs.wrappers.token_stream import TokenSpace, TokenStream, VecTokenStream
 
 __all__ = [
     "Copy",
@@ -59,9 +59,9 @@ for _id, _velocities in VELOCITIES.items():
         kwargs=_spec.kwargs,
         additional_wrappers=(MaskFields.wrapper_spec(fields=_velocities),),
     )
-gym.register("dhmm_rl/Tiger-v0", "dhmm_rl.envs.tiger:Tiger", max_episode_steps=100)
-gym.register("dhmm_rl/TMaze-v0", "dhmm_rl.envs.t_maze:TMaze")
-gym.register("dhmm_rl/Sort-v0", "dhmm_rl.envs.sort:SortEnv")
+gym.register("dhmm_rl/Tiger-v0", "dhmm_rl.envs.tasks.tiger:Tiger", max_episode_steps=100)
+gym.register("dhmm_rl/TMaze-v0", "dhmm_rl.envs.tasks.t_maze:TMaze")
+gym.register("dhmm_rl/Sort-v0", "dhmm_rl.envs.tasks.sort:SortEnv")
 
 # Thresholds and time limits as in openai/gym 0.18, gym/envs/__init__.py
 for _name, _class, _kwargs, _threshold in (
@@ -74,7 +74,7 @@ for _name, _class, _kwargs, _threshold in (
 ):
     gym.register(
         f"dhmm_rl/{_name}-v0",
-        f"dhmm_rl.envs.tapes:{_class}",
+        f"dhmm_rl.envs.tasks.tapes:{_class}",
         max_episode_steps=200,
         reward_threshold=_threshold,
         kwargs=_kwargs,

@@ -3,9 +3,9 @@
 from typing import Any
 
 from dhmm_rl.languages.addition import Addition, Sum
-from dhmm_rl.languages.answers import ReadOut, Score, linear_r2, read_out_belief, score, write_traces
 from dhmm_rl.languages.automata import Automaton, Counting, Dyck, Parity, WordProblem
-from dhmm_rl.languages.batches import FixedSentences, FreshSentences, make_batch
+from dhmm_rl.languages.datasets import FixedSentences, FreshSentences, make_batch
+from dhmm_rl.languages.evaluation import ReadOut, Score, linear_r2, read_out_belief, score, write_traces
 from dhmm_rl.languages.language import IllegalTrace, Language, Sentence, TraceReader, Verdict, whole_numbers
 from dhmm_rl.languages.processes import EvenProcess, HiddenProcess, InContextChains, MarkovChain, Mess3, Process
 from dhmm_rl.languages.sorting import BubbleSort, InsertionSort, Sorting

@@ -9,11 +9,7 @@ import tyro
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.languages import LANGUAGES
-from dhmm_rl.languages.options import find_language, read_options, with_options
-from dhmm_rl.model import DHMMGPT2, load_checkpoint
-from dhmm_rl.recipes import MODEL_KEYS, check_model_size
-from dhmm_rl.training.language_model import TrainingSettings
-from dhmm_rl.training.languages import (
+from dhmm_rl.languages.experiment import (
     LanguageRun,
     draw,
     judge,
@@ -25,7 +21,11 @@ from dhmm_rl.training.languages import (
     train_on_language,
     write_pictures,
 )
-from dhmm_rl.training.runs import removed_if_failed
+from dhmm_rl.languages.options import find_language, read_options, with_options
+from dhmm_rl.model import DHMMGPT2, load_checkpoint
+from dhmm_rl.recipes import MODEL_KEYS, check_model_size
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs.run import removed_if_failed
 
 
 @dataclass

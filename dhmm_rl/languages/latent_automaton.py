@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dhmm_rl.languages.answers import batches_for
+from dhmm_rl.languages.evaluation import batches_for
 from dhmm_rl.languages.language import Language
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.tokens import NOTHING

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from dhmm_rl.errors import InputError, fits, said
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_axes, rotary_table, within_reach
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
-from dhmm_rl.model.hmm import CONTROLS, LATENT_INITS, LatentChain, at_least_single
+from dhmm_rl.model.latent_layer import CONTROLS, LATENT_INITS, LatentChain, at_least_single
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
-from dhmm_rl.model.slots import CHUNK, SlotHeads, group_slots, slot_table, sum_before
+from dhmm_rl.model.slot_decoder import CHUNK, SlotHeads, group_slots, slot_table, sum_before
 from dhmm_rl.plain import plain, plain_scalars
 from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
 

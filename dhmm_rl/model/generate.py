@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.model.bayes_filter import TINY
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
-from dhmm_rl.model.filter import TINY
 from dhmm_rl.model.outputs import Tables
 from dhmm_rl.tokens import DONE, NOTHING
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dhmm_rl.model.hmm import ChainTables
+from dhmm_rl.model.latent_layer import ChainTables
 
 
 @dataclass

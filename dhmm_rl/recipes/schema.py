@@ -8,8 +8,8 @@ policy), the defaults are the constructor's.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dhmm_rl.checks import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share
-from dhmm_rl.training.language_model import TrainingSettings
+from dhmm_rl.checks import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share, check_ranges
+from dhmm_rl.plain import plain
 
 Steps = Annotated[int, Range(1, 10**11)]
 Width = Annotated[int, Range(1, 2**16)]
@@ -100,6 +100,43 @@ class ModelSettings:
         width = self.embed_size
         blocks = self.layers * width * (4 * width + 2 * (self.ff_hidden or 4 * width))
         return blocks + self.chains * self.num_states * (self.matrices * self.num_states + width) + self.max_len * width
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a language model is trained."""
+
+    steps: Annotated[int, Range(1, 10**9)] = 2000
+    """The most gradient steps."""
+    batch_size: Annotated[int, Range(1, 2**20)] = 64
+    """Windows in a gradient step."""
+    length: Annotated[int, Range(1, 2**20)] = 32
+    """Steps in a window."""
+    learning_rate: Annotated[float, Range(0, 10, above=True)] = 3e-3
+    """Its peak, after the warm-up; it then falls to a tenth along a cosine."""
+    warmup: Annotated[int, Range(0, 10**9)] = 100
+    """Gradient steps over which the learning rate rises."""
+    weight_decay: NotNegative = 0.1
+    """AdamW's, on matrices of the transformer."""
+    max_grad_norm: Positive = 1.0
+    """Gradients longer than this are shortened."""
+    eval_every: Count | None = None
+    """Gradient steps from one evaluation on the held-out episodes to the next; a checkpoint is written each time. Default: a
+    twentieth of the steps, or as many as there are batches of held-out episodes if that is more."""
+    patience: Count = 5
+    """Early-stopping patience, in evaluations."""
+    held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
+    """Share of the episodes that are held out."""
+    dither: bool = True
+    """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
+
+    def check(self) -> None:
+        """:raises InputError: for a setting out of its range"""
+        check_ranges(self, "{name} of pretraining is {value}; it must be {expected}")
 
 
 @dataclass(frozen=True)

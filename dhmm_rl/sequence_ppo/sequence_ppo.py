@@ -22,13 +22,13 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from dhmm_rl.common import ActionTokens, DHMMPolicy, as_ids
+from dhmm_rl.common.buffers import SegmentSamples, SequenceRolloutBuffer
+from dhmm_rl.common.sequence_policy import SequencePolicy
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
 from dhmm_rl.plain import plain_scalars
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, as_ids
-from dhmm_rl.sequence_ppo.buffers import SegmentSamples, SequenceRolloutBuffer
-from dhmm_rl.sequence_ppo.policies import SequencePolicy
 from dhmm_rl.tokens import NOTHING
 from dhmm_rl.tokens.legal import action_masks_of, checked_masks
 

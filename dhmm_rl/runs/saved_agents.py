@@ -26,8 +26,8 @@ from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
-from dhmm_rl.training.agents import ALGORITHMS, make_agent
-from dhmm_rl.training.environments import restore_normalization
+from dhmm_rl.recipes.agents import ALGORITHMS, make_agent
+from dhmm_rl.recipes.environments import restore_normalization
 
 _FORMAT = "dhmm-rl agent 1"
 

@@ -25,12 +25,12 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
+from dhmm_rl.common import DHMMPolicy
 from dhmm_rl.data.rollouts import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
-from dhmm_rl.policies import DHMMPolicy
-from dhmm_rl.training.runs import Run
-from dhmm_rl.training.saved_agents import SpacesOnly, check_trusted, read_best
+from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.saved_agents import SpacesOnly, check_trusted, read_best
 
 _READS_TOKENS = "is an agent of dhmm-rl's, which sees token streams; a teacher sees plain observations"
 

@@ -25,9 +25,9 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
-from dhmm_rl.training.agents import with_masks
-from dhmm_rl.training.callbacks import EVALUATIONS, Clock, save_best
-from dhmm_rl.training.saved_agents import SavedAgent
+from dhmm_rl.recipes.agents import with_masks
+from dhmm_rl.runs.callbacks import EVALUATIONS, Clock, save_best
+from dhmm_rl.runs.saved_agents import SavedAgent
 
 GREEDY, SAMPLED = ACTIONS = ("greedy", "sampled")
 """How an agent acts: it takes the likeliest actions, or draws them."""

@@ -27,14 +27,14 @@ from dhmm_rl.languages import (
 )
 from dhmm_rl.languages.latent_automaton import chain_agreement, read_automaton
 from dhmm_rl.languages.options import find_language
-from dhmm_rl.languages.pictures import MOST_ARROWS, save_automaton
+from dhmm_rl.languages.plots import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.pretraining.trainer import steps_done, train_language_model
 from dhmm_rl.recipes.imports import check_installed, trust_option
-from dhmm_rl.recipes.schema import ModelSettings
-from dhmm_rl.training.curve import plot_losses
-from dhmm_rl.training.language_model import TrainingSettings, steps_done, train_language_model
-from dhmm_rl.training.logs import make_logger, read_log
-from dhmm_rl.training.runs import LANGUAGE_MODEL, create_folder, newest_first, read_description, writing
+from dhmm_rl.recipes.schema import ModelSettings, TrainingSettings
+from dhmm_rl.runs.logs import make_logger, read_log
+from dhmm_rl.runs.plots import plot_losses
+from dhmm_rl.runs.run import LANGUAGE_MODEL, create_folder, newest_first, read_description, writing
 
 COMMAND = "languages"
 RESULT = "result.json"
@@ -125,7 +125,7 @@ class LanguageRun:
         return self.checkpoint.exists() and (self.folder / RESULT).exists()
 
     def writing(self) -> AbstractContextManager[None]:
-        """Be the one process that writes into the folder, see :func:`~dhmm_rl.training.runs.writing`."""
+        """Be the one process that writes into the folder, see :func:`~dhmm_rl.runs.run.writing`."""
         return writing(self.folder, COMMAND, trust_option(self.name))
 
     def held_out(self) -> list[Any]:

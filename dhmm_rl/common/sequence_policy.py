@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
+from dhmm_rl.common.buffers import SegmentSamples
+from dhmm_rl.common.distributions import ActionTokens, check_masks
+from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, ModelState, Tables
-from dhmm_rl.policies import ActionTokens, DHMMPolicy, as_ids, check_masks
-from dhmm_rl.sequence_ppo.buffers import SegmentSamples
 from dhmm_rl.tokens import RESET
 
 DEFAULT_WINDOW = 16

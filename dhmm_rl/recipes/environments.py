@@ -27,7 +27,7 @@ from dhmm_rl.envs import (
     as_arrays,
     make_gymnasium_vec_env,
 )
-from dhmm_rl.envs.faults import fault_of
+from dhmm_rl.envs.wrappers.faults import fault_of
 from dhmm_rl.errors import EnvironmentFault, InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dhmm_rl.model import filter as hmm
+from dhmm_rl.model import bayes_filter as hmm
 from dhmm_rl.tokens import Slot
 
 CONTROLS = ("actions", "all", "none")

@@ -13,10 +13,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from dhmm_rl.common.distributions import ActionTokens, refuse_unusable
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
-from dhmm_rl.policies.distribution import ActionTokens, refuse_unusable
 from dhmm_rl.tokens import Tokenizer
 
 

@@ -14,10 +14,10 @@ from dhmm_rl.data import Rollouts, collect, read_minari
 from dhmm_rl.data.collect import Policy
 from dhmm_rl.data.rollouts import Notice
 from dhmm_rl.errors import InputError
+from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.recipes import EnvRecipe
+from dhmm_rl.recipes.environments import make_envs
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.training.environments import make_envs
-from dhmm_rl.training.teachers import load_teacher
 
 RANDOM = "random"
 ORACLE = "oracle"

@@ -11,11 +11,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from dhmm_rl.common import DHMMPolicy, LanguageModelActor, WithActionMasks
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
-from dhmm_rl.policies import DHMMPolicy, LanguageModelActor
 from dhmm_rl.recipes import AgentRecipe
-from dhmm_rl.sequence_ppo import SequencePPO, WithActionMasks
+from dhmm_rl.sequence_ppo import SequencePPO
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
     "SequencePPO": SequencePPO,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dhmm_rl.common.distributions import ActionTokens, check_masks
 from dhmm_rl.model import DHMMGPT2, ModelState
-from dhmm_rl.policies.distribution import ActionTokens, check_masks
 from dhmm_rl.tokens import RESET, Tokenizer
 
 State = tuple[ModelState, NDArray[np.int64]]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.figures import drawn
+from dhmm_rl.plotting import drawn
 from dhmm_rl.tokens.codec import Part
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.images import Codebook, Patches

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dhmm_rl.data import Batch
-from dhmm_rl.languages.batches import make_batch
+from dhmm_rl.languages.datasets import make_batch
 from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.processes import HiddenProcess
 from dhmm_rl.model import DHMMGPT2, generate

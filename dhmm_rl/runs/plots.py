@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dhmm_rl.figures import drawn
-from dhmm_rl.training.runs import Run
+from dhmm_rl.plotting import drawn
+from dhmm_rl.runs.run import Run
 
 DRAWN = 1e100
 """Larger values in a log are not drawn: axes overflow."""
@@ -50,7 +50,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     """
     Draw a language model's held-out loss against gradient steps and, where they were logged, the shares that are right.
 
-    :param rows: of its log, as :func:`~dhmm_rl.training.logs.read_log` gives them
+    :param rows: of its log, as :func:`~dhmm_rl.runs.logs.read_log` gives them
     """
     steps = _numbers(rows, "pretrain/steps")
     shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}

@@ -8,9 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +18,12 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from tqdm import tqdm
 
-from dhmm_rl.checks import Count, NotNegative, Positive, Range, check_ranges
 from dhmm_rl.data import Batch
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.checkpoint import load_torch, save_torch
-from dhmm_rl.plain import plain
+from dhmm_rl.recipes.schema import TrainingSettings
 
 _FORMAT = "dhmm-rl training state 1"
 
@@ -49,43 +47,6 @@ class Windows(Protocol):
     def tiles(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a language model is trained."""
-
-    steps: Annotated[int, Range(1, 10**9)] = 2000
-    """The most gradient steps."""
-    batch_size: Annotated[int, Range(1, 2**20)] = 64
-    """Windows in a gradient step."""
-    length: Annotated[int, Range(1, 2**20)] = 32
-    """Steps in a window."""
-    learning_rate: Annotated[float, Range(0, 10, above=True)] = 3e-3
-    """Its peak, after the warm-up; it then falls to a tenth along a cosine."""
-    warmup: Annotated[int, Range(0, 10**9)] = 100
-    """Gradient steps over which the learning rate rises."""
-    weight_decay: NotNegative = 0.1
-    """AdamW's, on matrices of the transformer."""
-    max_grad_norm: Positive = 1.0
-    """Gradients longer than this are shortened."""
-    eval_every: Count | None = None
-    """Gradient steps from one evaluation on the held-out episodes to the next; a checkpoint is written each time. Default: a
-    twentieth of the steps, or as many as there are batches of held-out episodes if that is more."""
-    patience: Count = 5
-    """Early-stopping patience, in evaluations."""
-    held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
-    """Share of the episodes that are held out."""
-    dither: bool = True
-    """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
-
-    def __post_init__(self) -> None:
-        for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, plain(value))
-
-    def check(self) -> None:
-        """:raises InputError: for a setting out of its range"""
-        check_ranges(self, "{name} of pretraining is {value}; it must be {expected}")
 
 
 class Trained(NamedTuple):

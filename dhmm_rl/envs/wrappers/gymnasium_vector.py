@@ -25,7 +25,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl.envs.faults import ReportFaults, fault_of
+from dhmm_rl.envs.wrappers.faults import ReportFaults, fault_of
 from dhmm_rl.errors import EnvironmentFault, InputError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.patches import Circle, FancyArrowPatch
 from numpy.typing import NDArray
 
-from dhmm_rl.figures import drawn
 from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.latent_automaton import LatentAutomaton
+from dhmm_rl.plotting import drawn
 
 RADIUS = 0.36
 """Of a state's circle, in inches."""

@@ -17,24 +17,17 @@ from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
+from dhmm_rl.pretraining.sources import RANDOM, Part, Source, gather
+from dhmm_rl.pretraining.trainer import Trained, Windows, frequency_bits, seconds_per_step, steps_done, train_language_model
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, plain_tokenizer
+from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs.evaluation import check_positions
+from dhmm_rl.runs.logs import make_logger
+from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
+from dhmm_rl.runs.run import Run, pretraining_runs
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, by_array, table
-from dhmm_rl.tokens.pictures import SHOWN, image_parts, save_reconstruction
-from dhmm_rl.training.environments import make_envs, make_tokenizer, plain_tokenizer
-from dhmm_rl.training.evaluation import check_positions
-from dhmm_rl.training.language_model import (
-    Trained,
-    TrainingSettings,
-    Windows,
-    frequency_bits,
-    seconds_per_step,
-    steps_done,
-    train_language_model,
-)
-from dhmm_rl.training.logs import make_logger
-from dhmm_rl.training.runs import Run, pretraining_runs
-from dhmm_rl.training.sources import RANDOM, Part, Source, gather
 
 DEFAULT_EPISODES = 200
 OWN_KEYS = ("data", "episodes", "field_weights")

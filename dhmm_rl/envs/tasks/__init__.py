@@ -1,0 +1,1 @@
+"""Environments of this project: Tiger, T-maze, tape tasks and sorting."""

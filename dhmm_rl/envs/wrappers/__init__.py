@@ -1,0 +1,1 @@
+"""Wrappers: environments as token streams, and adapters for spaces, masks, vector environments and faults."""

@@ -1,0 +1,1 @@
+"""Pretraining a language model on rollouts by next-token prediction."""
