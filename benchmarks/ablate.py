@@ -23,7 +23,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
 from dhmm_rl.languages.experiment import draw, draw_held_out, model_settings
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 from dhmm_rl.pretraining.trainer import Windows, train_language_model
 from dhmm_rl.recipes.schema import TrainingSettings
 
@@ -234,7 +234,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
     lines = []
     columns = min(len(languages), 4)
     rows = -(-len(languages) // columns)
-    with drawn(out / "ablation.png", (4 * columns, 3.5 * rows)) as figure:
+    with save_figure(out / "ablation.png", (4 * columns, 3.5 * rows)) as figure:
         for place, language in enumerate(languages):
             some = [result for result in results if result["language"] == language]
             sizes = list(some[0]["sizes"])
@@ -247,7 +247,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
             lines += ["| --- " * (3 + len(sizes)) + "|"]
             axes = figure.add_subplot(rows, columns, place + 1)
             for number, variant in enumerate(variants):
-                colour = f"C{number}"
+                color = f"C{number}"
                 runs = [result for result in some if result["variant"] == variant]
                 if not runs:
                     continue
@@ -261,8 +261,8 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
                         cells.append(f"{row.mean():.2%}, {row.min():.2%} ({exact:.1%})")
                 seconds = np.mean([result["seconds"] for result in runs])
                 lines.append(f"| {variant} | {runs[0]['parameters']:,} | {seconds:.0f} | " + " | ".join(cells) + " |")
-                axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant, color=colour)
-                axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15)
+                axes.plot(range(len(sizes)), values.mean(axis=1), marker="o", label=variant, color=color)
+                axes.fill_between(range(len(sizes)), values.min(axis=1), values.max(axis=1), color=color, alpha=0.15)
             axes.set(title=language, xticks=range(len(sizes)), xticklabels=sizes, xlabel="size", ylabel=what.split(" (")[0])
             lines.append("")
         figure.axes[0].legend(fontsize="small")

@@ -26,7 +26,7 @@ from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Language, write_traces
 from dhmm_rl.languages.experiment import draw
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 
 STUDIES = {
     study.language: study
@@ -226,15 +226,15 @@ def table(rows: Rows, ks: Sequence[int]) -> str:
 def plot(path: Path, rows: Rows, ks: Sequence[int]) -> None:
     """The same shares against k, a panel for each model; what is drawn by more of something is darker."""
     models = group(rows, "language", "variant")
-    with drawn(path, (3 * len(models) + 2.5, 3.5)) as figure:
+    with save_figure(path, (3 * len(models) + 2.5, 3.5)) as figure:
         for place, ((language, variant), of_model) in enumerate(models.items()):
             axes = figure.add_subplot(1, len(models), place + 1)
             ways = group(of_model, *Way._fields)
-            for explored, colours in COLOURS.items():
+            for explored, colors in COLOURS.items():
                 alike = [way for way in ways if (way[0] > 0, way[1] > 0) == explored]
                 for way, strength in zip(alike, np.linspace(1, 0.4, len(alike))[::-1], strict=True):
                     label = f"temperature {way[0]:g}, mutation {way[1]:g}"
-                    axes.plot(ks, shares(ways[way], ks).mean(axis=0), ".-", color=colormaps[colours](strength), label=label)
+                    axes.plot(ks, shares(ways[way], ks).mean(axis=0), ".-", color=colormaps[colors](strength), label=label)
             axes.set(title=f"{language}: {variant}", xlabel="traces k", xscale="log", xticks=ks, xticklabels=ks, ylim=(0, 1))
             axes.minorticks_off()
         figure.axes[0].set_ylabel("instances solved by the best of k")

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.files import atomic_write
 from dhmm_rl.model import load_checkpoint
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, wrap
@@ -121,7 +121,7 @@ class Look(BaseCallback):
 
 def plot(args: Args, returns: dict[str, NDArray[np.float64]]) -> None:
     """Mean over seeds and the range of the seeds, against updates."""
-    with drawn(args.out / "returns.png", (8, 4.5)) as figure:
+    with save_figure(args.out / "returns.png", (8, 4.5)) as figure:
         axes = figure.add_subplot()
         for way, values in returns.items():
             updates = np.arange(values.shape[1])

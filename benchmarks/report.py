@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dhmm_rl.files import atomic_write
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 
 Results = Sequence[dict[str, Any]]
 
@@ -109,7 +109,7 @@ def table(env: str, results: Results, threshold: float | None) -> str:
 
 def plot(path: Path, env: str, results: Results) -> None:
     """Interquartile mean of the return and its interval, against environment steps."""
-    with drawn(path, (8, 4.5)) as figure:
+    with save_figure(path, (8, 4.5)) as figure:
         axes = figure.add_subplot()
         for agent in dict.fromkeys(result["agent"] for result in results):
             runs = [result for result in results if result["agent"] == agent]

@@ -1,7 +1,7 @@
 """
 How fast observations become tokens, and what part of a rollout step that is.
 
-``python -m benchmarks.tokenizing`` prints, for batches of CartPole and MiniGrid observations on one core: fields tokenised per
+``python -m benchmarks.tokenizing`` prints, for batches of CartPole and MiniGrid observations on one core: fields tokenized per
 second, the time of a batch, and its share of a step of a SequencePPO rollout in as many environments. Where observations are
 flattened one by one because SB3 cannot hold them (MiniGrid's texts), the time of that is counted.
 """

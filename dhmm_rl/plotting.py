@@ -12,7 +12,7 @@ from dhmm_rl.files import atomic_write
 
 
 @contextmanager
-def drawn(path: str | Path, size: Any, *, layout: Any = "constrained", **saving: Any) -> Iterator[Figure]:
+def save_figure(path: str | Path, size: Any, *, layout: Any = "constrained", **saving: Any) -> Iterator[Figure]:
     """
     Yield a figure, which is written to ``path`` when the block ends.
 

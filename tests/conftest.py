@@ -40,10 +40,10 @@ def within_one_bin(tokenizer: Tokenizer, values: np.ndarray[Any, Any]) -> None:
     back = flatten(tokenizer.observation_space, unflatten(tokenizer.observation_space, codec.decode(ids)))
     for part in codec.parts:
         met, got = (array[..., part.columns].astype(np.float64) for array in (values, back))
-        if isinstance(part.quantiser, Codebook):
+        if isinstance(part.quantizer, Codebook):
             continue
-        if isinstance(part.quantiser, Bins):
-            met = np.clip(met, part.quantiser.low, part.quantiser.high)
-            assert (np.abs(part.quantiser.compand(got) - part.quantiser.compand(met)) <= 1 + 1e-3).all()
+        if isinstance(part.quantizer, Bins):
+            met = np.clip(met, part.quantizer.low, part.quantizer.high)
+            assert (np.abs(part.quantizer.compand(got) - part.quantizer.compand(met)) <= 1 + 1e-3).all()
         else:
             np.testing.assert_array_equal(got, met)

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import Rollouts, StreamWindows, collect
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
+from dhmm_rl.tokens import DONE, PAD_ID, RESET, Tokenizer
 
 
 class Counter(gym.Env[NDArray[np.float32], np.int64]):
@@ -159,23 +159,23 @@ def test_windows_hold_every_step_equally_often_and_never_two_episodes(terminates
     first_bin = tokenizer.slots[1].start
 
     for window, following in zip(ids, labels, strict=True):
-        steps = window[:, 1][window[:, 1] != NOTHING]
+        steps = window[:, 1][window[:, 1] != PAD_ID]
         assert (np.diff(steps) == 1).all()  # the counter never jumps: one episode
         assert ((window[:, 0] == RESET) == (window[:, 1] == first_bin)).all()
-        inner = window[1:][window[:-1, 1] != NOTHING]
-        assert (following[:-1][window[:-1, 1] != NOTHING] == inner).all()
+        inner = window[1:][window[:-1, 1] != PAD_ID]
+        assert (following[:-1][window[:-1, 1] != PAD_ID] == inner).all()
 
     some = StreamWindows(rollouts, tokenizer, length, episodes=np.array([4, 2]))
     part = some[some.tiles()].labels.numpy()
-    assert (part[..., 1] != NOTHING).sum() == np.diff(rollouts.starts)[[2, 4]].sum() - 2
+    assert (part[..., 1] != PAD_ID).sum() == np.diff(rollouts.starts)[[2, 4]].sum() - 2
 
-    is_label = labels[..., 1] != NOTHING
+    is_label = labels[..., 1] != PAD_ID
     assert is_label.sum() == rollouts.steps * length
     assert (labels[..., 0] == DONE).sum() == (len(rollouts) * length if terminates else 0)
     assert (labels[..., 0] != RESET).all()
     tiles = windows[windows.tiles()].labels.numpy()
-    assert (tiles[..., 1] != NOTHING).sum() == rollouts.steps
-    assert (tiles[..., 0] != NOTHING).sum() == rollouts.steps + terminates * len(rollouts)
+    assert (tiles[..., 1] != PAD_ID).sum() == rollouts.steps
+    assert (tiles[..., 0] != PAD_ID).sum() == rollouts.steps + terminates * len(rollouts)
 
 
 def test_actions_not_worth_imitating_have_no_weight() -> None:

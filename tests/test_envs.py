@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from dhmm_rl.envs import TokenSpace, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import NOTHING, RESET, Tokenizer
+from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1"])
@@ -25,7 +25,7 @@ def test_sb3s_checker_passes(name: str) -> None:
 def test_history_is_the_last_steps_of_the_stream(cartpole: Tokenizer) -> None:
     env = TokenStream(gym.make("CartPole-v1"), cartpole, history=4)
     window, _ = env.reset(seed=0)
-    assert (window[:-1] == NOTHING).all()
+    assert (window[:-1] == PAD_ID).all()
     assert window[-1, 0] == RESET
     plain = gym.make("CartPole-v1")
     observation, _ = plain.reset(seed=0)

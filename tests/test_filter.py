@@ -92,7 +92,7 @@ def test_expected_divergence_from_a_wrong_start_falls_geometrically(seed: int, s
     assert mean[0] > 0
 
 
-def test_long_sequences_stay_finite_and_normalised() -> None:
+def test_long_sequences_stay_finite_and_normalized() -> None:
     steps, states = 10_000, 100
     generator = torch.Generator().manual_seed(0)
     transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator, sharpness=20.0), 1e-3)

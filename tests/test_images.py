@@ -39,9 +39,9 @@ def values(images: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {"image": images, "speed": np.linspace(-1, 1, len(images))[:, None]}
 
 
-@given(st.integers(16, 40), st.integers(16, 40), st.integers(1, 9), st.sampled_from(["grey", "last", "first"]))
+@given(st.integers(16, 40), st.integers(16, 40), st.integers(1, 9), st.sampled_from(["gray", "last", "first"]))
 def test_cutting_an_image_and_pasting_it_loses_nothing(height: int, width: int, side: int, layout: str) -> None:
-    shape = {"grey": (height, width), "last": (height, width, 3), "first": (3, height, width)}[layout]
+    shape = {"gray": (height, width), "last": (height, width, 3), "first": (3, height, width)}[layout]
     patches = Patches.of(shape, side)
     flat = np.random.default_rng(0).integers(0, 256, (2, 5, np.prod(shape)), dtype=np.uint8)
     cut = patches.cut(flat)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
 from dhmm_rl.model import DHMMGPT2, generate, latent_layer, load_checkpoint, save_checkpoint
-from dhmm_rl.tokens import NOTHING, Slot, Tokenizer
+from dhmm_rl.tokens import PAD_ID, Slot, Tokenizer
 
 
 def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list[int]]) -> tuple[Tensor, Tensor]:
@@ -237,7 +237,7 @@ def test_steps_of_many_slots_read_one_by_one_are_those_read_in_parallel() -> Non
 def test_taking_each_tokens_matrix_is_weighing_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DHMMGPT2(9, num_states=5, matrices=4, control="all", layers=0, latent_init="automaton", chains=2)
     ids = torch.randint(9, (6, 20))
-    ids[2, 15:] = NOTHING
+    ids[2, 15:] = PAD_ID
     assert model.chain is not None
     parameters = list(model.chain.parameters())
     found = []
@@ -326,7 +326,7 @@ def test_mixed_precision_stays_close(cartpole: Tokenizer) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
-def test_bins_of_a_real_field_are_neighbours_and_remain_so_under_an_optimisers_noise(cartpole: Tokenizer) -> None:
+def test_bins_of_a_real_field_are_neighbors_and_remain_so_under_an_optimizers_noise(cartpole: Tokenizer) -> None:
     embedding = DHMMGPT2.from_tokenizer(cartpole, embed_size=128).embedding
     optimizer = torch.optim.Adam(embedding.parameters(), lr=5e-3)
     for _ in range(300):

@@ -93,7 +93,7 @@ def test_plain_observations_are_refused_with_what_to_do() -> None:
         PPO("DHMMPolicy", TokenStream(gym.make("Pendulum-v1")), use_sde=True)
 
 
-def test_normalised_ids_are_refused_not_read_as_other_ids() -> None:
+def test_normalized_ids_are_refused_not_read_as_other_ids() -> None:
     """What VecNormalize does unless it is told to leave observations alone."""
     env = VecNormalize(make_vec_env(lambda: TokenStream(gym.make("CartPole-v1"), history=4), 2, seed=0))
     with pytest.raises(InputError, match="norm_obs=False"):
@@ -136,7 +136,7 @@ def test_a_new_policy_is_uniform() -> None:
         assert abs(entropy.item() - np.log(2 if name == "CartPole-v1" else 10)) < 0.01
 
 
-def test_actions_of_several_fields_are_a_normalised_distribution() -> None:
+def test_actions_of_several_fields_are_a_normalized_distribution() -> None:
     space = spaces.Box(-1, 1, (2,))
     tokenizer = Tokenizer(spaces.Discrete(3), space, bins=4)
     model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=3)

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import NOTHING, RESET, Tokenizer
+from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 from dhmm_rl.tokens.fields import flatten, unflatten
 from tests.conftest import within_one_bin
 
@@ -91,7 +91,7 @@ def stream_through(env_id: str, steps: int) -> None:
     first = steps_seen[..., : tokenizer.action_slots] == RESET
     assert (first | ((steps_seen >= starts) & (steps_seen < stops))[..., : tokenizer.action_slots]).all()
     assert ((observed >= starts[tokenizer.action_slots :]) & (observed < stops[tokenizer.action_slots :])).all()
-    assert (np.stack(windows) >= NOTHING).all()
+    assert (np.stack(windows) >= PAD_ID).all()
     values = np.stack(venv.seen)
     np.testing.assert_array_equal(observed, tokenizer.observation_codec.encode(values))
     within_one_bin(tokenizer, values)

@@ -179,17 +179,17 @@ def test_fields_have_names_that_say_where_they_lie() -> None:
         (spaces.Discrete(10**9), "has 1000000000 categories, more than the 65536 that can be tokens"),
     ],
 )
-def test_what_cannot_be_tokenised_is_refused_with_what_would_help(space: Space, message: str) -> None:
+def test_what_cannot_be_tokenized_is_refused_with_what_would_help(space: Space, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Tokenizer(space, spaces.Discrete(2))
 
 
 def test_an_unknown_space_is_refused_by_name() -> None:
-    class Colours(spaces.Space[str]):
+    class Colors(spaces.Space[str]):
         """A space that nobody has heard of."""
 
-    with pytest.raises(InputError, match="observation is a Colours"):
-        Tokenizer(Colours(), spaces.Discrete(2))
+    with pytest.raises(InputError, match="observation is a Colors"):
+        Tokenizer(Colors(), spaces.Discrete(2))
 
 
 def test_what_is_longer_than_declared_and_what_is_no_member_is_an_error() -> None:
@@ -209,7 +209,7 @@ def test_what_is_longer_than_declared_and_what_is_no_member_is_an_error() -> Non
 
 def test_half_bounded_fields_are_finest_at_their_bound() -> None:
     space = spaces.Box(np.array([2, -np.inf]), np.array([np.inf, 5]), dtype=np.float64)
-    bins = Tokenizer(space, spaces.Discrete(2), overrides={"observation": {"scale": 3}}).observation_codec.parts[0].quantiser
+    bins = Tokenizer(space, spaces.Discrete(2), overrides={"observation": {"scale": 3}}).observation_codec.parts[0].quantizer
     assert isinstance(bins, Bins)
     assert bins.low.tolist() == [2, -25]
     assert bins.high.tolist() == [32, 5]

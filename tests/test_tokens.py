@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import DONE, NOTHING, RESET, Bins, Tokenizer
+from dhmm_rl.tokens import DONE, PAD_ID, RESET, Bins, Tokenizer
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 
@@ -22,7 +22,7 @@ def box(low: list[float], high: list[float]) -> spaces.Box:
 
 def test_cartpole_at_ten_bins_is_the_44_ids_of_the_design(cartpole: Tokenizer) -> None:
     assert cartpole.vocab_size == 44
-    assert (RESET, DONE, NOTHING) == (0, 1, -1)
+    assert (RESET, DONE, PAD_ID) == (0, 1, -1)
     assert cartpole.encode_action(np.array([0, 1])).tolist() == [[2], [3]]
     ranges = [(slot.start, slot.stop) for slot in cartpole.slots]
     assert ranges == [(1, 4), (4, 14), (14, 24), (24, 34), (34, 44)]
@@ -137,7 +137,7 @@ def test_bad_settings_are_errors(overrides: dict[str, dict[str, float]], message
     assert message in str(error.value)
 
 
-def test_a_space_that_cannot_be_tokenised_is_refused_with_what_would_help() -> None:
+def test_a_space_that_cannot_be_tokenized_is_refused_with_what_would_help() -> None:
     with pytest.raises(InputError, match=r"observation is a Sequence.*FlattenFields\(env, size=8\)"):
         Tokenizer(spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2))
     with pytest.raises(InputError, match="not a tokenizer"):

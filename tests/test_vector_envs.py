@@ -131,7 +131,7 @@ def test_any_observations_and_infos_are_the_same(space: spaces.Space[Any], mode:
     assert_same(vector, DummyVecEnv([make] * 3), 200)
 
 
-def test_one_vectorised_cartpole_goes_as_it_does_alone_without_the_steps_that_reset() -> None:
+def test_one_vectorized_cartpole_goes_as_it_does_alone_without_the_steps_that_reset() -> None:
     """With N > 1 the environments share a random stream, so which of them gets which start depends on who ends when."""
     alone: VectorEnv[Any, Any, Any] = gym.make_vec("CartPole-v1", 1, "vector_entry_point", **SHORT)
     ours = make_gymnasium_vec_env("CartPole-v1", 1, **SHORT)
@@ -151,7 +151,7 @@ def test_one_vectorised_cartpole_goes_as_it_does_alone_without_the_steps_that_re
         np.testing.assert_array_equal(observation, expected)
 
 
-def test_many_vectorised_cartpoles_obey_the_dynamics_of_one() -> None:
+def test_many_vectorized_cartpoles_obey_the_dynamics_of_one() -> None:
     env = make_gymnasium_vec_env("CartPole-v1", 8, **SHORT)
     assert type(env.env) is CartPoleVectorEnv
     single: Any = gym.make("CartPole-v1").unwrapped
@@ -210,7 +210,7 @@ class NextStep(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]):
         return np.eye(2, dtype=bool)
 
 
-def test_other_vectorised_environments_need_a_way_to_reset_some() -> None:
+def test_other_vectorized_environments_need_a_way_to_reset_some() -> None:
     with pytest.raises(InputError, match="SB3 needs autoreset_mode SAME_STEP, or a function reset_some"):
         GymnasiumVecEnv(NextStep())
     env = GymnasiumVecEnv(NextStep(), reset_by_mask)
@@ -322,10 +322,10 @@ def test_recipes_say_how_environments_stand_side_by_side() -> None:
         first = dummy.reset()
         np.testing.assert_array_equal(subproc.reset(), first)
         subproc.close()
-        vectorised = make_envs(recipe("gymnasium", env_id), 2, 0)
-        assert isinstance(vectorised.unwrapped, GymnasiumVecEnv)
-        if env_id != "CartPole-v1":  # with wrappers there is no vectorised form, and seeds are each environment's own
-            np.testing.assert_array_equal(vectorised.reset(), first)
+        vectorized = make_envs(recipe("gymnasium", env_id), 2, 0)
+        assert isinstance(vectorized.unwrapped, GymnasiumVecEnv)
+        if env_id != "CartPole-v1":  # with wrappers there is no vectorized form, and seeds are each environment's own
+            np.testing.assert_array_equal(vectorized.reset(), first)
     with pytest.raises(InputError, match="unknown environment"):
         make_envs(recipe("subproc", "Nothing-v0"), 2, 0)
 

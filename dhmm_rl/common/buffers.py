@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 
 
 class SegmentSamples(NamedTuple):
@@ -56,7 +56,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     :param observation_space: of a token stream
     :param action_space: the environment's
     :param device: where minibatches go
-    :param gae_lambda: λ of the generalised advantage estimator
+    :param gae_lambda: λ of the generalized advantage estimator
     :param gamma: discount factor
     :param n_envs: N
     :param burn_in: P
@@ -80,7 +80,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         self.burn_in, self.stored_action, self.masked = burn_in, stored_action, masked
         slots = (observation_space.shape or (1,))[-1]
-        self.tokens = np.full((burn_in + buffer_size, n_envs, slots), NOTHING, dtype=np.int32)
+        self.tokens = np.full((burn_in + buffer_size, n_envs, slots), PAD_ID, dtype=np.int32)
         self.prior: Tensor | None = None
         self.pos = 0
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -89,7 +89,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Make room for the next rollout; the last steps become its burn-in, also those of a rollout that was broken off."""
         shape = (self.buffer_size, self.n_envs)
         self.tokens[: self.burn_in] = self.tokens[self.pos : self.pos + self.burn_in].copy()
-        self.tokens[self.burn_in :] = NOTHING
+        self.tokens[self.burn_in :] = PAD_ID
         entries, dtype = self.stored_action
         self.actions = np.zeros((*shape, entries), dtype=dtype)
         self.masks = np.ones((*shape, self.masked), dtype=np.bool_)
@@ -143,7 +143,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         order = torch.from_numpy(np.random.permutation(self.n_envs)).to(self.device)  # noqa: NPY002 - what SB3 seeds
         for envs in torch.split(order, per_batch):
             tokens = stored["tokens"][envs].long()
-            following = torch.nn.functional.pad(tokens[:, self.burn_in + 1 :], (0, 0, 0, 1), value=NOTHING)
+            following = torch.nn.functional.pad(tokens[:, self.burn_in + 1 :], (0, 0, 0, 1), value=PAD_ID)
             yield SegmentSamples(
                 tokens,
                 belief[envs],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
-from dhmm_rl.tokens import DONE, NOTHING, Tokenizer
+from dhmm_rl.tokens import DONE, PAD_ID, Tokenizer
 from dhmm_rl.tokens.legal import checked_masks
 
 
@@ -124,7 +124,7 @@ class ActionTokens(Distribution):
         :raises InputError: when a probability is NaN
         """
         slots = self.model.action_slots
-        ids = torch.full((len(self.hidden), slots), NOTHING, device=self.hidden.device)
+        ids = torch.full((len(self.hidden), slots), PAD_ID, device=self.hidden.device)
         drawn = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]

@@ -43,7 +43,7 @@ class LanguageModelActor:
         """
         Actions for the present observations.
 
-        :param observation: of the environments, not tokenised, (N, ...); a dictionary or a tuple of such arrays where the
+        :param observation: of the environments, not tokenized, (N, ...); a dictionary or a tuple of such arrays where the
             space is one
         :param state: what the last call returned; ``None`` when all episodes begin
         :param episode_start: where an episode begins, (N,)

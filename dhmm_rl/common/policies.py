@@ -24,7 +24,7 @@ def as_ids(observations: Tensor) -> Tensor:
     """
     Token ids as integers, whatever type holds them.
 
-    :raises InputError: when they are no whole numbers: SB3's ``VecNormalize`` normalises a token stream, too, if it is let
+    :raises InputError: when they are no whole numbers: SB3's ``VecNormalize`` normalizes a token stream, too, if it is let
     """
     ids = observations.long()
     if observations.is_floating_point() and bool((ids != observations).any()):
@@ -64,7 +64,7 @@ class DHMMPolicy(ActorCriticPolicy):
     Actor and critic on one DHMM-GPT2, for stock ``PPO`` and ``A2C`` on a :class:`TokenStream`.
 
     The actor is the language model read at its action slots; the critic is a small network of its own on the features.
-    Learn on normalised returns (``VecNormalize(env, norm_obs=False)``): otherwise the critic's gradient drowns the trunk.
+    Learn on normalized returns (``VecNormalize(env, norm_obs=False)``): otherwise the critic's gradient drowns the trunk.
 
     :param observation_space: of a token stream
     :param action_space: the environment's

@@ -59,7 +59,7 @@ def collect(
     """
     Record whole episodes.
 
-    Every environment contributes its share of the episodes, decided beforehand: taking whichever end first would favour
+    Every environment contributes its share of the episodes, decided beforehand: taking whichever end first would favor
     short ones.
 
     :param env: the environments, whose spaces the rollouts will have

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dhmm_rl.data.rollouts import Rollouts
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import NOTHING, RESET, Tokenizer
+from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 
 ROWS_AT_ONCE = 256
 """This many rows of images are read and encoded together."""
@@ -39,7 +39,7 @@ class StreamWindows:
     Every window of ``length`` steps of every episode; never a step of two.
 
     Windows may begin before their episode does, as a policy's do: so each step stands in equally many. Rollouts are read and
-    tokenised when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time. Only images,
+    tokenized when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time. Only images,
     which are slow to encode and much larger than their ids, are encoded once.
 
     :param rollouts: the episodes
@@ -119,12 +119,12 @@ class StreamWindows:
             tokens[imitated] = self._read(row[imitated], None)
 
         tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
-        tokens[(step < 0) | (step >= rows)] = NOTHING
+        tokens[(step < 0) | (step >= rows)] = PAD_ID
         tokens[(step == rows) & self.rollouts.terminated[episode, None]] = self.tokenizer.done_step()
 
         ids = torch.from_numpy(tokens)
         labels = ids[:, 1:].clone()
-        labels[torch.from_numpy(step[:, 1:] <= 0)] = NOTHING  # nothing comes before an episode's first step
+        labels[torch.from_numpy(step[:, 1:] <= 0)] = PAD_ID  # nothing comes before an episode's first step
         weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
         weights[~imitated, :, : self.tokenizer.action_slots] = 0
         return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))

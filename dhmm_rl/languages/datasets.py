@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dhmm_rl.data import Batch
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import Language
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 
 
 def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random.Generator | None = None) -> Batch:
@@ -29,7 +29,7 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
     """
     sentences = [language.sentence(instance) for instance in instances]
     length = max(len(sentence.ids) for sentence in sentences)
-    ids, labels = np.full((2, len(sentences), length), NOTHING)
+    ids, labels = np.full((2, len(sentences), length), PAD_ID)
     positions = np.zeros((*ids.shape, sentences[0].positions.shape[1]), dtype=np.int64)
     for row, sentence in enumerate(sentences):
         here = slice(len(sentence.ids))

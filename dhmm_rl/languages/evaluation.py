@@ -18,7 +18,7 @@ from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.processes import HiddenProcess
 from dhmm_rl.model import DHMMGPT2, generate
 from dhmm_rl.model.generate import choose, mutation_rate
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 
 TOKENS = 2**14
 """How many tokens are read at once."""
@@ -163,14 +163,14 @@ def write_traces(
             mutation=mutation_rate(model, greedy, mutation),
             generator=generator,
         )
-        logits = model.decode(hidden, belief, torch.full_like(batch.input_ids, NOTHING, device=device)[..., None])[:, :, 0]
+        logits = model.decode(hidden, belief, torch.full_like(batch.input_ids, PAD_ID, device=device)[..., None])[:, :, 0]
         ids = choose(logits.flatten(0, 1), greedy=greedy, temperature=temperature, generator=generator).view(logits.shape[:2])
         return [language.decode(row[seen >= 0].tolist()) for row, seen in zip(ids.cpu(), batch.input_ids, strict=True)]
 
     begun = [[]] * len(instances) if begun is None else begun
     prompts = [language.encode([*language.prompt(one), *first]) for one, first in zip(instances, begun, strict=True)]
     width = max(map(len, prompts))
-    ids = torch.tensor([[NOTHING] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    ids = torch.tensor([[PAD_ID] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
 
     offsets = [language.offset(language.prompt(instance)) for instance in instances]
 

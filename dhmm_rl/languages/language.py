@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError, fits, said
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 
 Instance = TypeVar("Instance")
 
@@ -243,7 +243,7 @@ class Language(ABC, Generic[Instance]):
         if self.transduces:
             tokens, labels = prompt, self.encode(trace)
         else:
-            tokens, labels = prompt + trace[:-1], [NOTHING] * (len(prompt) - 1) + self.encode(trace)
+            tokens, labels = prompt + trace[:-1], [PAD_ID] * (len(prompt) - 1) + self.encode(trace)
         return Sentence(self.encode(tokens), labels, self.position_ids(tokens))
 
     def check(self, instance: Instance, trace: Sequence[str]) -> Verdict:

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from dhmm_rl.languages.evaluation import batches_for
 from dhmm_rl.languages.language import Language
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 
 IN_USE = 0.99
 """The fewest latent states that hold this share of the belief are in use."""
@@ -75,7 +75,7 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     device, (states, ids) = model.slot_ids.device, (model.chain.shape[1], len(language.tokens))
     certain = torch.eye(states)[used, None, None].to(device)  # (U, 1, 1, K)
     hidden = torch.zeros(count, 1, model.embed_size, device=device)
-    logits = model.decode(hidden, certain, torch.full((count, 1, 1), NOTHING, device=device))
+    logits = model.decode(hidden, certain, torch.full((count, 1, 1), PAD_ID, device=device))
     predicted = logits[:, 0, 0].softmax(dim=-1).cpu()
     tokens = torch.arange(ids, device=device).repeat(count)[:, None]
     after = model.believe(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
@@ -106,7 +106,7 @@ def chain_agreement(model: DHMMGPT2, language: Language[Any], instances: Sequenc
     same = tokens = 0
     for batch in batches_for(model, language, instances):
         hidden, belief = model.encode(batch.input_ids, position_ids=batch.position_ids)
-        unknown = torch.full_like(batch.input_ids, NOTHING)[..., None]
+        unknown = torch.full_like(batch.input_ids, PAD_ID)[..., None]
         whole, alone = (model.decode(part, belief, unknown)[:, :, 0].argmax(dim=-1) for part in (hidden, hidden * 0))
         predicted = batch.labels >= 0
         same, tokens = same + int(((whole == alone) & predicted).sum()), tokens + int(predicted.sum())

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.latent_automaton import LatentAutomaton
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 
 RADIUS = 0.36
 """Of a state's circle, in inches."""
 MARGIN = 0.9
-"""Around the circles' centres, in inches; long labels widen it."""
+"""Around the circles' centers, in inches; long labels widen it."""
 MOST_ARROWS = 40
 """Nobody can read a picture of more."""
 LISTED = 5
@@ -38,7 +38,7 @@ def save_automaton(automaton: LatentAutomaton, language: Language[Any], path: Pa
     outward = np.stack([-np.cos(angles), np.sin(angles)], axis=1)
     places = ring * outward
     low, high = places.min(axis=0) - MARGIN, places.max(axis=0) + MARGIN
-    with drawn(path, high - low, layout=None, bbox_inches="tight") as figure:
+    with save_figure(path, high - low, layout=None, bbox_inches="tight") as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.axis("off")
         circles = [Circle((x, y), RADIUS, facecolor="#eef2fa", edgecolor="black", zorder=2) for x, y in places]
@@ -48,7 +48,7 @@ def save_automaton(automaton: LatentAutomaton, language: Language[Any], path: Pa
             token = language.tokens[int(predicted.argmax())]
             states = _listed(list(map(str, members)), " ")
             axes.text(x, y + 0.04, token, ha="center", va="center", fontsize=min(11, 62 / len(token)), parse_math=False)
-            axes.text(x, y - 0.18, states, ha="center", va="center", fontsize=min(6, 70 / len(states)), color="dimgrey")
+            axes.text(x, y - 0.18, states, ha="center", va="center", fontsize=min(6, 70 / len(states)), color="dimgray")
 
         for (source, target), ids in automaton.arrows().items():
             begin, end, bend, along, around = places[source], places[target], -0.2, 0.42, np.zeros(2)

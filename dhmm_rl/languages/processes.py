@@ -99,7 +99,7 @@ class Process(Language[Word]):
 @dataclass(frozen=True)
 class HiddenProcess(Process):
     """
-    A hidden Markov process with labelled transitions: from state i it moves to j and shows symbol x with T[x, i, j].
+    A hidden Markov process with labeled transitions: from state i it moves to j and shows symbol x with T[x, i, j].
 
     It begins in its stationary distribution.
     """
@@ -123,7 +123,7 @@ class HiddenProcess(Process):
     @cached_property
     @abstractmethod
     def matrices(self) -> Floats:
-        """The labelled transition matrices T, (S, K, K); summed over x they are row-stochastic."""
+        """The labeled transition matrices T, (S, K, K); summed over x they are row-stochastic."""
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:

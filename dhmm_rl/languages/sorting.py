@@ -1,4 +1,4 @@
-"""Sorting by comparing and swapping neighbours, every step written down and executed on a real array."""
+"""Sorting by comparing and swapping neighbors, every step written down and executed on a real array."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Sorting(Language[Array]):
     the one before, so duplicates leave no doubt.
 
     The executor insists on what is true of the array, and on END being earned: comparisons must have shown every number to be
-    no larger than its right neighbour, so no array counts as sorted by accident. It does not insist on the algorithm: other
+    no larger than its right neighbor, so no array counts as sorted by accident. It does not insist on the algorithm: other
     swaps than its own are executed, too.
 
     Learned position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, and COMPARE the one
@@ -247,7 +247,7 @@ class BubbleSort(Sorting):
 
 @dataclass(frozen=True)
 class InsertionSort(Sorting):
-    """Insertion sort: each pass takes the next number and moves it left until its neighbour there is not larger."""
+    """Insertion sort: each pass takes the next number and moves it left until its neighbor there is not larger."""
 
     def pair(self, sweep: int, step: int) -> int:
         """From the pass's number to the left."""

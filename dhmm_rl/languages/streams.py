@@ -14,7 +14,7 @@ from dhmm_rl.data import Rollouts, collect
 from dhmm_rl.envs import as_arrays
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import Language, TraceReader
-from dhmm_rl.tokens import DONE, NOTHING, RESET, Tokenizer
+from dhmm_rl.tokens import DONE, PAD_ID, RESET, Tokenizer
 
 Word = tuple[int, ...]
 
@@ -86,7 +86,7 @@ class Stream(Language[Word]):
         steps = self._episodes[rng.integers(len(self._episodes))]
         first = rng.integers(max(len(steps) - size, 1))
         ids = steps[first : first + size + 1].ravel()
-        return tuple(ids[ids != NOTHING].tolist())
+        return tuple(ids[ids != PAD_ID].tolist())
 
     def prompt(self, instance: Word) -> list[str]:
         """The first step."""

@@ -1,7 +1,7 @@
 """
 The belief: a Bayes filter over K latent states whose transition matrix is chosen by a gate and dithered.
 
-Pure functions in linear space, fp32, normalised at every step. Shapes: B sequences, T steps, N independent chains, K states
+Pure functions in linear space, fp32, normalized at every step. Shapes: B sequences, T steps, N independent chains, K states
 a chain, M transition matrices; ``...`` any leading shape. ``chains`` dimensions come before states everywhere.
 """
 

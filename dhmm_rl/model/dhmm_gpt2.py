@@ -22,7 +22,7 @@ from dhmm_rl.model.latent_layer import CONTROLS, LATENT_INITS, LatentChain, at_l
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slot_decoder import CHUNK, SlotHeads, group_slots, slot_table, sum_before
 from dhmm_rl.plain import plain, plain_scalars
-from dhmm_rl.tokens import NOTHING, RESET, Slot, Tokenizer
+from dhmm_rl.tokens import PAD_ID, RESET, Slot, Tokenizer
 
 POSITIONS = ("rotary", "learned", "both")
 MOST = 2**31 - 1
@@ -540,7 +540,7 @@ class DHMMGPT2(nn.Module):
         :raises InputError: for labels of another shape or type, or one that is not an id of its slot
         """
         if labels is None:
-            return torch.full_like(self._slotted(input_ids), NOTHING)
+            return torch.full_like(self._slotted(input_ids), PAD_ID)
         if labels.shape != input_ids.shape:
             raise InputError(f"labels have shape {tuple(labels.shape)}, ids {tuple(input_ids.shape)}; the shapes must be equal")
         following = self._slotted(labels)
@@ -684,15 +684,15 @@ class DHMMGPT2(nn.Module):
         out = ModelOutput(hidden, belief.flatten(2), logits)
         if labels is not None:
             nll = self.token_losses(hidden, belief, following, tables=tables)
-            labelled = following >= 0
+            labeled = following >= 0
             if _in_half_precision(hidden):
                 self._check_half_precision(nll)
             if weights is not None and labels.dim() == 2 and weights.dim() > 0:
                 weights = weights[..., None]  # one slot
-            weight = labelled.float() if weights is None else labelled * weights.to(nll.dtype)
+            weight = labeled.float() if weights is None else labeled * weights.to(nll.dtype)
             out.loss = (nll * weight).sum() / weight.sum().clamp_min(1e-9)
             out.token_loss = nll.detach().view_as(labels)
-            out.bits = nll.detach().sum(dim=(0, 1)) / labelled.sum(dim=(0, 1)) / math.log(2)
+            out.bits = nll.detach().sum(dim=(0, 1)) / labeled.sum(dim=(0, 1)) / math.log(2)
         return out
 
 

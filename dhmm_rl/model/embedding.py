@@ -1,5 +1,5 @@
 """
-Token embeddings that know which ids are neighbours.
+Token embeddings that know which ids are neighbors.
 
 Shapes: V ids, D width, n bins of a real field, F features.
 """
@@ -23,7 +23,7 @@ class TokenEmbedding(nn.Module):
     The embeddings of all ids, (V + 1, D); the last row, always zero, is what "nothing" looks up.
 
     Those of a real field's bins are a learned smooth function of the bin, plus a part of each bin's own that learns a tenth as
-    fast. Were they rows like any other, each would take its own random walk under an optimiser like Adam, and after a thousand
+    fast. Were they rows like any other, each would take its own random walk under an optimizer like Adam, and after a thousand
     steps the small differences of neighbouring bins, in which a velocity shows, would be lost.
 
     :param vocab_size: V
@@ -60,16 +60,16 @@ class TokenEmbedding(nn.Module):
 
 def ordinal_features(bins: int) -> Tensor:
     """
-    Smooth features of the bins of one real field, so that neighbours look alike, (n, F).
+    Smooth features of the bins of one real field, so that neighbors look alike, (n, F).
 
-    Sines and cosines of the companded centres in [-1, 1], octave by octave until a period is a few bins, with amplitudes that
+    Sines and cosines of the companded centers in [-1, 1], octave by octave until a period is a few bins, with amplitudes that
     fall as 1 / frequency.
 
     :param bins: n
     """
-    centres = (torch.arange(bins) + 0.5) / bins * 2 - 1
+    centers = (torch.arange(bins) + 0.5) / bins * 2 - 1
     frequency = 2.0 ** torch.arange(int(math.log2(bins)))
-    phase = centres[:, None] * frequency * math.pi / 2
+    phase = centers[:, None] * frequency * math.pi / 2
     return torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
 
 

@@ -14,7 +14,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.model.bayes_filter import TINY
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
 from dhmm_rl.model.outputs import Tables
-from dhmm_rl.tokens import DONE, NOTHING
+from dhmm_rl.tokens import DONE, PAD_ID
 
 
 def check_predictions(logits: Tensor) -> None:
@@ -162,7 +162,7 @@ def generate(
     if model.action_slots > 0:  # a stream of an environment
         end_id = DONE
     read = prompt.shape[1]
-    stream = prompt.new_full((len(prompt), read + steps, *prompt.shape[2:]), NOTHING)
+    stream = prompt.new_full((len(prompt), read + steps, *prompt.shape[2:]), PAD_ID)
     stream[:, :read] = prompt
     last = prompt[:, -1] if prompt.dim() == 2 else prompt[:, -1, 0]
     over = torch.zeros_like(last, dtype=torch.bool) if end_id is None else last.eq(end_id)
@@ -186,9 +186,9 @@ def generate(
             tables=state.tables,
         )
         if end_id is not None:
-            tokens[over] = NOTHING
+            tokens[over] = PAD_ID
             over = over | (tokens[:, 0] == end_id)
-            tokens[over, 1:] = NOTHING
+            tokens[over, 1:] = PAD_ID
         stream[:, t + 1] = tokens[:, 0] if prompt.dim() == 2 else tokens
         if end_id is not None and bool(over.all()):
             break

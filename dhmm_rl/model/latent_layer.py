@@ -38,7 +38,7 @@ class LatentChain(nn.Module):
     :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``, so that a running
         state can be learned: transitions are drawn at random, every id prefers a matrix of its own and every state an id;
         before a step's tokens are known its last matrix is preferred, in which states stay
-    :param rate: how much faster than other parameters the logits move under optimisers such as Adam: they are so many times the
+    :param rate: how much faster than other parameters the logits move under optimizers such as Adam: they are so many times the
         parameters. Probabilities near 0 and 1 are far away in logits
     """
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dhmm_rl.tokens import NOTHING, Slot
+from dhmm_rl.tokens import PAD_ID, Slot
 
 PADDING = 4
 """Slots are treated together as long as padding them to the widest makes no more than so many times their ids."""
@@ -38,7 +38,7 @@ class SlotHeads(NamedTuple):
 def slot_table(slots: Sequence[Slot]) -> Tensor:
     """The ids of every slot, -1 beyond them, (C, n)."""
     ids = torch.arange(max(slot.stop - slot.start for slot in slots)) + torch.tensor([slot.start for slot in slots])[:, None]
-    return torch.where(ids < torch.tensor([slot.stop for slot in slots])[:, None], ids, NOTHING)
+    return torch.where(ids < torch.tensor([slot.stop for slot in slots])[:, None], ids, PAD_ID)
 
 
 def group_slots(slots: Sequence[Slot]) -> list[tuple[list[int], int]]:

@@ -64,7 +64,7 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
     """
     The policy of an SB3 model's zip, or the best agent of a run, for an environment.
 
-    Observations are normalised by the statistics of a ``VecNormalize`` that lie beside the zip (:func:`statistics_beside`) or
+    Observations are normalized by the statistics of a ``VecNormalize`` that lie beside the zip (:func:`statistics_beside`) or
     belong to the run's agent, and flattened (categories one-hot) for a policy that was trained behind Gymnasium's
     ``FlattenObservation``.
 
@@ -77,7 +77,7 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
     """
     policy, normalize = _policy_of_run(Path(path), trust) if Path(path).is_dir() else _policy_of_zip(Path(path), env_id, trust)
     if normalize is not None:
-        notice(f"note: observations of the teacher are normalised by {normalize.path}")
+        notice(f"note: observations of the teacher are normalized by {normalize.path}")
 
     sees, shown = policy.observation_space, env.observation_space
     if isinstance(shown, spaces.Box):

@@ -71,7 +71,7 @@ def pretrain(
     began = time.perf_counter()
     venv = make_envs(run.env, 1, run.seed)
     check_positions(run.agent, run.env)
-    plain_tokenizer(run.env, venv)  # says what cannot be tokenised before anything is collected
+    plain_tokenizer(run.env, venv)  # says what cannot be tokenized before anything is collected
     parts = gather(
         [Source.parse(text) for text in data or run.agent.pretrain.get("data", [RANDOM])],
         run.env,

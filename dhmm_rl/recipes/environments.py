@@ -163,7 +163,7 @@ def plain_tokenizer(env: EnvRecipe, venv: VecEnv) -> Tokenizer:
     """
     The tokenizer that the environment's recipe asks for, fitted to nothing.
 
-    :raises InputError: for settings that fit no field, and spaces that cannot be tokenised
+    :raises InputError: for settings that fit no field, and spaces that cannot be tokenized
     """
     return Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
 
@@ -193,7 +193,7 @@ def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = Non
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
-    """The environments as the agent sees them: tokens or frames, normalised values. Plain ones when there is no agent."""
+    """The environments as the agent sees them: tokens or frames, normalized values. Plain ones when there is no agent."""
     if agent is None:
         return venv
     if agent.reads_tokens:

@@ -66,9 +66,9 @@ class AgentRecipe:
     frame_stack: Annotated[int, Range(1, 1000)] = 1
     """How many observations are shown at once, by VecFrameStack; for agents that read no tokens."""
     normalize_reward: bool = False
-    """Learn on returns normalised by VecNormalize."""
+    """Learn on returns normalized by VecNormalize."""
     normalize_observation: bool = False
-    """Learn on observations normalised by VecNormalize; for agents that read no tokens."""
+    """Learn on observations normalized by VecNormalize; for agents that read no tokens."""
     budget: Steps | None = None
     """Environment steps, if not the environment's."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 from dhmm_rl.runs.run import Run
 
 DRAWN = 1e100
@@ -23,7 +23,7 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
     :param result: with ``eval_steps``, ``pretraining_steps``, ``final_return``
     :param returns: of every episode of every evaluation
     """
-    with drawn(run.folder / "curve.png", SIZE) as figure:
+    with save_figure(run.folder / "curve.png", SIZE) as figure:
         axes = figure.add_subplot()
         steps = result["eval_steps"]
         if steps:
@@ -39,9 +39,9 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
             label=f"last agent, {result['final_episodes']} episodes",
         )
         if run.env.solved_at is not None:
-            axes.axhline(run.env.solved_at, color="grey", linestyle=":", label=f"solved at {run.env.solved_at:g}")
+            axes.axhline(run.env.solved_at, color="gray", linestyle=":", label=f"solved at {run.env.solved_at:g}")
         if result["pretraining_steps"]:
-            axes.axvspan(0, result["pretraining_steps"], color="grey", alpha=0.2, linewidth=0, label="pretraining rollouts")
+            axes.axvspan(0, result["pretraining_steps"], color="gray", alpha=0.2, linewidth=0, label="pretraining rollouts")
         axes.set(xlabel="environment steps", ylabel="return", title=f"{run.agent.name} on {run.env.name}, seed {run.seed}")
         axes.legend()
 
@@ -55,7 +55,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     steps = _numbers(rows, "pretrain/steps")
     shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}
     shares = {key: label for key, label in shares.items() if any(key in row for row in rows)}
-    with drawn(path, SIZE) as figure:
+    with save_figure(path, SIZE) as figure:
         loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
         loss.plot(steps, _numbers(rows, "pretrain/held_out_loss"), marker=".")
         scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.plotting import drawn
+from dhmm_rl.plotting import save_figure
 from dhmm_rl.tokens.codec import Part
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.images import Codebook, Patches
@@ -19,7 +19,7 @@ SHOWN = 6
 
 def image_parts(tokenizer: Tokenizer) -> list[Part]:
     """The images in a tokenizer's observations that have a codebook."""
-    return [part for part in tokenizer.observation_codec.parts if isinstance(part.quantiser, Codebook)]
+    return [part for part in tokenizer.observation_codec.parts if isinstance(part.quantizer, Codebook)]
 
 
 def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Path) -> None:
@@ -34,10 +34,10 @@ def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Pat
     if not parts:
         raise InputError("the observations hold no image with a codebook: there is nothing to draw")
     values = flatten(tokenizer.observation_space, observations)[:SHOWN]
-    with drawn(path, (4.5, 2.2 * len(values) * len(parts))) as figure:
+    with save_figure(path, (4.5, 2.2 * len(values) * len(parts))) as figure:
         axes = figure.subplots(len(values) * len(parts), 2, squeeze=False)
         for row, (part, value) in enumerate((part, value) for part in parts for value in values):
-            codebook, original = part.quantiser, value[part.columns]
+            codebook, original = part.quantizer, value[part.columns]
             assert isinstance(codebook, Codebook)
             decoded = codebook.decode(codebook.encode(original))
             error = np.sqrt(np.mean((decoded.astype(float) - original) ** 2))
@@ -48,7 +48,7 @@ def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Pat
 
 
 def _as_pixels(values: NDArray[Any], patches: Patches) -> NDArray[np.uint8]:
-    """Height, width and three channels; of stacked grey frames, the last one alone."""
+    """Height, width and three channels; of stacked gray frames, the last one alone."""
     image = values.astype(np.uint8).reshape(patches.shape)
     if patches.channels_first:
         image = np.moveaxis(image, 0, -1)

@@ -29,7 +29,7 @@ from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
 from dhmm_rl.plain import plain_scalars
-from dhmm_rl.tokens import NOTHING
+from dhmm_rl.tokens import PAD_ID
 from dhmm_rl.tokens.legal import action_masks_of, checked_masks
 
 ADVANTAGE_MEMORY = 0.9
@@ -54,7 +54,7 @@ class SequencePPO(PPO):
 
     The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, the state remembers the rest). What
     is not listed here is as in SB3's ``PPO``, of which gSDE (``use_sde=True``) and other rollout buffers
-    (``rollout_buffer_class``, ``rollout_buffer_kwargs``) are missing. Learn on normalised returns
+    (``rollout_buffer_class``, ``rollout_buffer_kwargs``) are missing. Learn on normalized returns
     (``VecNormalize(env, norm_obs=False)``).
 
     :param policy: ``"DHMMPolicy"``, which means the same as :class:`DHMMPolicy` and :class:`SequencePolicy`, or a subclass of
@@ -473,7 +473,7 @@ class SequencePPO(PPO):
         model = self.policy.language_model
         following, actions = samples.following, model.action_slots
         goes_on = following[..., :1] > 1  # neither nothing nor the first step of another episode
-        labels = torch.where(goes_on, following, NOTHING)
+        labels = torch.where(goes_on, following, PAD_ID)
         total = model.token_losses(hidden, belief, labels, first=actions).sum()
         return total / (labels[..., actions:] >= 0).sum().clamp_min(1)
 

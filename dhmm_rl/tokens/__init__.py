@@ -5,11 +5,11 @@ from dhmm_rl.tokens.composite_spaces import bounded  # also makes composite spac
 from dhmm_rl.tokens.fields import Field, fields_of
 from dhmm_rl.tokens.fitting import FieldReport
 from dhmm_rl.tokens.simple_spaces import FieldSpace
-from dhmm_rl.tokens.tokenizer import DONE, NOTHING, RESET, Slot, Tokenizer
+from dhmm_rl.tokens.tokenizer import DONE, PAD_ID, RESET, Slot, Tokenizer
 
 __all__ = [
     "DONE",
-    "NOTHING",
+    "PAD_ID",
     "RESET",
     "Bins",
     "Field",

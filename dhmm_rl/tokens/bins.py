@@ -1,5 +1,5 @@
 """
-Quantisation of real fields, all of them in one call.
+Quantization of real fields, all of them in one call.
 
 Shapes: F real fields; ``...`` any leading shape (time, environments).
 """
@@ -86,7 +86,7 @@ class Bins:
         return np.clip(np.floor(companded), 0, self.counts - 1).astype(np.int64)
 
     def decode(self, bins: ArrayLike) -> Floats:
-        """The centre of every bin, (..., F), in the field's own unit."""
+        """The center of every bin, (..., F), in the field's own unit."""
         return self.expand(np.asarray(bins) + 0.5)
 
     def outside(self, values: Floats) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from dhmm_rl.tokens.plan import MOST_SLOTS, FieldPlan, Settings, plan_fields, pl
 Index = slice | NDArray[np.int64]
 
 
-class Quantiser(Protocol):
+class Quantizer(Protocol):
     """Some fields' values (..., f) to numbers of ids (..., s), counted from each slot's first, and back."""
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]: ...
@@ -107,16 +107,16 @@ class Unfitted(NamedTuple):
 
 class Part(NamedTuple):
     """
-    Fields that are quantised together.
+    Fields that are quantized together.
 
     :param columns: which of the space's fields, f of F
     :param slots: which of its slots, s of S
-    :param quantiser: for them
+    :param quantizer: for them
     """
 
     columns: Index
     slots: Index
-    quantiser: Quantiser
+    quantizer: Quantizer
 
 
 class Codec:
@@ -155,8 +155,8 @@ class Codec:
                 codes = codebooks.get(leaf.name)
                 names = [f"{leaf.name}{name}" for name in patches.names]
                 self._add(names, [size if codes is None else len(codes)] * len(names), [False] * len(names))
-                quantiser: Quantiser = Unfitted(leaf.name) if codes is None else Codebook(patches, codes)
-                images.append(Part(columns, slice(first, len(self.names)), quantiser))
+                quantizer: Quantizer = Unfitted(leaf.name) if codes is None else Codebook(patches, codes)
+                images.append(Part(columns, slice(first, len(self.names)), quantizer))
             else:
                 plans = plan_fields(leaf, settings, bins)
                 self._add([p.name for p in plans], [p.size for p in plans], [p.binned for p in plans])
@@ -172,7 +172,7 @@ class Codec:
         self.parts = [*images, *_parts(fields)]
         self.starts = first_id + np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self._leaves = leaves
-        bins_part = next((part.quantiser for part in self.parts if isinstance(part.quantiser, Bins)), None)
+        bins_part = next((part.quantizer for part in self.parts if isinstance(part.quantizer, Bins)), None)
         self._outside = np.zeros(0 if bins_part is None else len(bins_part.counts), dtype=np.int64)
         self._seen = 0
 
@@ -191,9 +191,9 @@ class Codec:
         ids = np.empty((*values.shape[:-1], len(self.names)), dtype=np.int64)
         for part in self.parts:
             some = values[..., part.columns]
-            ids[..., part.slots] = part.quantiser.encode(some, rng)
-            if isinstance(part.quantiser, Bins):
-                outside = part.quantiser.outside(some).reshape(-1, some.shape[-1])
+            ids[..., part.slots] = part.quantizer.encode(some, rng)
+            if isinstance(part.quantizer, Bins):
+                outside = part.quantizer.outside(some).reshape(-1, some.shape[-1])
                 self._outside += np.count_nonzero(outside, axis=0)
                 self._seen += len(outside)
         ids += self.starts[:-1]
@@ -204,7 +204,7 @@ class Codec:
         local = ids - self.starts[:-1]
         values = np.empty((*local.shape[:-1], self.width))
         for part in self.parts:
-            values[..., part.columns] = part.quantiser.decode(local[..., part.slots])
+            values[..., part.columns] = part.quantizer.decode(local[..., part.slots])
         return values
 
     @property
@@ -227,7 +227,7 @@ class Codec:
 
 
 def _parts(fields: list[tuple[int, int, FieldPlan]]) -> list[Part]:
-    """Columns, slots and plans of single fields, together by how they are quantised."""
+    """Columns, slots and plans of single fields, together by how they are quantized."""
     parts = []
     for kind in (_bins, _values, _categories):
         some = [(column, slot, plan) for column, slot, plan in fields if kind is _kind(plan)]
@@ -237,9 +237,9 @@ def _parts(fields: list[tuple[int, int, FieldPlan]]) -> list[Part]:
     return parts
 
 
-def quantizer(plan: FieldPlan) -> Quantiser:
+def quantizer(plan: FieldPlan) -> Quantizer:
     """The quantizer of a single field."""
-    made: Quantiser = _kind(plan)([plan])
+    made: Quantizer = _kind(plan)([plan])
     return made
 
 
@@ -247,15 +247,15 @@ def _kind(plan: FieldPlan) -> Any:
     return _bins if plan.binned else _values if plan.values is not None else _categories
 
 
-def _bins(plans: Sequence[FieldPlan]) -> Quantiser:
+def _bins(plans: Sequence[FieldPlan]) -> Quantizer:
     return Bins.of(*np.array([(plan.size, plan.low, plan.high, plan.scale, plan.origin) for plan in plans]).T)
 
 
-def _values(plans: Sequence[FieldPlan]) -> Quantiser:
+def _values(plans: Sequence[FieldPlan]) -> Quantizer:
     return Values.of([plan.values or () for plan in plans])
 
 
-def _categories(plans: Sequence[FieldPlan]) -> Quantiser:
+def _categories(plans: Sequence[FieldPlan]) -> Quantizer:
     first, counts = (np.array(numbers, dtype=np.int64) for numbers in zip(*((p.low, p.size) for p in plans), strict=True))
     return Categories([plan.name for plan in plans], first, counts)
 

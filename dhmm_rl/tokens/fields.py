@@ -150,7 +150,7 @@ def kind_of(space: spaces.Space[Any], name: str = "value") -> Kind:
         if cls.__name__ in KINDS:
             return KINDS[cls.__name__]
     raise InputError(
-        f"{name} is a {type(space).__name__}; spaces that can be tokenised are {', '.join(KINDS)}: turn it into one of these "
+        f"{name} is a {type(space).__name__}; spaces that can be tokenized are {', '.join(KINDS)}: turn it into one of these "
         "with gymnasium.wrappers.TransformObservation or TransformAction"
     )
 
@@ -161,7 +161,7 @@ def leaves_of(space: spaces.Space[Any], name: str) -> list[Leaf]:
 
     :param space: any that is known
     :param name: what errors and plots call the space, e.g. ``observation``
-    :raises InputError: for a space that cannot be tokenised
+    :raises InputError: for a space that cannot be tokenized
     """
     return kind_of(space, name).leaves(space, name)
 

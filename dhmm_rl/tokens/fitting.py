@@ -157,7 +157,7 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
     for part in codec.parts:
         columns, slots = np.arange(codec.width)[part.columns], np.arange(len(codec.names))[part.slots]
         values, errors = finite[:, columns].astype(np.float64), np.sqrt(error[:, columns].mean(axis=0))
-        if isinstance(part.quantiser, Codebook):
+        if isinstance(part.quantizer, Codebook):
             name = next(name for name, places in codec.leaf_slots.items() if slots[0] in places)
             codes = len(np.unique(ids[:, slots] - codec.starts[slots]))
             mean_error = float(np.sqrt(error[:, columns].mean()))
@@ -165,9 +165,9 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
             reports[int(slots[0])] = line
             continue
         how, beyond = "categories", np.zeros(values.shape, dtype=bool)
-        if isinstance(part.quantiser, Bins):
-            how, beyond = "bins", part.quantiser.outside(some[:, columns])
-        elif isinstance(part.quantiser, Values):
+        if isinstance(part.quantizer, Bins):
+            how, beyond = "bins", part.quantizer.outside(some[:, columns])
+        elif isinstance(part.quantizer, Values):
             how, beyond = "values", (error[:, columns] > 0) | np.isinf(some[:, columns])
         for j, slot in enumerate(slots):
             reports[int(slot)] = FieldReport(

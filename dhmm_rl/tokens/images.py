@@ -160,8 +160,8 @@ def fit_codebook(patches: Patches, values: NDArray[Any], count: int = CODES, see
     except ImportError as error:
         raise InputError(f"a codebook of image patches needs scikit-learn: {install_command('images')}") from error
     means = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=2048, max_iter=20)
-    centres = means.fit(different.astype(np.float32)).cluster_centers_
-    return np.unique(np.rint(centres).clip(0, 255).astype(np.uint8), axis=0)
+    centers = means.fit(different.astype(np.float32)).cluster_centers_
+    return np.unique(np.rint(centers).clip(0, 255).astype(np.uint8), axis=0)
 
 
 def codes_to_text(codes: NDArray[np.uint8]) -> str:

@@ -51,7 +51,7 @@ class FieldSpace(spaces.Box):
     The field values of another space as one array (F,), for SB3, whose vector environments hold arrays only.
 
     :param space: the other space
-    :raises InputError: when it cannot be tokenised
+    :raises InputError: when it cannot be tokenized
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:

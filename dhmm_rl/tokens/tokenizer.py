@@ -24,7 +24,7 @@ from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict
 from dhmm_rl.tokens.images import codes_from_text, codes_to_text
 from dhmm_rl.tokens.plan import check_settings, drop_unbounded
 
-NOTHING = -1
+PAD_ID = -1
 """Never embedded, never attended to, never a label."""
 RESET = 0
 """Fills the action slots of an episode's first step."""
@@ -66,7 +66,7 @@ class Tokenizer:
         ``patch``, the side of a patch (0 for categorical cells), and ``codes``.
         E.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
     :param codebooks: the patches (K, d) that stand for all, by image; see :meth:`fit`
-    :raises InputError: for a space that cannot be tokenised, and for an override that names no field
+    :raises InputError: for a space that cannot be tokenized, and for an override that names no field
     """
 
     report: list[fitting.FieldReport] | None = None
@@ -129,7 +129,7 @@ class Tokenizer:
         return self.action_codec.encode(flatten(self.action_space, action))
 
     def decode_observation(self, ids: ArrayLike) -> Any:
-        """Observations from ids (..., C - A): categories exactly, real fields at the centres of their bins."""
+        """Observations from ids (..., C - A): categories exactly, real fields at the centers of their bins."""
         return unflatten(self.observation_space, self.observation_codec.decode(np.asarray(ids)))
 
     def decode_action(self, ids: ArrayLike) -> Any:
@@ -149,7 +149,7 @@ class Tokenizer:
 
     def done_step(self) -> NDArray[np.int64]:
         """The step (C,) that follows a terminated episode: ``DONE`` in the first slot and nothing else."""
-        return np.array([DONE] + [NOTHING] * (len(self.slots) - 1))
+        return np.array([DONE] + [PAD_ID] * (len(self.slots) - 1))
 
     @property
     def clipped(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dhmm_rl.errors import InputError
 
 class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
     """
-    Sort an array by comparing and swapping neighbours, in as few operations as can be.
+    Sort an array by comparing and swapping neighbors, in as few operations as can be.
 
     With n = ``size``, action i < n - 1 is COMPARE i: it shows the numbers at places i and i + 1. Action n - 1 + i is SWAP i,
     which exchanges them; it works only straight after COMPARE i, so nothing is sorted by accident, and elsewhere does nothing.

@@ -18,7 +18,7 @@ class FlattenFields(gym.ObservationWrapper[NDArray[Any], Any, Any], gym.utils.Re
 
     SB3's vector environments hold no texts, no sequences, and no Dict in a Dict; with this they hold them all.
 
-    :param env: any environment whose observations can be tokenised
+    :param env: any environment whose observations can be tokenized
     :param size: longest sequence, largest graph, and longest text where it has none of its own
     :raises InputError: when a space needs a size and none is given
     """

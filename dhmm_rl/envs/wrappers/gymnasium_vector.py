@@ -58,7 +58,7 @@ class GymnasiumVecEnv(VecEnv):
     return, length and time of SB3's ``Monitor``. A seed is seed + i for environment i where there are N
     separate ones (``SyncVectorEnv``, ``AsyncVectorEnv``), and the seed of the whole where there are not.
 
-    :param env: from ``gymnasium.make_vec``, say. ``SyncVectorEnv``, ``AsyncVectorEnv`` and the NumPy-vectorised CartPole may
+    :param env: from ``gymnasium.make_vec``, say. ``SyncVectorEnv``, ``AsyncVectorEnv`` and the NumPy-vectorized CartPole may
         have any autoreset mode; others must have SAME_STEP or DISABLED, unless ``reset_some`` is given
     :param reset_some: resets those environments that are true in a mask (N,), and gives the observations of all, with infos.
         For a NEXT_STEP environment that knows Gymnasium's ``options["reset_mask"]``, give :func:`reset_by_mask`
@@ -167,7 +167,7 @@ class GymnasiumVecEnv(VecEnv):
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
-    # Attributes: N separate environments have their own; one that is vectorised through and through has them for all.
+    # Attributes: N separate environments have their own; one that is vectorized through and through has them for all.
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether every environment has the attribute."""
@@ -184,7 +184,7 @@ class GymnasiumVecEnv(VecEnv):
         """
         An attribute of every environment (``AsyncVectorEnv`` calls it, if it can be called).
 
-        Of an environment that is vectorised through and through: row i of an array with N rows, anything else for all alike.
+        Of an environment that is vectorized through and through: row i of an array with N rows, anything else for all alike.
 
         :raises AttributeError: when there is none
         """
@@ -262,10 +262,10 @@ def make_gymnasium_vec_env(
     **kwargs: Any,
 ) -> GymnasiumVecEnv:
     """
-    ``gymnasium.make_vec`` for SB3: an environment's own vectorised form where it has one, else a ``SyncVectorEnv``.
+    ``gymnasium.make_vec`` for SB3: an environment's own vectorized form where it has one, else a ``SyncVectorEnv``.
 
     :param env_id: as ``gymnasium.make`` takes it
-    :param wrapper: of every environment; the vectorised form takes none, and is not used then
+    :param wrapper: of every environment; the vectorized form takes none, and is not used then
     :param kwargs: of the environment
     """
     module, _, name = env_id.rpartition(":")
@@ -273,11 +273,11 @@ def make_gymnasium_vec_env(
         importlib.import_module(module)  # which registers it
     spec = gym.spec(name)
     if spec.vector_entry_point is not None and not spec.additional_wrappers and wrapper is None:
-        vectorised = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
+        vectorized = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
         try:
-            return GymnasiumVecEnv(vectorised)
+            return GymnasiumVecEnv(vectorized)
         except InputError:  # it cannot reset in the same step
-            vectorised.close()
+            vectorized.close()
     wrappers = [wrapper or partial(ReportFaults, env_id=env_id)]
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     made: Any = gym.make_vec(env_id, num_envs, "sync", vector_kwargs=same_step, wrappers=wrappers, **kwargs)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens import NOTHING, Tokenizer
+from dhmm_rl.tokens import PAD_ID, Tokenizer
 from dhmm_rl.tokens.watch import Watch
 
 Tokens = NDArray[Any]
@@ -41,7 +41,7 @@ class TokenSpace(spaces.Box):
             raise InputError(f"history is {history!r}; it must be a whole number of steps") from None
         if history < 1:
             raise InputError(f"history is {history}; it must be at least 1, which shows the present step alone")
-        super().__init__(NOTHING, tokenizer.vocab_size - 1, (history, len(tokenizer.slots)), np.int64)
+        super().__init__(PAD_ID, tokenizer.vocab_size - 1, (history, len(tokenizer.slots)), np.int64)
         self.tokenizer = tokenizer
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
     """
     Observations become the last ``history`` steps of the episode's token stream.
 
-    :param env: any environment whose spaces can be tokenised
+    :param env: any environment whose spaces can be tokenized
     :param tokenizer: its tokenizer; made from its spaces with 10 bins a real field when ``None``
     :param history: how many steps are shown, the present one included
     :raises InputError: when the tokenizer's spaces are not the environment's; from ``reset`` and ``step`` for observations
@@ -88,13 +88,13 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
         self.observation_space = TokenSpace(self.tokenizer, history)
         self._watch = Watch(self.tokenizer)
-        self._steps = np.full(self.observation_space.shape, NOTHING)
+        self._steps = np.full(self.observation_space.shape, PAD_ID)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
         """Begin an episode; its stream holds one step."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._watch.check(observation)
-        self._steps[:] = NOTHING
+        self._steps[:] = PAD_ID
         self._steps[-1] = self.tokenizer.first_step(observation)
         return self._steps.copy(), info
 
@@ -111,7 +111,7 @@ class VecTokenStream(VecEnvWrapper):
     """
     :class:`TokenStream` for all environments of a vector environment at once.
 
-    :param venv: a vector environment whose spaces can be tokenised
+    :param venv: a vector environment whose spaces can be tokenized
     :param tokenizer: its tokenizer; made from its spaces with 10 bins a real field when ``None``
     :param history: how many steps are shown, the present one included
     :raises InputError: when the tokenizer's spaces are not the environment's; from ``reset`` and ``step`` for observations
@@ -123,14 +123,14 @@ class VecTokenStream(VecEnvWrapper):
         self.tokenizer.check_spaces(venv.observation_space, venv.action_space)
         super().__init__(venv, observation_space=TokenSpace(self.tokenizer, history))
         self._watch = Watch(self.tokenizer)
-        self._steps = np.full((venv.num_envs, *self.observation_space.shape), NOTHING)  # type: ignore[misc]
+        self._steps = np.full((venv.num_envs, *self.observation_space.shape), PAD_ID)  # type: ignore[misc]
         self._actions = np.empty(0)
 
     def reset(self) -> VecEnvObs:
         """Begin an episode in every environment."""
         observations = self.venv.reset()
         self._watch.check(observations)
-        self._steps[:] = NOTHING
+        self._steps[:] = PAD_ID
         self._steps[:, -1] = self.tokenizer.first_step(observations)
         return self._steps.copy()
 
@@ -152,6 +152,6 @@ class VecTokenStream(VecEnvWrapper):
                 final = self._steps[i].copy()
                 final[-1] = self.tokenizer.next_step(self._actions[i], infos[i]["terminal_observation"])
                 infos[i]["terminal_observation"] = final
-            self._steps[i] = NOTHING
+            self._steps[i] = PAD_ID
             self._steps[i, -1] = first[i]
         return self._steps.copy(), rewards, dones, infos
