@@ -24,7 +24,7 @@ def test_the_wheel_holds_dhmm_rl_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dhmm_rl"}
     assert "dhmm_rl/py.typed" in names
     for kind in ("agents", "envs"):
-        shipped = {Path(name).name for name in names if name.startswith(f"dhmm_rl/recipes/{kind}/")}
+        shipped = {Path(name).name for name in names if name.startswith(f"dhmm_rl/recipes/shipped/{kind}/")}
         assert shipped == {path.name for path in (ROOT / kind).glob("*.toml")}
 
 

@@ -1,0 +1,1 @@
+"""The folder of a run: its recipe, logs, checkpoints, evaluations and plots."""
