@@ -15,8 +15,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, check_same_run, read_json, reading, run_checksum, write_json
-from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.runs.saved_agents import AGENT, BEST_AGENT, BEST_PICKLE, BEST_ZIP, save_agent
+from dhmm_rl.sequence_ppo import SequencePPO
 
 CHECKPOINTS = "checkpoints"
 CLOCK = "clock.json"

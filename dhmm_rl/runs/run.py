@@ -17,8 +17,7 @@ from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, read_json, remove_leftovers, write_json
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, agent_from_table, env_from_table
 from dhmm_rl.recipes.imports import check_harmless, check_installed, trust_option, with_package
-from dhmm_rl.recipes.schema import Steps
-from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.recipes.schema import Steps, TrainingSettings
 
 LANGUAGE_MODEL = "pretrained.pt"
 """The pretrained language model of a run."""

@@ -24,10 +24,10 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes import AgentRecipe
-from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
 from dhmm_rl.recipes.agents import ALGORITHMS, make_agent
 from dhmm_rl.recipes.environments import restore_normalization
+from dhmm_rl.tokens import Tokenizer
+from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
 
 _FORMAT = "dhmm-rl agent 1"
 
