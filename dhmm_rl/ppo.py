@@ -1,6 +1,5 @@
 """``python -m dhmm_rl.ppo``: an agent trained by PPO, from a pretrained language model where the recipe asks for one."""
 
-import inspect
 import math
 import shutil
 import time
@@ -12,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from sb3_contrib.common.maskable.utils import is_masking_supported
-from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -23,7 +21,8 @@ from dhmm_rl.files import atomic_write, write_json
 from dhmm_rl.model import Checkpoint, load_checkpoint
 from dhmm_rl.pretraining.workflow import find_pretrained, pretrain, pretrains
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
-from dhmm_rl.recipes.agents import MASKED, make_agent, rollout_size
+from dhmm_rl.recipes.agents import make_agent, rollout_size
+from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
 from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
 from dhmm_rl.runs.evaluation import (
@@ -43,7 +42,6 @@ from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.plots import plot_curve
 from dhmm_rl.runs.run import Run, removed_if_failed
 from dhmm_rl.runs.saved_agents import BEST_AGENT, read_best, read_checkpoint
-from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import RANDOM_STEPS
 
@@ -53,8 +51,6 @@ SHORT_PRETRAINING = 30.0
 """Seconds that they may always take."""
 TRIAL_STEPS = 64
 """Random steps that a tokenizer is fitted on when an agent is only tried out."""
-SEQUENCE_ONLY = inspect.signature(SequencePPO.__init__).parameters.keys() - inspect.signature(PPO.__init__).parameters.keys()
-"""Settings that SB3's PPO does not have."""
 
 
 @dataclass
@@ -119,8 +115,9 @@ def train(run: Run, args: Args, device: str) -> None:
     checkpoint = last_checkpoint(run.folder)
     return_to_checkpoint(run.folder, checkpoint)
     venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
-    if run.agent.algorithm not in MASKED and is_masking_supported(venv):
-        print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {' and '.join(MASKED)} do")
+    if is_masking_supported(venv) and not ALGORITHMS[run.agent.algorithm].takes_masks:
+        others = " and ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.takes_masks)
+        print(f"note: {run.env.name} masks actions; {run.agent.algorithm} takes no masks, {others} do")
     pretrained = get_pretrained(run, device, not args.quiet, args.trust)
     pretraining_steps = pretrained.info.get("env_steps", 0) if pretrained is not None else 0
     own = pretrained if run.args["pretrained"] == "new" else None
@@ -185,12 +182,13 @@ def start(args: Args, device: str) -> Run:
     if args.algo != "recipe":
         if not agent.reads_tokens:
             raise InputError(f"the agent {agent.name} reads no tokens; --algo is for agents that do")
-        agent = replace(agent, algorithm={"sequence-ppo": "SequencePPO", "ppo": "PPO"}[args.algo])
-        if args.algo == "ppo":
-            unknown = ", ".join(sorted(agent.ppo.keys() & SEQUENCE_ONLY))
-            if unknown:
-                print(f"note: only SequencePPO has the recipe's {unknown}; SB3's PPO goes without")
-            agent = replace(agent, ppo={name: value for name, value in agent.ppo.items() if name not in SEQUENCE_ONLY})
+        other = {"sequence-ppo": "SequencePPO", "ppo": "PPO"}[args.algo]
+        keywords = ALGORITHMS[other].keywords
+        unknown = ", ".join(sorted(agent.ppo.keys() - keywords))
+        if unknown:
+            print(f"note: only {agent.algorithm} has the recipe's {unknown}; {other} runs without")
+        ppo = {name: value for name, value in agent.ppo.items() if name in keywords}
+        agent = replace(agent, algorithm=other, ppo=ppo)
     if not agent.reads_tokens:
         if pretrained not in ("auto", "none"):
             raise InputError(f"the agent {agent.name} has no language model; --pretrained is for agents that have")
@@ -219,8 +217,8 @@ def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpo
         make_envs(env.evaluated, 1, seed, agent).close()
     venv = make_envs(env if env.vectorization != "subproc" else replace(env, vectorization="dummy"), 2, seed, agent)
     check_positions(agent, env)
-    if agent.algorithm == "MaskablePPO" and not is_masking_supported(venv):
-        raise InputError("MaskablePPO needs an environment with action masks, a method action_masks; PPO takes any")
+    if ALGORITHMS[agent.algorithm].requires_masks and not is_masking_supported(venv):
+        raise InputError(f"{agent.algorithm} needs an environment with action masks, a method action_masks; PPO takes any")
     tokenizer = pretrained.tokenizer if pretrained is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two environments and a few steps are too few for batches and tokens

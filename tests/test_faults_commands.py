@@ -39,10 +39,9 @@ from dhmm_rl.recipes import (
     load_recipes,
     recipe_folder,
 )
-from dhmm_rl.recipes.agents import ALGORITHMS
+from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import make_envs
-from dhmm_rl.recipes.loading import POLICIES
-from dhmm_rl.recipes.schema import ALGORITHM_SETTINGS, FieldSettings, ModelSettings, PolicySettings, TrainingSettings
+from dhmm_rl.recipes.schema import FieldSettings, ModelSettings, PolicySettings, TrainingSettings
 from dhmm_rl.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -228,10 +227,9 @@ def recipes_with_keys() -> Iterator[tuple[Callable[[Any, str], Any], Table, tupl
     yield from ((env_from_table, env, path) for path in paths_of_schema(EnvRecipe))
     for field in dataclasses.fields(FieldSettings):
         yield env_from_table, env, ("tokens", "fields", "observation[0]", field.name)
-    for algorithm, settings in ALGORITHM_SETTINGS.items():
-        policy = POLICIES[algorithm][-1]
-        agent: Table = {"name": "x", "description": "x", "policy": policy, "algorithm": algorithm}
-        paths = [*paths_of_schema(AgentRecipe), *(("ppo", *path) for path in paths_of_schema(settings))]
+    for name, algorithm in ALGORITHMS.items():
+        agent: Table = {"name": "x", "description": "x", "policy": algorithm.policies[-1], "algorithm": name}
+        paths = [*paths_of_schema(AgentRecipe), *(("ppo", *path) for path in paths_of_schema(algorithm.settings))]
         yield from ((agent_from_table, agent, path) for path in paths)
         yield from ((env_from_table, env, ("agents", "x", *path)) for path in paths if path != ("ppo",))
 
@@ -301,10 +299,10 @@ NOT_IN_FILES = {"rollout_buffer_class", "rollout_buffer_kwargs", "features_extra
 """Keywords that are classes, or that the algorithm gives."""
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHM_SETTINGS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_schema_has_the_keywords_and_defaults_of_algorithms(algorithm: str) -> None:
-    known = inspect.signature(ALGORITHMS[algorithm].__init__).parameters
-    settings: Any = ALGORITHM_SETTINGS[algorithm]()
+    known = inspect.signature(ALGORITHMS[algorithm].load_class().__init__).parameters
+    settings: Any = ALGORITHMS[algorithm].settings()
     fields = {field.name for field in dataclasses.fields(settings)}
     left_out = NOT_IN_FILES | ({"sde_sample_freq"} if algorithm == "SequencePPO" else set())
     assert fields == known.keys() - IN_CODE - (left_out - fields)

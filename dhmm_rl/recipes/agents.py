@@ -3,9 +3,7 @@
 from typing import Any
 
 import torch
-from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.utils import is_masking_supported
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
@@ -15,16 +13,7 @@ from dhmm_rl.common import DHMMPolicy, LanguageModelActor, WithActionMasks
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.recipes import AgentRecipe
-from dhmm_rl.sequence_ppo import SequencePPO
-
-ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
-    "SequencePPO": SequencePPO,
-    "PPO": PPO,
-    "RecurrentPPO": RecurrentPPO,
-    "MaskablePPO": MaskablePPO,
-}
-MASKED = ("SequencePPO", "MaskablePPO")
-"""Those that take action masks."""
+from dhmm_rl.recipes.algorithms import ALGORITHMS, find_algorithm
 
 
 def make_agent(
@@ -48,20 +37,20 @@ def make_agent(
         policy_kwargs["activation_fn"] = known
     if agent.reads_tokens:
         policy_kwargs["features_extractor_kwargs"] = agent.model
-    sequence = agent.algorithm == "SequencePPO"
-    if sequence:
+    algorithm = ALGORITHMS[agent.algorithm]
+    if algorithm.uses_cached_state:
         settings["pretrained"] = pretrained
         policy_kwargs |= {"keep_prior": True} if keep_prior else {}
-    algorithm: Any = ALGORITHMS[agent.algorithm]
+    algorithm_class: Any = algorithm.load_class()
     try:
-        made: OnPolicyAlgorithm = algorithm(
+        made: OnPolicyAlgorithm = algorithm_class(
             agent.policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
         )
     except InputError:
         raise
     except (AssertionError, TypeError, ValueError) as error:  # SB3 asserts, too
         raise InputError(f"the settings of agent {agent.name} do not fit: {str(error).splitlines()[0]}") from error
-    if pretrained is not None and not sequence:
+    if pretrained is not None and not algorithm.uses_cached_state:
         assert isinstance(made.policy, DHMMPolicy)
         made.policy.load_language_model(pretrained.model)
     return made
@@ -69,8 +58,9 @@ def make_agent(
 
 def with_masks(agent: Any, env: VecEnv) -> Any:
     """The agent, asking the environments for their action masks if they have any and it can use them."""
-    takes_masks = isinstance(agent, SequencePPO | LanguageModelActor | MaskablePPO) and is_masking_supported(env)
-    return WithActionMasks(agent, env) if takes_masks else agent
+    algorithm = find_algorithm(agent)
+    takes_masks = isinstance(agent, LanguageModelActor) if algorithm is None else ALGORITHMS[algorithm].takes_masks
+    return WithActionMasks(agent, env) if takes_masks and is_masking_supported(env) else agent
 
 
 def rollout_size(agent: BaseAlgorithm) -> int:

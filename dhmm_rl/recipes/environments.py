@@ -31,6 +31,7 @@ from dhmm_rl.envs.wrappers.faults import fault_of
 from dhmm_rl.errors import EnvironmentFault, InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
+from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.tokens import Tokenizer, fitting
 from dhmm_rl.tokens.fields import unflatten
@@ -197,7 +198,7 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
     if agent is None:
         return venv
     if agent.reads_tokens:
-        history = 1 if agent.algorithm == "SequencePPO" else agent.model["window"]
+        history = 1 if ALGORITHMS[agent.algorithm].uses_cached_state else agent.model["window"]
         venv = VecTokenStream(venv, tokenizer, history=history)
     venv = RefuseNan(venv)
     if agent.frame_stack > 1:

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from dhmm_rl.checks import Matching, Range, TableOf, check, check_table, one_of
 from dhmm_rl.common.sequence_policy import DEFAULT_WINDOW
 from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.recipes.schema import (
-    ALGORITHM_SETTINGS,
     LARGEST_MODEL,
     ModelSettings,
     PretrainSettings,
@@ -28,14 +28,6 @@ from dhmm_rl.recipes.schema import (
 Table = dict[str, Any]
 Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
 
-_SB3 = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
-POLICIES = {
-    "SequencePPO": ("DHMMPolicy",),
-    "PPO": ("DHMMPolicy", *_SB3),
-    "RecurrentPPO": ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"),
-    "MaskablePPO": _SB3,
-}
-"""The policies of each algorithm."""
 LARGEST_ROLLOUT = 2**26
 """A rollout of more environment steps than this is refused."""
 MODEL_KEYS = tuple(f.name for f in fields(ModelSettings))
@@ -51,7 +43,7 @@ class AgentRecipe:
     """One line for people."""
     policy: str
     """``DHMMPolicy``, or a policy of SB3's by its name."""
-    algorithm: Annotated[str, one_of(*ALGORITHM_SETTINGS)] = "SequencePPO"
+    algorithm: Annotated[str, one_of(*ALGORITHMS)] = "SequencePPO"
     """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
     model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
     """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
@@ -198,7 +190,7 @@ def agent_from_table(table: Any, where: str) -> AgentRecipe:
     algorithm = table.get("algorithm", AgentRecipe.algorithm) if isinstance(table, dict) else None
     _check_agent(table, where, "", algorithm, partial=False)
     recipe = AgentRecipe(**table)
-    known = POLICIES[recipe.algorithm]
+    known = ALGORITHMS[recipe.algorithm].policies
     if recipe.policy not in known:
         raise InputError(f"{where}: Policy {recipe.policy} unknown; {recipe.algorithm} takes {', '.join(known)}")
     if recipe.reads_tokens:
@@ -228,10 +220,10 @@ def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partia
     """Check an agent's recipe, or what a table says of it; its ``ppo`` with an unknown algorithm against those of all."""
     check(table, AgentRecipe, where, key, partial)
     errors = []
-    for name, settings in ALGORITHM_SETTINGS.items():
+    for name, known in ALGORITHMS.items():
         if algorithm in (name, None):
             try:
-                check(table.get("ppo", {}), settings, where, f"{key}.ppo" if key else "ppo")
+                check(table.get("ppo", {}), known.settings, where, f"{key}.ppo" if key else "ppo")
                 return
             except InputError as error:
                 errors.append(error)

@@ -324,11 +324,3 @@ class SequencePPOSettings(AlgorithmSettings):
     """Weight of the KL divergence of the policy from the uniform distribution, in nats."""
     next_token_coef: NotNegative = 0.0
     """Weight of the next-token loss of the observations, in nats per token."""
-
-
-ALGORITHM_SETTINGS: dict[str, type[AlgorithmSettings]] = {
-    "SequencePPO": SequencePPOSettings,
-    "PPO": PPOSettings,
-    "RecurrentPPO": RecurrentPPOSettings,
-    "MaskablePPO": MaskablePPOSettings,
-}

@@ -24,7 +24,8 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes import AgentRecipe
-from dhmm_rl.recipes.agents import ALGORITHMS, make_agent
+from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.algorithms import ALGORITHMS, find_algorithm
 from dhmm_rl.recipes.environments import restore_normalization
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
@@ -90,7 +91,7 @@ class SavedAgent(NamedTuple):
         """
         if self.content is None:
             with reading(self.path):
-                return ALGORITHMS[recipe.algorithm].load(self.path, env=env, device=self.device)
+                return ALGORITHMS[recipe.algorithm].load_class().load(self.path, env=env, device=self.device)
         content = self.content
         if content["algorithm"] != recipe.algorithm:
             raise InputError(f"{self.path} is of another run: an agent of {content['algorithm']}, not {recipe.algorithm}")
@@ -168,7 +169,7 @@ def save_agent(agent: OnPolicyAlgorithm, path: Path, run: Path | None = None) ->
     content = {
         "format": _FORMAT,
         "run": None if run is None else run_checksum(run),
-        "algorithm": next(name for name, known in ALGORITHMS.items() if isinstance(agent, known)),
+        "algorithm": find_algorithm(agent),
         "observation_space": _space_to_dict(agent.observation_space),
         "action_space": space_to_dict(agent.action_space),
         "keep_prior": bool(getattr(agent.policy, "keep_prior", False)),
