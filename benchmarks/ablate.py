@@ -24,7 +24,7 @@ from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Languag
 from dhmm_rl.languages.experiment import draw, draw_held_out, model_settings
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.plotting import save_figure
-from dhmm_rl.pretraining.trainer import Windows, train_language_model
+from dhmm_rl.pretraining.trainer import SequenceDataset, train_language_model
 from dhmm_rl.recipes.schema import TrainingSettings
 
 
@@ -185,7 +185,9 @@ def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language
     return language, model
 
 
-def fit(model: Any, train_set: Windows, held_out: Windows, settings: TrainingSettings, folder: Path, seed: int) -> None:
+def fit(
+    model: Any, train_set: SequenceDataset, held_out: SequenceDataset, settings: TrainingSettings, folder: Path, seed: int
+) -> None:
     """Train a model without logs; ``folder`` keeps the state from which an interrupted training goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     train_language_model(model, train_set, held_out, settings, folder=folder, logger=Logger(None, []), seed=seed)

@@ -17,7 +17,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dhmm_rl.cli import run_command
-from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays
+from dhmm_rl.envs import FlattenFields, VecTokenStream, flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
@@ -46,7 +46,7 @@ def main(args: Args) -> None:
 def measure(env_id: str, envs: int, seconds: float) -> None:
     """Print one line."""
     try:
-        venv = DummyVecEnv([lambda: as_arrays(gym.make(env_id))] * envs)
+        venv = DummyVecEnv([lambda: flatten_if_needed(gym.make(env_id))] * envs)
     except (gym.error.Error, ImportError) as error:
         raise InputError(f"the environment {env_id} cannot be made: {str(error).splitlines()[0]}") from error
     tokenizer = Tokenizer(venv.observation_space, venv.action_space).fit(venv)

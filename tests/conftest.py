@@ -38,7 +38,7 @@ def within_one_bin(tokenizer: Tokenizer, values: np.ndarray[Any, Any]) -> None:
     assert (ids >= codec.starts[:-1]).all()
     assert (ids < codec.starts[1:]).all()
     back = flatten(tokenizer.observation_space, unflatten(tokenizer.observation_space, codec.decode(ids)))
-    for part in codec.parts:
+    for part in codec.groups:
         met, got = (array[..., part.columns].astype(np.float64) for array in (values, back))
         if isinstance(part.quantizer, Codebook):
             continue

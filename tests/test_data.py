@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.data import Rollouts, StreamDataset, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import DONE, PAD_ID, RESET, Tokenizer
 
@@ -153,7 +153,7 @@ def test_damaged_rollouts_are_named(how: str, message: str, tmp_path: Path) -> N
 def test_windows_hold_every_step_equally_often_and_never_two_episodes(terminates: bool, length: int) -> None:
     rollouts = counted(terminates=terminates)
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space, bins=100)
-    windows = StreamWindows(rollouts, tokenizer, length)
+    windows = StreamDataset(rollouts, tokenizer, length)
     batch = windows[np.arange(len(windows))]
     ids, labels = batch.input_ids.numpy(), batch.labels.numpy()
     first_bin = tokenizer.slots[1].start
@@ -165,15 +165,15 @@ def test_windows_hold_every_step_equally_often_and_never_two_episodes(terminates
         inner = window[1:][window[:-1, 1] != PAD_ID]
         assert (following[:-1][window[:-1, 1] != PAD_ID] == inner).all()
 
-    some = StreamWindows(rollouts, tokenizer, length, episodes=np.array([4, 2]))
-    part = some[some.tiles()].labels.numpy()
+    some = StreamDataset(rollouts, tokenizer, length, episodes=np.array([4, 2]))
+    part = some[some.eval_indices()].labels.numpy()
     assert (part[..., 1] != PAD_ID).sum() == np.diff(rollouts.starts)[[2, 4]].sum() - 2
 
     is_label = labels[..., 1] != PAD_ID
     assert is_label.sum() == rollouts.steps * length
     assert (labels[..., 0] == DONE).sum() == (len(rollouts) * length if terminates else 0)
     assert (labels[..., 0] != RESET).all()
-    tiles = windows[windows.tiles()].labels.numpy()
+    tiles = windows[windows.eval_indices()].labels.numpy()
     assert (tiles[..., 1] != PAD_ID).sum() == rollouts.steps
     assert (tiles[..., 0] != PAD_ID).sum() == rollouts.steps + terminates * len(rollouts)
 
@@ -182,32 +182,32 @@ def test_actions_not_worth_imitating_have_no_weight() -> None:
     for imitate in (True, False):
         rollouts = counted(imitate=imitate)
         tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space)
-        windows = StreamWindows(rollouts, tokenizer, 4, field_weights={"observation[0]": 2.5})
+        windows = StreamDataset(rollouts, tokenizer, 4, field_weights={"observation[0]": 2.5})
         weights = windows[[0, 5]].weights
         assert (weights[..., 0] == float(imitate)).all()
         assert (weights[..., 1] == 2.5).all()
     with pytest.raises(InputError, match="field weights name"):
-        StreamWindows(rollouts, tokenizer, 4, field_weights={"obs": 1})
+        StreamDataset(rollouts, tokenizer, 4, field_weights={"obs": 1})
 
 
 def test_dither_changes_bins_by_at_most_one_and_repeats_with_its_seed() -> None:
     rollouts = collect(make_vec_env("CartPole-v1", 1), episodes=5, imitate=False)
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space, bins=50).fit(rollouts.observations)
-    plain, dithered, again = (StreamWindows(rollouts, tokenizer, 8, dither=d)[np.arange(40)].input_ids for d in (None, 1, 1))
+    plain, dithered, again = (StreamDataset(rollouts, tokenizer, 8, dither=d)[np.arange(40)].input_ids for d in (None, 1, 1))
     assert (dithered == again).all()
     assert (dithered != plain).any()
     assert (dithered - plain).abs().max() == 1
     assert (dithered[..., 0] == plain[..., 0]).all()
-    taught = StreamWindows(rollouts.imitating(np.array([True, False] * 2 + [True])), tokenizer, 8, dither=1)
+    taught = StreamDataset(rollouts.with_imitate(np.array([True, False] * 2 + [True])), tokenizer, 8, dither=1)
     windows = np.arange(len(taught))
-    changed = taught[windows].input_ids != StreamWindows(rollouts, tokenizer, 8)[windows].input_ids
+    changed = taught[windows].input_ids != StreamDataset(rollouts, tokenizer, 8)[windows].input_ids
     of_episode = np.searchsorted(taught._ends, windows, side="right")
     assert [bool(changed[of_episode == episode].any()) for episode in range(5)] == [False, True, False, True, False]
 
 
 def test_foreign_spaces_and_no_episodes_are_refused(cartpole: Tokenizer) -> None:
     with pytest.raises(InputError, match="the environment has it as"):
-        StreamWindows(counted(), cartpole, 4)
+        StreamDataset(counted(), cartpole, 4)
     with pytest.raises(InputError, match="at least 1"):
         counted(episodes=0)
 
@@ -251,8 +251,8 @@ def test_observations_of_many_parts_are_kept_as_their_fields(space: spaces.Space
     rollouts.save(tmp_path / "rollouts")
     again = Rollouts.load(tmp_path / "rollouts")
     assert again.observation_space == space
-    windows = StreamWindows(again, tokenizer, 6)
-    batch = windows[windows.tiles()[:1]]
+    windows = StreamDataset(again, tokenizer, 6)
+    batch = windows[windows.eval_indices()[:1]]
     parts = again.observations_at(np.arange(1))
     assert (batch.input_ids[0, 0].numpy() == tokenizer.first_step(parts)[0]).all()
     tokenizer.fit(again.observations_at(np.arange(5)))

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from benchmarks import run as benchmarks_run
 from dhmm_rl import play, ppo, pretrain
-from dhmm_rl.data import Rollouts, StreamWindows, collect
+from dhmm_rl.data import Rollouts, StreamDataset, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
 from dhmm_rl.pretraining import workflow as pretraining
@@ -392,7 +392,7 @@ def noise(tmp_path: Path, settings: TrainingSettings) -> tuple[Trained, list[dic
     rollouts = Rollouts.from_episodes(episodes, space, env.action_space, "noise", 0)
     tokenizer = Tokenizer(space, env.action_space)
     train_set, held_out = (
-        StreamWindows(rollouts, tokenizer, 8, episodes=np.arange(12)[part]) for part in (slice(3), slice(3, 12))
+        StreamDataset(rollouts, tokenizer, 8, episodes=np.arange(12)[part]) for part in (slice(3), slice(3, 12))
     )
     torch.manual_seed(0)
     model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=32, heads=2, num_states=2, window=4)

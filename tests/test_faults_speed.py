@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from dhmm_rl.data import StreamWindows, collect
+from dhmm_rl.data import StreamDataset, collect
 from dhmm_rl.data.datasets import ROWS_AT_ONCE
 from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.model import DHMMGPT2
@@ -88,14 +88,14 @@ def test_images_of_rollouts_are_encoded_once(dither: int | None, monkeypatch: py
 
     rollouts = collect(make_vec_env(Pictures, 2, seed=0), episodes=4, max_steps=600, imitate=False)
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts)
-    windows = StreamWindows(rollouts, tokenizer, 8, dither=dither)
+    windows = StreamDataset(rollouts, tokenizer, 8, dither=dither)
     calls = count_calls(monkeypatch, Codebook, "encode")
-    order = windows.epoch(np.random.default_rng(0))
+    order = windows.shuffled_indices(np.random.default_rng(0))
     first, again = windows[order], windows[order]
     assert sum(len(images) for images, *_ in calls) == len(rollouts.rewards)
     assert max(len(images) for images, *_ in calls) <= ROWS_AT_ONCE
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    window = int(np.flatnonzero(windows.tiles() >= 0)[0])
+    window = int(np.flatnonzero(windows.eval_indices() >= 0)[0])
     row = rollouts.starts[0]
     expected = tokenizer.first_step(rollouts.observations_at(np.array([row])))
     np.testing.assert_array_equal(windows[[window]].input_ids[0, -1], expected[0])
@@ -105,7 +105,7 @@ def test_dithered_numbers_beside_images_are_dithered_at_every_batch() -> None:
     rollouts = collect(make_vec_env(ImageAndVector, 2, seed=0), episodes=4, max_steps=400, imitate=False)
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts)
     some = np.arange(20)
-    plain, dithered = (StreamWindows(rollouts, tokenizer, 8, dither=d)[some].input_ids for d in (None, 1))
+    plain, dithered = (StreamDataset(rollouts, tokenizer, 8, dither=d)[some].input_ids for d in (None, 1))
     differs = (plain != dithered).reshape(-1, plain.shape[-1]).any(dim=0)
     assert [slot.name for slot, moved in zip(tokenizer.slots, differs, strict=True) if moved][:1] == ["observation.vector[0]"]
 

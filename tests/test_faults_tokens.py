@@ -17,7 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from dhmm_rl.data import Rollouts, collect
-from dhmm_rl.envs import TokenStream, VecTokenStream, as_arrays
+from dhmm_rl.envs import TokenStream, VecTokenStream, flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import EnvRecipe
@@ -76,7 +76,7 @@ COMPOSITE: dict[str, tuple[Any, int]] = {
 @pytest.mark.parametrize("kind", COMPOSITE)
 def test_rollouts_of_composite_observations_take_no_more_than_the_types_of_their_space(kind: str, tmp_path: Path) -> None:
     space, size = COMPOSITE[kind]
-    venv = DummyVecEnv([lambda: as_arrays(Drawn(space))] * 2)
+    venv = DummyVecEnv([lambda: flatten_if_needed(Drawn(space))] * 2)
     rollouts = collect(venv, episodes=4, imitate=True)
     assert rollouts.observations.nbytes == size * len(rollouts.rewards)
     rollouts.save(tmp_path / "kept")
@@ -85,7 +85,7 @@ def test_rollouts_of_composite_observations_take_no_more_than_the_types_of_their
     rows = np.arange(len(rollouts.rewards))
     venv.seed(0)
     first = venv.reset()
-    for some in (rollouts, kept, kept.select(range(4)), kept.seen_as(venv.observation_space)):
+    for some in (rollouts, kept, kept.select(range(4)), kept.with_observation_space(venv.observation_space)):
         again = flatten(venv.observation_space, some.observations_at(rows))
         np.testing.assert_array_equal(again, flatten(venv.observation_space, rollouts.observations_at(rows)))
         np.testing.assert_array_equal(again[0], flatten(venv.observation_space, first)[0])
@@ -94,7 +94,7 @@ def test_rollouts_of_composite_observations_take_no_more_than_the_types_of_their
 @pytest.mark.parametrize("kind", COMPOSITE)
 def test_rollouts_that_were_kept_as_floats_are_read_and_joined_with_new_ones(kind: str, tmp_path: Path) -> None:
     space, _ = COMPOSITE[kind]
-    venv = DummyVecEnv([lambda: as_arrays(Drawn(space))])
+    venv = DummyVecEnv([lambda: flatten_if_needed(Drawn(space))])
     new = collect(venv, episodes=2, imitate=True)
     rows = np.arange(len(new.rewards))
     flat = flatten(venv.observation_space, new.observations_at(rows)).astype(np.float64)

@@ -16,7 +16,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.runs.reconstructions import save_reconstruction
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import table
+from dhmm_rl.tokens.fitting import format_report
 from dhmm_rl.tokens.images import Patches, fit_codebook
 
 
@@ -144,7 +144,7 @@ def test_fields_with_few_values_get_exactly_these_and_those_that_never_change_ke
     assert [line.how for line in fitted.report] == ["bins", "values", "bins", "bins"]
     assert [line.used for line in fitted.report] == [1, 3, 10, 8]  # of a field without bounds, the last bins are for later
     assert all(line.error < 0.35 * max(line.spread, 1e-9) for line in fitted.report[2:])
-    assert "observation[1]" in table(fitted.report)
+    assert "observation[1]" in format_report(fitted.report)
     assert fitted.fit(rows) == fitted
 
 

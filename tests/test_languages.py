@@ -228,7 +228,7 @@ def test_offsets_reach_every_position_and_too_long_ones_are_refused() -> None:
 def test_a_fresh_set_gives_the_same_batch_for_the_same_numbers_and_grows() -> None:
     language = Addition(sizes=(1, 10), growth=0.5)
     one, other = (FreshSentences(language, 10_000, seed=3) for _ in range(2))
-    order = one.epoch(np.random.default_rng(0))
+    order = one.shuffled_indices(np.random.default_rng(0))
     assert (order == np.arange(10_000)).all()
     for first in (0, 4_992, 9_984):
         batch = one[order[first : first + 16]]
@@ -243,7 +243,7 @@ def test_a_fixed_set_holds_its_sentences() -> None:
     language = Addition()
     instances = [save_figure(language, 3, seed) for seed in range(10)]
     fixed = FixedSentences(language, instances, seed=0)
-    assert sorted(fixed.epoch(np.random.default_rng(0)).tolist()) == fixed.tiles().tolist() == list(range(10))
+    assert sorted(fixed.shuffled_indices(np.random.default_rng(0)).tolist()) == fixed.eval_indices().tolist() == list(range(10))
     batch = fixed[np.array([4, 2])]
     assert [language.decode(row.tolist()) for row in batch.input_ids] == [
         language.decode(language.sentence(instances[number]).ids) for number in (4, 2)

@@ -58,7 +58,7 @@ def rollouts_of(kind: str) -> Rollouts:
     if kind == "cards":
         return collect(make_vec_env(Cards, 2), episodes=3, imitate=True, env_id="Cards")
     rollouts = collect(make_vec_env(kind, 2), episodes=5, imitate=False, env_id=kind)
-    return rollouts.imitating(np.array([True, False, True, True, False]))
+    return rollouts.with_imitate(np.array([True, False, True, True, False]))
 
 
 def assert_equal(ours: Rollouts, theirs: Rollouts) -> None:
@@ -122,17 +122,17 @@ def test_what_sb3_holds_as_fields_is_written_in_full_and_read_as_the_environment
     assert isinstance(kept.observation_space, spaces.Dict)
     assert [type(kept.observation_space[key]) for key in ("z", "a")] == [spaces.Dict, spaces.Text]
     assert minari.load_dataset(ID)[0].observations["a"] == ["a", "b c", "a", "b c", "a"]
-    assert_equal(kept.seen_as(seen), rollouts)
+    assert_equal(kept.with_observation_space(seen), rollouts)
     for order in ("za", "az"):
         other = in_two_ways(mission, order)
         tokenizer = Tokenizer(other, spaces.Discrete(2))
         rows = np.arange(5)
-        ids = tokenizer.encode_observation(kept.seen_as(other).observations_at(rows))
+        ids = tokenizer.encode_observation(kept.with_observation_space(other).observations_at(rows))
         np.testing.assert_array_equal(ids, tokenizer.encode_observation(unflatten(seen.space, rollouts.observations[rows])))
     strange = FieldSpace(in_two_ways(Strings(["a", "b"])))
     with pytest.raises(InputError, match="the string 'b c' was met"):
-        kept.seen_as(strange)
-    assert kept.seen_as(spaces.Discrete(2)) is kept
+        kept.with_observation_space(strange)
+    assert kept.with_observation_space(spaces.Discrete(2)) is kept
 
 
 def test_spaces_that_minari_lacks_are_refused() -> None:
@@ -150,7 +150,7 @@ def test_a_dataset_of_minigrid_is_data_of_minigrid(vectorization: str) -> None:
     env = replace(env, vectorization=vectorization)
     rollouts = read_source(Source("random"), env, n_envs=2, episodes=2)
     write_minari(rollouts, ID)
-    assert_equal(read_source(Source(f"minari:{ID}"), env, n_envs=1, episodes=1), rollouts.imitating(False))
+    assert_equal(read_source(Source(f"minari:{ID}"), env, n_envs=1, episodes=1), rollouts.with_imitate(False))
 
 
 Parts = dict[str, Any]
@@ -192,7 +192,7 @@ def write(episodes: list[Parts], rollouts: Rollouts) -> None:
 def test_what_minari_writes_is_the_same_here(kind: str) -> None:
     rollouts = rollouts_of(kind)
     write(parts_of(rollouts), rollouts)
-    assert_equal(read_minari(ID), rollouts.imitating(True))
+    assert_equal(read_minari(ID), rollouts.with_imitate(True))
     assert not read_minari(ID, imitate=False).imitate.any()
 
 
@@ -253,7 +253,7 @@ def test_a_bad_episode_is_left_out_and_said_why(what: str, root: Path) -> None:
         change(episodes[1])
         write(episodes, rollouts)
     notices: list[str] = []
-    assert_equal(read_minari(ID, notice=notices.append), rollouts.imitating(True).select([0, 2, 3, 4]))
+    assert_equal(read_minari(ID, notice=notices.append), rollouts.with_imitate(True).select([0, 2, 3, 4]))
     assert len(notices) == 1
     assert "1 of 5 episodes of minari:cartpole/some-v0 are left out (1): " in notices[0]
     assert message in notices[0]

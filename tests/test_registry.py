@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl.envs import FlattenFields, VecTokenStream, as_arrays
+from dhmm_rl.envs import FlattenFields, VecTokenStream, flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 from dhmm_rl.tokens.fields import flatten, unflatten
@@ -62,7 +62,7 @@ def make(env_id: str) -> gym.Env[Any, Any]:
     """The environment, as SB3's vector environments can hold it."""
     env = gym.make(env_id, disable_env_checker=True)
     try:
-        return as_arrays(env)
+        return flatten_if_needed(env)
     except InputError:
         return FlattenFields(env, size=FREE_TEXT)
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from dhmm_rl import VecTokenStream
-from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
+from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset, collect
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.sources import Part, Source, gather, imitate_top, read_source
@@ -265,21 +265,21 @@ def test_only_the_best_of_what_is_worth_it_are_imitated() -> None:
 
 
 def test_the_imitated_and_the_others_are_held_out_alike() -> None:
-    rollouts = rollouts_of([0] * 100, True).imitating(np.arange(100) < 20)
+    rollouts = rollouts_of([0] * 100, True).with_imitate(np.arange(100) < 20)
     train, held_out = split(rollouts, 0.1, seed=0)
     assert sorted([*train, *held_out]) == list(range(100))
     assert (held_out < 20).sum() == 2
     assert len(held_out) == 10
     assert (np.concatenate(split(rollouts, 0.1, seed=0)) == np.concatenate([train, held_out])).all()
     assert (split(rollouts, 0.1, seed=1)[1] != held_out).any()
-    train, held_out = split(rollouts_of([0, 0], True).imitating(np.array([True, False])), 0.1, seed=0)
+    train, held_out = split(rollouts_of([0, 0], True).with_imitate(np.array([True, False])), 0.1, seed=0)
     assert [len(train), len(held_out)] == [1, 1]
 
 
-def mixture(weights: list[float]) -> MixedWindows:
+def mixture(weights: list[float]) -> MixedDataset:
     rollouts = [rollouts_of([0] * 4, True), rollouts_of([0] * 20, False), rollouts_of([0] * 10, True)]
     tokenizer = Tokenizer(rollouts[0].observation_space, rollouts[0].action_space, bins=100)
-    return MixedWindows([StreamWindows(part, tokenizer, 5) for part in rollouts], weights)
+    return MixedDataset([StreamDataset(part, tokenizer, 5) for part in rollouts], weights)
 
 
 def test_a_mixture_holds_the_windows_of_its_parts() -> None:
@@ -293,7 +293,7 @@ def test_a_mixture_holds_the_windows_of_its_parts() -> None:
             assert torch.equal(tensor[torch.from_numpy(mine)], other)
         offset += len(part)
     assert offset == len(mixed)
-    tiles = mixed[mixed.tiles()].labels
+    tiles = mixed[mixed.eval_indices()].labels
     assert (tiles[..., 1] >= 0).sum() == sum(part.rollouts.steps for part in mixed.parts)
 
 
@@ -303,8 +303,8 @@ def test_an_epoch_shows_each_source_as_often_as_its_weight_says(weights: list[fl
     seen = np.zeros(len(mixed))
     sizes = set()
     for epoch in range(200):
-        order = mixed.epoch(np.random.default_rng([0, epoch]))
-        assert (order == mixed.epoch(np.random.default_rng([0, epoch]))).all()
+        order = mixed.shuffled_indices(np.random.default_rng([0, epoch]))
+        assert (order == mixed.shuffled_indices(np.random.default_rng([0, epoch]))).all()
         counts = np.bincount(order, minlength=len(mixed))
         seen += counts
         sizes.add(len(order))

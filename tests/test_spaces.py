@@ -209,7 +209,7 @@ def test_what_is_longer_than_declared_and_what_is_no_member_is_an_error() -> Non
 
 def test_half_bounded_fields_are_finest_at_their_bound() -> None:
     space = spaces.Box(np.array([2, -np.inf]), np.array([np.inf, 5]), dtype=np.float64)
-    bins = Tokenizer(space, spaces.Discrete(2), overrides={"observation": {"scale": 3}}).observation_codec.parts[0].quantizer
+    bins = Tokenizer(space, spaces.Discrete(2), overrides={"observation": {"scale": 3}}).observation_codec.groups[0].quantizer
     assert isinstance(bins, Bins)
     assert bins.low.tolist() == [2, -25]
     assert bins.high.tolist() == [32, 5]

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows, collect
+from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.pretraining import trainer as language_model
@@ -32,10 +32,10 @@ def rollouts() -> Rollouts:
     return collect(make_vec_env("CartPole-v1", 2), episodes=40, imitate=False, seed=0)
 
 
-def sets(rollouts: Rollouts, settings: TrainingSettings = SETTINGS) -> tuple[Tokenizer, StreamWindows, StreamWindows]:
+def sets(rollouts: Rollouts, settings: TrainingSettings = SETTINGS) -> tuple[Tokenizer, StreamDataset, StreamDataset]:
     tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts.observations)
-    train = StreamWindows(rollouts, tokenizer, settings.length, episodes=np.arange(30), dither=0)
-    return tokenizer, train, StreamWindows(rollouts, tokenizer, settings.length, episodes=np.arange(30, 40))
+    train = StreamDataset(rollouts, tokenizer, settings.length, episodes=np.arange(30), dither=0)
+    return tokenizer, train, StreamDataset(rollouts, tokenizer, settings.length, episodes=np.arange(30, 40))
 
 
 def train(rollouts: Rollouts, folder: Path, settings: TrainingSettings = SETTINGS) -> tuple[DHMMGPT2, Trained]:
@@ -89,8 +89,8 @@ def test_an_interrupted_training_ends_as_though_it_had_not_been(
 
 def test_batches_of_a_mixture_go_on_where_they_stopped(rollouts: Rollouts) -> None:
     tokenizer, _, _ = sets(rollouts)
-    halves = [StreamWindows(rollouts, tokenizer, 8, episodes=np.arange(30)[half::2], dither=0) for half in range(2)]
-    mixed = MixedWindows(halves, [0.3, 2.5])
+    halves = [StreamDataset(rollouts, tokenizer, 8, episodes=np.arange(30)[half::2], dither=0) for half in range(2)]
+    mixed = MixedDataset(halves, [0.3, 2.5])
     whole = list(itertools.islice(language_model._batches(mixed, 16, seed=1, skip=0), 80))  # more than an epoch
     for skip in (1, 30, 79):
         for mine, other in zip(language_model._batches(mixed, 16, seed=1, skip=skip), whole[skip:], strict=False):
@@ -116,7 +116,7 @@ def test_frequencies_of_known_data_give_their_entropy() -> None:
     env = make_vec_env("CartPole-v1", 1)
     data = collect(env, lambda observations: np.ones(len(observations), dtype=int), episodes=200, imitate=True)
     tokenizer = Tokenizer(data.observation_space, data.action_space, bins=2)
-    windows = StreamWindows(data, tokenizer, 4)
+    windows = StreamDataset(data, tokenizer, 4)
     bits = frequency_bits(windows, windows, DHMMGPT2.from_tokenizer(tokenizer).slot_ids)
     done = len(data) / (data.steps + len(data))
     assert bits[0] == pytest.approx(-done * math.log2(done) - (1 - done) * math.log2(1 - done), abs=0.01)

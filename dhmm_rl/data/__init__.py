@@ -1,8 +1,8 @@
 """Rollouts: collected, read and written, and cut into the windows that pretraining reads."""
 
 from dhmm_rl.data.collect import collect
-from dhmm_rl.data.datasets import Batch, MixedWindows, StreamWindows
+from dhmm_rl.data.datasets import Batch, MixedDataset, StreamDataset
 from dhmm_rl.data.minari_datasets import read_minari, write_minari
 from dhmm_rl.data.rollouts import Rollouts
 
-__all__ = ["Batch", "MixedWindows", "Rollouts", "StreamWindows", "collect", "read_minari", "write_minari"]
+__all__ = ["Batch", "MixedDataset", "Rollouts", "StreamDataset", "collect", "read_minari", "write_minari"]

@@ -12,7 +12,7 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from dhmm_rl.data.rollouts import PLAIN, Episode, Rollouts, pack
+from dhmm_rl.data.rollouts import ARRAY_SPACES, Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain_scalars
 from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of, random_actor
@@ -26,7 +26,7 @@ NO_LAST_OBSERVATION = (
 
 
 @runtime_checkable
-class Predicts(Protocol):
+class SupportsPredict(Protocol):
     """What SB3's algorithms and policies have in common."""
 
     def predict(
@@ -40,7 +40,7 @@ class Predicts(Protocol):
         ...
 
 
-Policy = Predicts | Callable[[NDArray[Any]], Actions]
+Policy = SupportsPredict | Callable[[NDArray[Any]], Actions]
 
 
 @plain_scalars
@@ -76,7 +76,7 @@ def collect(
     :raises InputError: for a number of episodes or steps that is not positive, for actions that are no arrays, and for action
         masks that cannot be read or forbid everything
     """
-    if not isinstance(env.action_space, PLAIN):
+    if not isinstance(env.action_space, ARRAY_SPACES):
         raise InputError(
             f"actions of {env_id} are a {type(env.action_space).__name__}; those of a vector environment are arrays: turn them "
             "into a Box, Discrete, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
@@ -145,7 +145,7 @@ def _actor(
         env.action_space.seed(seed)
         draw = random_actor(env)
         return lambda observations, starts: draw()
-    if not isinstance(policy, Predicts):
+    if not isinstance(policy, SupportsPredict):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None
     predict: Any = policy.predict

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     position_ids: Tensor
 
 
-class StreamWindows:
+class StreamDataset:
     """
     Every window of ``length`` steps of every episode; never a step of two.
 
@@ -98,11 +98,11 @@ class StreamWindows:
             self.episodes[place], first, None if self.dither is None else np.random.default_rng([self.dither, *indices])
         )
 
-    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Numbers of all windows, in random order."""
         return rng.permutation(len(self))
 
-    def tiles(self) -> NDArray[np.int64]:
+    def eval_indices(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""
         per_episode = [
             end - (steps - 1) + np.arange(0, steps - 1, self.length) for end, steps in zip(self._ends, self.steps, strict=True)
@@ -144,7 +144,7 @@ class StreamWindows:
         return self.tokenizer.next_step(self.rollouts.actions_at(row), self.rollouts.observations_at(row), rng)
 
 
-class MixedWindows:
+class MixedDataset:
     """
     The windows of several sources, each shown so often as its weight says.
 
@@ -155,7 +155,7 @@ class MixedWindows:
     :param weights: theirs
     """
 
-    def __init__(self, parts: Sequence[StreamWindows], weights: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[StreamDataset], weights: Sequence[float]) -> None:
         self.parts, self.length = parts, parts[0].length
         self.shown = [max(1, round(weight * len(part))) for part, weight in zip(parts, weights, strict=True)]
         self._ends = np.cumsum([len(part) for part in parts])
@@ -177,7 +177,7 @@ class MixedWindows:
         order = torch.from_numpy(np.argsort(np.concatenate(found)))
         return Batch(*(torch.cat(tensors)[order] for tensors in zip(*batches, strict=True)))
 
-    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Numbers of windows in random order, each about as often as its source's weight says."""
         drawn = []
         for part, end, shown in zip(self.parts, self._ends, self.shown, strict=True):
@@ -186,6 +186,6 @@ class MixedWindows:
             drawn.append(np.concatenate([every, rng.choice(len(part), rest, replace=False)]) + end - len(part))
         return rng.permutation(np.concatenate(drawn))
 
-    def tiles(self) -> NDArray[np.int64]:
+    def eval_indices(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label of every source once."""
-        return np.concatenate([part.tiles() + end - len(part) for part, end in zip(self.parts, self._ends, strict=True)])
+        return np.concatenate([part.eval_indices() + end - len(part) for part, end in zip(self.parts, self._ends, strict=True)])

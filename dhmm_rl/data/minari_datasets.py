@@ -19,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from dhmm_rl.data.rollouts import PLAIN, Episode, Notice, Rollouts, pack, tell_left_out, unpack
+from dhmm_rl.data.rollouts import ARRAY_SPACES, Episode, Notice, Rollouts, pack, report_skipped_episodes, unpack
 from dhmm_rl.errors import InputError, install_command
 from dhmm_rl.files import atomic_write, read_json, reading, remove_leftovers
 from dhmm_rl.tokens import FieldSpace
@@ -62,7 +62,7 @@ def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice 
             continue
         shortened += len(episode.rewards) < len(raw["rewards"])
         episodes[number] = episode if imitate is None else episode._replace(imitate=imitate)
-    tell_left_out(name, reasons, total, notice)
+    report_skipped_episodes(name, reasons, total, notice)
     if shortened:
         notice(
             f"note: {shortened} of {total} episodes of {name} hold T observations for T actions: the last action of each, "
@@ -264,7 +264,7 @@ def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
         values = strings_of(space).values
         lengths = [len(value) for value in values]
         return spaces.Text(max(lengths), min_length=min(lengths), charset="".join(sorted(set("".join(values)))))
-    if isinstance(space, (*PLAIN, spaces.Text)):
+    if isinstance(space, (*ARRAY_SPACES, spaces.Text)):
         return space
     raise InputError(f"Minari keeps no {type(space).__name__}; a folder of rollouts does: Rollouts.save, or --to FOLDER")
 

@@ -23,7 +23,7 @@ from dhmm_rl.tokens.fields import cast, fields_of, flatten, leaves_of, space_fro
 Notice = Callable[[str], None]
 
 _ARRAYS = ("observations", "actions", "rewards", "starts", "terminated", "imitate")
-PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _REWARD = spaces.Box(-np.inf, np.inf, ())
 _ROWS_AT_ONCE = 10_000
 
@@ -59,23 +59,23 @@ def unpack(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
         return kept
     if kept.dtype.names:
         columns = _columns_by_type(space)
-        flat = np.empty((*kept.shape, *kept_shape(space)), np.result_type(*columns))
+        flat = np.empty((*kept.shape, *packed_shape(space)), np.result_type(*columns))
         for dtype, chosen in columns.items():
             flat[..., chosen] = kept[dtype.name]
         kept = flat
     return kept if isinstance(space, FieldSpace) else unflatten(space, kept)
 
 
-def kept_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+def packed_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     """The shape of one value: its own, or (F,) of a composite space."""
-    return space.shape or () if isinstance(space, PLAIN) else (sum(leaf.size for leaf in leaves_of(space, "value")),)
+    return space.shape or () if isinstance(space, ARRAY_SPACES) else (sum(leaf.size for leaf in leaves_of(space, "value")),)
 
 
-def fits_space(space: spaces.Space[Any], kept: NDArray[Any]) -> bool:
+def is_packed(space: spaces.Space[Any], kept: NDArray[Any]) -> bool:
     """Whether an array has the type and shape of rows that :func:`pack` makes of a space, or of its fields' values, (R, F)."""
     if kept.dtype.names:
         return not _is_plain(space) and kept.ndim == 1 and kept.dtype == _row_type(_columns_by_type(space))
-    return kept.shape[1:] == kept_shape(space) and kept.dtype.kind in "biuf"
+    return kept.shape[1:] == packed_shape(space) and kept.dtype.kind in "biuf"
 
 
 def _joined(space: spaces.Space[Any], arrays: list[NDArray[Any]]) -> NDArray[Any]:
@@ -90,7 +90,7 @@ def _crc(array: NDArray[Any], value: int = 0) -> int:
 
 
 def _is_plain(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, PLAIN) and not isinstance(space, FieldSpace)
+    return isinstance(space, ARRAY_SPACES) and not isinstance(space, FieldSpace)
 
 
 def _columns_by_type(space: spaces.Space[Any]) -> dict[np.dtype[Any], NDArray[np.int64]]:
@@ -145,7 +145,7 @@ def _checked(number: int, episode: Any, observation_space: spaces.Space[Any], ac
             array = np.asarray(values)
         except ValueError as error:  # rows of several lengths
             raise InputError(f"{name} of episode {number} are no array: {str(error).splitlines()[0]}") from error
-        if array.ndim == 0 or not fits_space(space, array):
+        if array.ndim == 0 or not is_packed(space, array):
             raise InputError(
                 f"{name} of episode {number} are {array.dtype} of shape {array.shape}; they must be as "
                 f"dhmm_rl.data.rollouts.pack makes them of {' '.join(str(space).split()):.200}, one a row"
@@ -257,11 +257,11 @@ class Rollouts:
         chosen = [self[int(number)] for number in numbers]
         return self.from_episodes(chosen, self.observation_space, self.action_space, self.env_id, self.env_steps)
 
-    def imitating(self, imitate: bool | NDArray[np.bool_]) -> "Rollouts":
+    def with_imitate(self, imitate: bool | NDArray[np.bool_]) -> "Rollouts":
         """The same, with this said of the actions of all episodes or of each (E,)."""
         return replace(self, imitate=np.broadcast_to(imitate, len(self)))
 
-    def seen_as(self, space: spaces.Space[Any]) -> "Rollouts":
+    def with_observation_space(self, space: spaces.Space[Any]) -> "Rollouts":
         """
         The same with observations as values of another space, if that holds the same parts: in another order, as fields
         (:class:`FieldSpace`), or one of some strings where this holds any text. Otherwise these rollouts as they are.
@@ -269,7 +269,7 @@ class Rollouts:
         :raises InputError: for a text that is none of the other space's strings
         """
         mine, other = (leaves_of(one, "observation") for one in (self.observation_space, space))
-        if mine == other and isinstance(self.observation_space, PLAIN) == isinstance(space, PLAIN):
+        if mine == other and isinstance(self.observation_space, ARRAY_SPACES) == isinstance(space, ARRAY_SPACES):
             return self
         named = {leaf.name: leaf for leaf in other}
         if len(mine) != len(other) or not all(
@@ -392,10 +392,10 @@ class Rollouts:
             ("actions", self.actions, self.action_space),
             ("rewards", self.rewards, _REWARD),
         ):
-            if not fits_space(space, values):
+            if not is_packed(space, values):
                 raise InputError(
                     f"{name} in these rollouts of {self.env_id} are {values.dtype} of shape {values.shape[1:]} each; "
-                    f"numbers of shape {kept_shape(space)} were expected"
+                    f"numbers of shape {packed_shape(space)} were expected"
                 )
         rows = len(self.observations)
         if not (len(self.actions) == len(self.rewards) == rows == self.starts[-1] and self.starts[0] == 0):
@@ -459,11 +459,11 @@ class Rollouts:
         self, faults: Mapping[int, Fault], name: str, notice: Notice, numbers: Sequence[int] | None = None
     ) -> "Rollouts":
         called = range(len(self)) if numbers is None else numbers
-        tell_left_out(name, {called[number]: fault.reason for number, fault in faults.items()}, len(self), notice)
+        report_skipped_episodes(name, {called[number]: fault.reason for number, fault in faults.items()}, len(self), notice)
         return self.select([number for number in range(len(self)) if number not in faults]) if faults else self
 
 
-def tell_left_out(name: str, reasons: Mapping[int, str], total: int, notice: Notice) -> None:
+def report_skipped_episodes(name: str, reasons: Mapping[int, str], total: int, notice: Notice) -> None:
     """
     A line for every reason for which episodes are left out.
 

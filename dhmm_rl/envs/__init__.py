@@ -9,7 +9,7 @@ from dhmm_rl.envs.tasks.t_maze import TMaze
 from dhmm_rl.envs.tasks.tapes import Copy, DuplicatedInput, RepeatCopy, Reverse, ReversedAddition, TapeTask
 from dhmm_rl.envs.tasks.tiger import Tiger, tiger_beliefs, tiger_values
 from dhmm_rl.envs.wrappers.faults import ReportFaults, ReportingSubprocVecEnv
-from dhmm_rl.envs.wrappers.flatten import FlattenFields, as_arrays, fits_vec_env
+from dhmm_rl.envs.wrappers.flatten import FlattenFields, flatten_if_needed, vec_env_supports
 from dhmm_rl.envs.wrappers.gymnasium_vector import GymnasiumVecEnv, make_gymnasium_vec_env, reset_by_mask
 from dhmm_rl.envs.wrappers.info_masks import InfoActionMask
 from dhmm_rl.envs.wrappers.mask_fields import MaskFields
@@ -34,12 +34,12 @@ __all__ = [
     "TokenSpace",
     "TokenStream",
     "VecTokenStream",
-    "as_arrays",
-    "fits_vec_env",
+    "flatten_if_needed",
     "make_gymnasium_vec_env",
     "reset_by_mask",
     "tiger_beliefs",
     "tiger_values",
+    "vec_env_supports",
 ]
 
 if "forkserver" in multiprocessing.get_all_start_methods():

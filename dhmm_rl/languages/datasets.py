@@ -83,11 +83,11 @@ class FreshSentences:
         sizes = rng.integers(self.language.sizes[0], high + 1, len(indices))
         return make_batch(self.language, [self.language.instance(int(size), rng) for size in sizes], rng)
 
-    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """All numbers, in their order."""
         return np.arange(self.count)
 
-    def tiles(self) -> NDArray[np.int64]:
+    def eval_indices(self) -> NDArray[np.int64]:
         """All numbers."""
         return np.arange(self.count)
 
@@ -114,10 +114,10 @@ class FixedSentences:
         rng = None if self.seed is None else np.random.default_rng([self.seed, *indices])
         return make_batch(self.language, [self.instances[int(number)] for number in indices], rng)
 
-    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """All numbers, in random order."""
         return rng.permutation(len(self))
 
-    def tiles(self) -> NDArray[np.int64]:
+    def eval_indices(self) -> NDArray[np.int64]:
         """All numbers."""
         return np.arange(len(self))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import Rollouts, collect
-from dhmm_rl.envs import as_arrays
+from dhmm_rl.envs import flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import Language, TraceReader
 from dhmm_rl.tokens import DONE, PAD_ID, RESET, Tokenizer
@@ -45,7 +45,7 @@ class Stream(Language[Word]):
     def rollouts(self) -> Rollouts:
         """The episodes."""
         try:
-            venv = make_vec_env(self.env, 1, seed=self.seed, wrapper_class=as_arrays)
+            venv = make_vec_env(self.env, 1, seed=self.seed, wrapper_class=flatten_if_needed)
         except (gym.error.Error, ImportError, TypeError) as error:
             raise InputError(f"the environment {self.env} cannot be made: {str(error).splitlines()[0]}") from error
         try:

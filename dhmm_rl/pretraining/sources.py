@@ -112,7 +112,7 @@ def read_source(
             else:
                 rollouts = Rollouts.load(source.place, skip_bad=source.skip_bad, notice=notice)
             try:
-                rollouts = rollouts.seen_as(venv.observation_space)
+                rollouts = rollouts.with_observation_space(venv.observation_space)
                 Tokenizer(rollouts.observation_space, rollouts.action_space).check_spaces(
                     venv.observation_space, venv.action_space
                 )
@@ -121,7 +121,7 @@ def read_source(
             unknown = int((~np.isfinite(rollouts.returns)).sum())
             if unknown:
                 notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
-            return rollouts if source.imitate is None else rollouts.imitating(source.imitate)
+            return rollouts if source.imitate is None else rollouts.with_imitate(source.imitate)
         policy: Policy | None = None
         if source.place == ORACLE:
             policy = _oracle(venv, env.id)
@@ -224,7 +224,7 @@ def imitate_top(parts: Sequence[Part], share: float, notice: Notice = print) -> 
     best[ranked[: min(max(1, round(share * worth.sum())), int((worth & known).sum()))]] = True
     ends = np.cumsum([len(part.rollouts) for part in parts])
     flags = np.split(best, ends[:-1])
-    return [part._replace(rollouts=part.rollouts.imitating(mine)) for part, mine in zip(parts, flags, strict=True)]
+    return [part._replace(rollouts=part.rollouts.with_imitate(mine)) for part, mine in zip(parts, flags, strict=True)]
 
 
 def _positive(read: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -31,7 +31,7 @@ STATE = "training.pt"
 """File of the state of a training."""
 
 
-class Windows(Protocol):
+class SequenceDataset(Protocol):
     """A training set: numbered windows, fetched a batch at a time."""
 
     length: int
@@ -40,11 +40,11 @@ class Windows(Protocol):
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch: ...
 
-    def epoch(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Numbers of windows in random order: as often each as it is to be shown, always as many altogether."""
         ...
 
-    def tiles(self) -> NDArray[np.int64]:
+    def eval_indices(self) -> NDArray[np.int64]:
         """Numbers of windows that together hold every label once."""
         ...
 
@@ -67,8 +67,8 @@ class Trained(NamedTuple):
 
 def train_language_model(
     model: DHMMGPT2,
-    train_set: Windows,
-    held_out: Windows,
+    train_set: SequenceDataset,
+    held_out: SequenceDataset,
     settings: TrainingSettings,
     *,
     folder: Path,
@@ -94,7 +94,7 @@ def train_language_model(
     settings.check()
     state = _State(model, settings, folder / STATE)
     state.resume()
-    every = settings.eval_every or max(settings.steps // 20, math.ceil(len(held_out.tiles()) / settings.batch_size))
+    every = settings.eval_every or max(settings.steps // 20, math.ceil(len(held_out.eval_indices()) / settings.batch_size))
     stream = _batches(train_set, settings.batch_size, seed, state.step)
     bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=None if progress else True)
 
@@ -156,7 +156,7 @@ def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimiz
     return float(loss.detach())
 
 
-def seconds_per_step(model: DHMMGPT2, train_set: Windows, settings: TrainingSettings, tries: int = 3) -> float:
+def seconds_per_step(model: DHMMGPT2, train_set: SequenceDataset, settings: TrainingSettings, tries: int = 3) -> float:
     """
     Measure how long a gradient step takes, on a copy of the model: the fastest of a few.
 
@@ -176,7 +176,7 @@ def seconds_per_step(model: DHMMGPT2, train_set: Windows, settings: TrainingSett
 
 
 @torch.no_grad()
-def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) -> tuple[float, NDArray[np.float64]]:
+def evaluate_language_model(model: DHMMGPT2, windows: SequenceDataset, batch_size: int) -> tuple[float, NDArray[np.float64]]:
     """
     The loss over every label of a set once.
 
@@ -187,7 +187,7 @@ def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) 
     nats = torch.zeros(len(model.slots), dtype=torch.float64)
     tokens, weight = nats.clone(), nats.clone()
     weighted = 0.0
-    for indices in _split(windows.tiles(), batch_size):
+    for indices in _split(windows.eval_indices(), batch_size):
         batch = Batch(*(part.to(device) for part in windows[indices]))
         losses = (
             model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
@@ -205,7 +205,7 @@ def evaluate_language_model(model: DHMMGPT2, windows: Windows, batch_size: int) 
     return weighted / float(weight.sum()), (nats / tokens / math.log(2)).numpy()
 
 
-def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> NDArray[np.float64]:
+def frequency_bits(train_set: SequenceDataset, held_out: SequenceDataset, slot_ids: Tensor) -> NDArray[np.float64]:
     """
     Held-out bits per slot of a model that knows only how often each id stands in each slot (add-one smoothing).
 
@@ -215,9 +215,9 @@ def frequency_bits(train_set: Windows, held_out: Windows, slot_ids: Tensor) -> N
     starts = slot_ids[:, 0].cpu()
     sizes = (slot_ids >= 0).sum(dim=1).cpu()
 
-    def counts(windows: Windows) -> list[Tensor]:
+    def counts(windows: SequenceDataset) -> list[Tensor]:
         total = [torch.zeros(int(size), dtype=torch.long) for size in sizes]
-        for indices in _split(windows.tiles(), 4096):
+        for indices in _split(windows.eval_indices(), 4096):
             batch = windows[indices]
             labels = batch.labels.masked_fill(batch.weights == 0, -1).reshape(-1, len(starts))
             for slot, column, start in zip(total, labels.T, starts, strict=True):
@@ -247,11 +247,11 @@ def _mixed_precision(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _batches(windows: Windows, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
+def _batches(windows: SequenceDataset, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
     """Endless batches, in an order that depends on the seed alone; an epoch shows every step about once."""
 
     def order_of(epoch: int) -> NDArray[np.int64]:
-        return windows.epoch(np.random.default_rng([seed, epoch]))
+        return windows.shuffled_indices(np.random.default_rng([seed, epoch]))
 
     per_epoch = max(len(order_of(0)) // windows.length // batch_size, 1)
     epoch, first = divmod(skip, per_epoch)

@@ -12,13 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dhmm_rl.data import MixedWindows, Rollouts, StreamWindows
+from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.pretraining.sources import RANDOM, Part, Source, gather
-from dhmm_rl.pretraining.trainer import Trained, Windows, frequency_bits, seconds_per_step, steps_done, train_language_model
+from dhmm_rl.pretraining.trainer import (
+    SequenceDataset,
+    Trained,
+    frequency_bits,
+    seconds_per_step,
+    steps_done,
+    train_language_model,
+)
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, plain_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
@@ -27,7 +34,7 @@ from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.runs.run import Run, pretraining_runs
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, by_array, table
+from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, format_report, group_by_array
 
 DEFAULT_EPISODES = 200
 OWN_KEYS = ("data", "episodes", "field_weights")
@@ -92,10 +99,10 @@ def pretrain(
     venv.close()
     keep_fitting(run, tokenizer, some, progress)
 
-    def windows(held_out: bool, dither: int | None = None) -> StreamWindows | MixedWindows:
+    def windows(held_out: bool, dither: int | None = None) -> StreamDataset | MixedDataset:
         chosen = [(part, numbers[held_out]) for part, numbers in zip(parts, splits, strict=True) if len(numbers[held_out])]
         sets = [
-            StreamWindows(
+            StreamDataset(
                 part.rollouts,
                 tokenizer,
                 training.length,
@@ -106,7 +113,7 @@ def pretrain(
             )
             for part, episodes in chosen
         ]
-        return sets[0] if len(sets) == 1 else MixedWindows(sets, [part.weight for part, _ in chosen])
+        return sets[0] if len(sets) == 1 else MixedDataset(sets, [part.weight for part, _ in chosen])
 
     train_set = windows(held_out=False, dither=run.seed if training.dither else None)
     held_out = windows(held_out=True)
@@ -161,7 +168,7 @@ def random_steps(env: EnvRecipe, budget: int | None = None) -> int:
 
 
 def fit_in_time(
-    run: Run, model: DHMMGPT2, train_set: Windows, settings: TrainingSettings, allow: Callable[[float], float]
+    run: Run, model: DHMMGPT2, train_set: SequenceDataset, settings: TrainingSettings, allow: Callable[[float], float]
 ) -> TrainingSettings:
     """
     As many gradient steps as the time allows, on a schedule for that number.
@@ -253,7 +260,7 @@ def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: b
     with atomic_write(run.folder / "tokens.json") as temporary:
         temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n", encoding="utf-8")
     if progress:
-        print(f"observations as tokens, fitted on the rollouts:\n{table(lines)}\n")
+        print(f"observations as tokens, fitted on the rollouts:\n{format_report(lines)}\n")
     if image_parts(tokenizer):
         some = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
         save_reconstruction(tokenizer, rollouts.observations_at(some), run.folder / "tokens.png")
@@ -311,7 +318,7 @@ def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) ->
         f"{'field':<28}{'frequencies':>12}{'model':>10}",
     ]
     trained_slots = ~np.isnan(trained.bits)
-    for name, slots in by_array([slot.name for slot in model.slots], np.flatnonzero(trained_slots)):
+    for name, slots in group_by_array([slot.name for slot in model.slots], np.flatnonzero(trained_slots)):
         lines.append(f"{name:<28}{abs(baseline[slots].sum()):>12.3f}{abs(trained.bits[slots].sum()):>10.3f}")
     lines.append(f"{'together':<28}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
     return "\n".join(lines)

@@ -24,10 +24,10 @@ from dhmm_rl.envs import (
     ReportFaults,
     ReportingSubprocVecEnv,
     VecTokenStream,
-    as_arrays,
+    flatten_if_needed,
     make_gymnasium_vec_env,
 )
-from dhmm_rl.envs.wrappers.faults import fault_of
+from dhmm_rl.envs.wrappers.faults import environment_fault
 from dhmm_rl.errors import EnvironmentFault, InputError
 from dhmm_rl.files import reading
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
@@ -89,7 +89,7 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
             _make(env.id, kwargs, env.wrappers).close()  # here its reason to fail can be told; a process only ends
         kwargs = {"env_id": env.id, "kwargs": kwargs, "wrappers": env.wrappers}
         return make_vec_env(
-            _make, n_envs, seed=seed, wrapper_class=flat or as_arrays, vec_env_cls=side_by_side, env_kwargs=kwargs
+            _make, n_envs, seed=seed, wrapper_class=flat or flatten_if_needed, vec_env_cls=side_by_side, env_kwargs=kwargs
         )
     except (gym.error.Error, ImportError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -104,7 +104,7 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
             "set TMPDIR to a shorter one"
         ) from error
     except Exception as error:
-        raise fault_of(f"the environment {env.id}, in its constructor,", error) from error
+        raise environment_fault(f"the environment {env.id}, in its constructor,", error) from error
 
 
 def _make(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:

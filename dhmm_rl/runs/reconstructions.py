@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.plotting import save_figure
-from dhmm_rl.tokens.codec import Part
+from dhmm_rl.tokens.codec import FieldGroup
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.images import Codebook, Patches
 from dhmm_rl.tokens.tokenizer import Tokenizer
@@ -17,9 +17,9 @@ SHOWN = 6
 """So many observations are drawn at most."""
 
 
-def image_parts(tokenizer: Tokenizer) -> list[Part]:
+def image_parts(tokenizer: Tokenizer) -> list[FieldGroup]:
     """The images in a tokenizer's observations that have a codebook."""
-    return [part for part in tokenizer.observation_codec.parts if isinstance(part.quantizer, Codebook)]
+    return [part for part in tokenizer.observation_codec.groups if isinstance(part.quantizer, Codebook)]
 
 
 def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Path) -> None:

@@ -49,22 +49,22 @@ class Bins:
         return np.isinf(self.scale)
 
     @cached_property
-    def bent_low(self) -> Floats:
+    def companded_low(self) -> Floats:
         """The lower edge of the first bin in the companded domain, (F,)."""
-        return self._bend(self.low)
+        return self._compand(self.low)
 
     @cached_property
     def width(self) -> Floats:
         """The width of a bin in the companded domain, (F,)."""
-        return (self._bend(self.high) - self.bent_low) / self.counts
+        return (self._compand(self.high) - self.companded_low) / self.counts
 
     def compand(self, values: ArrayLike) -> Floats:
         """Map values (..., F) to where bins are uniform, measured in bins: 0 is the low edge, ``counts`` the high one."""
-        return (self._bend(np.asarray(values, dtype=np.float64)) - self.bent_low) / self.width
+        return (self._compand(np.asarray(values, dtype=np.float64)) - self.companded_low) / self.width
 
     def expand(self, companded: ArrayLike) -> Floats:
         """Invert :meth:`compand`."""
-        bent = np.asarray(companded) * self.width + self.bent_low
+        bent = np.asarray(companded) * self.width + self.companded_low
         if self._all_linear:
             return bent
         curved = self._finite_scale * np.sinh(np.where(self.linear, 0.0, bent)) + self.origin
@@ -101,7 +101,7 @@ class Bins:
     def _finite_scale(self) -> Floats:
         return np.where(self.linear, 1.0, self.scale)
 
-    def _bend(self, values: Floats) -> Floats:
+    def _compand(self, values: Floats) -> Floats:
         if self._all_linear:
             return values
         curved = np.arcsinh((values - self.origin) / self._finite_scale)

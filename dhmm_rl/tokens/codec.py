@@ -16,7 +16,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.fields import Leaf
 from dhmm_rl.tokens.images import Codebook
-from dhmm_rl.tokens.plan import MOST_SLOTS, FieldPlan, Settings, plan_fields, plan_image
+from dhmm_rl.tokens.plan import MAX_SLOTS, FieldPlan, Settings, plan_fields, plan_image
 
 Index = slice | NDArray[np.int64]
 
@@ -105,7 +105,7 @@ class Unfitted(NamedTuple):
         return self.encode(local)
 
 
-class Part(NamedTuple):
+class FieldGroup(NamedTuple):
     """
     Fields that are quantized together.
 
@@ -144,7 +144,7 @@ class Codec:
         self.ordinal: list[bool] = []
         self.leaf_slots: dict[str, range] = {}
         """Which slots belong to each leaf."""
-        images: list[Part] = []
+        images: list[FieldGroup] = []
         fields: list[tuple[int, int, FieldPlan]] = []
         self.width = 0
         for leaf in leaves:
@@ -156,23 +156,23 @@ class Codec:
                 names = [f"{leaf.name}{name}" for name in patches.names]
                 self._add(names, [size if codes is None else len(codes)] * len(names), [False] * len(names))
                 quantizer: Quantizer = Unfitted(leaf.name) if codes is None else Codebook(patches, codes)
-                images.append(Part(columns, slice(first, len(self.names)), quantizer))
+                images.append(FieldGroup(columns, slice(first, len(self.names)), quantizer))
             else:
                 plans = plan_fields(leaf, settings, bins)
                 self._add([p.name for p in plans], [p.size for p in plans], [p.binned for p in plans])
                 fields += [(columns.start + i, first + i, plan) for i, plan in enumerate(plans)]
             self.width += leaf.size
             self.leaf_slots[leaf.name] = range(first, len(self.names))
-        if len(self.names) > MOST_SLOTS:
+        if len(self.names) > MAX_SLOTS:
             raise InputError(
-                f"{len(self.names)} slots a step are more than {MOST_SLOTS}; see gymnasium.wrappers.FilterObservation"
+                f"{len(self.names)} slots a step are more than {MAX_SLOTS}; see gymnasium.wrappers.FilterObservation"
             )
         self.fields = fields
         """The column, the slot and the plan of every field that is no part of an image."""
-        self.parts = [*images, *_parts(fields)]
+        self.groups = [*images, *_group_fields(fields)]
         self.starts = first_id + np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self._leaves = leaves
-        bins_part = next((part.quantizer for part in self.parts if isinstance(part.quantizer, Bins)), None)
+        bins_part = next((part.quantizer for part in self.groups if isinstance(part.quantizer, Bins)), None)
         self._outside = np.zeros(0 if bins_part is None else len(bins_part.counts), dtype=np.int64)
         self._seen = 0
 
@@ -189,7 +189,7 @@ class Codec:
             where = int(np.argmax(np.isnan(values).reshape(-1, self.width).any(axis=0)))
             raise InputError(f"{self._field_name(where)} is NaN; every field needs a number")
         ids = np.empty((*values.shape[:-1], len(self.names)), dtype=np.int64)
-        for part in self.parts:
+        for part in self.groups:
             some = values[..., part.columns]
             ids[..., part.slots] = part.quantizer.encode(some, rng)
             if isinstance(part.quantizer, Bins):
@@ -203,7 +203,7 @@ class Codec:
         """Field values (..., F) of ids (..., S)."""
         local = ids - self.starts[:-1]
         values = np.empty((*local.shape[:-1], self.width))
-        for part in self.parts:
+        for part in self.groups:
             values[..., part.columns] = part.quantizer.decode(local[..., part.slots])
         return values
 
@@ -226,18 +226,18 @@ class Codec:
         raise IndexError(column)
 
 
-def _parts(fields: list[tuple[int, int, FieldPlan]]) -> list[Part]:
+def _group_fields(fields: list[tuple[int, int, FieldPlan]]) -> list[FieldGroup]:
     """Columns, slots and plans of single fields, together by how they are quantized."""
     parts = []
     for kind in (_bins, _values, _categories):
         some = [(column, slot, plan) for column, slot, plan in fields if kind is _kind(plan)]
         if some:
             columns, places, plans = zip(*some, strict=True)
-            parts.append(Part(_index(columns), _index(places), kind(plans)))
+            parts.append(FieldGroup(_index(columns), _index(places), kind(plans)))
     return parts
 
 
-def quantizer(plan: FieldPlan) -> Quantizer:
+def make_quantizer(plan: FieldPlan) -> Quantizer:
     """The quantizer of a single field."""
     made: Quantizer = _kind(plan)([plan])
     return made

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain
 
-ABSURD = 1e6
+UNBOUNDED_RANGE = 1e6
 """Bounds as wide as this are none."""
 IMAGE_SIDE = 16
 """Pixels from which on an array of bytes is an image and no grid of categories."""
@@ -46,7 +46,7 @@ class Field:
     @property
     def bounded(self) -> bool:
         """Whether uniform bins between the bounds make sense: they are finite and not absurdly wide."""
-        return math.isfinite(self.low) and math.isfinite(self.high) and self.high - self.low < ABSURD
+        return math.isfinite(self.low) and math.isfinite(self.high) and self.high - self.low < UNBOUNDED_RANGE
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.bins import Bins
-from dhmm_rl.tokens.codec import Values, quantizer
+from dhmm_rl.tokens.codec import Values, make_quantizer
 from dhmm_rl.tokens.fields import Field, Leaf, flatten
 from dhmm_rl.tokens.images import Codebook, fit_codebook
 from dhmm_rl.tokens.legal import random_action, random_actor
@@ -154,7 +154,7 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
     error = np.square(decoded - finite)
     used = [len(np.unique(column)) for column in ids.T]
     reports = {}
-    for part in codec.parts:
+    for part in codec.groups:
         columns, slots = np.arange(codec.width)[part.columns], np.arange(len(codec.names))[part.slots]
         values, errors = finite[:, columns].astype(np.float64), np.sqrt(error[:, columns].mean(axis=0))
         if isinstance(part.quantizer, Codebook):
@@ -182,12 +182,12 @@ def report(tokenizer: Tokenizer, observations: NDArray[Any]) -> list[FieldReport
     return [reports[slot] for slot in sorted(reports)]
 
 
-def table(reports: list[FieldReport]) -> str:
+def format_report(reports: list[FieldReport]) -> str:
     """The report for people; the many fields of an array take one line: their ids summed, their worst share and error."""
     lines = [f"{'field':<40}{'as':>12}{'ids':>8}{'used':>8}{'clipped':>9}{'error':>12}{'spread':>12}"]
     for how in dict.fromkeys(one.how for one in reports):
         some = [i for i, one in enumerate(reports) if one.how == how]
-        for name, places in by_array([one.name for one in reports], some):
+        for name, places in group_by_array([one.name for one in reports], some):
             _, _, ids, used, clipped, error, spread = zip(*(reports[i] for i in places), strict=True)
             lines.append(
                 f"{name:<40}{how:>12}{sum(ids):>8}{sum(used):>8}{max(clipped):>9.1%}{max(error):>12.4g}{max(spread):>12.4g}"
@@ -195,7 +195,7 @@ def table(reports: list[FieldReport]) -> str:
     return "\n".join(lines)
 
 
-def by_array(names: Sequence[str], places: Iterable[int]) -> list[tuple[str, list[int]]]:
+def group_by_array(names: Sequence[str], places: Iterable[int]) -> list[tuple[str, list[int]]]:
     """Places of names, for a table: one by one, but those of an array of more than :data:`TABLE_FIELDS` together."""
     arrays: dict[str, list[int]] = {}
     for i in places:
@@ -315,7 +315,7 @@ def _tells_apart(plan: FieldPlan, values: NDArray[np.float64]) -> bool:
 
     Two ids are enough for two values, and where there are no more.
     """
-    made = quantizer(plan)
+    made = make_quantizer(plan)
     ids = made.encode(values[:, None])
     used, error = len(np.unique(ids)), _root_mean_square(made.decode(ids)[:, 0] - values)
     return (used > 2 or used in (plan.size, len(np.unique(values)))) and error <= values.std() / 2

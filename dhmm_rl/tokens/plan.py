@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens.fields import ABSURD, Field, Leaf
+from dhmm_rl.tokens.fields import UNBOUNDED_RANGE, Field, Leaf
 from dhmm_rl.tokens.images import CODES, Patches
 
 Settings = dict[str, Any]
@@ -27,11 +27,11 @@ UNBOUNDED = (("low", -math.inf), ("high", math.inf), ("scale", math.inf))
 """Settings that bound nothing."""
 UNBOUNDED_SPAN = 10.0
 """A field without bounds is binned out to so many times its scale."""
-MOST_CATEGORIES = 256
+MAX_CATEGORIES = 256
 """An integer with more values than this is binned."""
-MOST_SLOTS = 4096
+MAX_SLOTS = 4096
 """A step with more slots than this is refused."""
-MOST_IDS = 2**16
+MAX_IDS = 2**16
 """A category of more values than this is refused."""
 
 
@@ -142,9 +142,9 @@ def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list
     :param bins: of a real field, where settings do not say
     :raises InputError: for fewer than 2 bins and for bounds the wrong way round
     """
-    if leaf.size > MOST_SLOTS:
+    if leaf.size > MAX_SLOTS:
         raise InputError(
-            f"{leaf.name} has {leaf.size} fields, more than the {MOST_SLOTS} that a step can hold; images are cut into patches "
+            f"{leaf.name} has {leaf.size} fields, more than the {MAX_SLOTS} that a step can hold; images are cut into patches "
             "if they are uint8, from 0 to 255: gymnasium.wrappers.TransformObservation, or ResizeObservation for fewer pixels"
         )
     return [plan_field(field, chosen, bins) for field, chosen in zip(leaf.fields, settings_of(leaf, settings), strict=True)]
@@ -164,7 +164,7 @@ def settings_of(leaf: Leaf, settings: Mapping[str, Settings]) -> list[Settings]:
 
 def _names(leaf: Leaf) -> list[str]:
     layers = [leaf.layer_name(channel) for channel in range(leaf.shape[-1])] if len(leaf.shape) > 1 else []
-    return [leaf.name, *layers, *([] if leaf.size > MOST_SLOTS else [field.name for field in leaf.fields])]
+    return [leaf.name, *layers, *([] if leaf.size > MAX_SLOTS else [field.name for field in leaf.fields])]
 
 
 def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
@@ -174,9 +174,9 @@ def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
         return FieldPlan(field.name, len(values), values)
     if field.kind == "categorical":
         categories = int(field.high - field.low) + 1
-        if categories > MOST_IDS:
+        if categories > MAX_IDS:
             raise InputError(
-                f"{field.name} has {categories} categories, more than the {MOST_IDS} that can be tokens; "
+                f"{field.name} has {categories} categories, more than the {MAX_IDS} that can be tokens; "
                 "gymnasium.wrappers.TransformObservation or TransformAction could write them as several digits (MultiDiscrete)"
             )
         return FieldPlan(field.name, categories, low=field.low, high=field.high)
@@ -185,7 +185,7 @@ def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
         return FieldPlan(field.name, 1, (within.low,))
     if within.low > within.high:
         raise InputError(f"{field.name} is binned from {within.low:g} to {within.high:g}; low must be less than high")
-    few = field.kind == "integer" and within.high - within.low < MOST_CATEGORIES
+    few = field.kind == "integer" and within.high - within.low < MAX_CATEGORIES
     if few and not {"bins", "scale"} & set(chosen):
         if within == field:
             return FieldPlan(field.name, int(field.high - field.low) + 1, low=field.low, high=field.high)
@@ -212,5 +212,5 @@ def _binned(within: Field, chosen: Settings, bins: int) -> FieldPlan:
 
 def origin_of(field: Field) -> float:
     """Where a field that is not bounded on both sides is companded from: its one bound, or 0."""
-    bounds = [bound for bound in (field.low, field.high) if abs(bound) < ABSURD]
+    bounds = [bound for bound in (field.low, field.high) if abs(bound) < UNBOUNDED_RANGE]
     return bounds[0] if len(bounds) == 1 else 0.0

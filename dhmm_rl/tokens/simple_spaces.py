@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.fields import KINDS, Kind, Leaf, cast, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 
-MOST_STRINGS = 4096
+MAX_STRINGS = 4096
 """A mission space with more missions than this is free text."""
 
 
@@ -236,7 +236,7 @@ def strings_of(space: Any, name: str = "the mission") -> Strings:
     if isinstance(space, Strings):
         return space
     placeholders = space.ordered_placeholders or []
-    if math.prod(map(len, placeholders)) > MOST_STRINGS or space.contains("\0"):
+    if math.prod(map(len, placeholders)) > MAX_STRINGS or space.contains("\0"):
         raise InputError(
             f"{name} is free text without a longest length; declare one: dhmm_rl.envs.FlattenFields(env, size=128)"
         )

@@ -26,7 +26,7 @@ FIVE = "it must return observation, reward, terminated, truncated and info"
 WRAPPERS = [os.path.join("gymnasium", part) for part in ("wrappers", "utils", "core.py")]  # noqa: PTH118 - parts of paths
 
 
-def fault_of(where: str, error: BaseException) -> EnvironmentFault:
+def environment_fault(where: str, error: BaseException) -> EnvironmentFault:
     """
     What an environment raised, as its fault.
 
@@ -79,7 +79,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         except (InputError, EnvironmentFault):
             raise
         except Exception as error:
-            fault = fault_of(self._where("step"), error)
+            fault = environment_fault(self._where("step"), error)
             if "values to unpack" in str(error):  # by one of Gymnasium's wrappers
                 fault = EnvironmentFault(f"{fault}; {FIVE}", fault.details)
             raise fault from error
@@ -105,7 +105,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         except (InputError, EnvironmentFault):
             raise
         except Exception as error:
-            raise fault_of(self._where(method), error) from error
+            raise environment_fault(self._where(method), error) from error
 
     def _where(self, method: str) -> str:
         step = f"at step {self._step}" if self._step else "at the beginning"
@@ -205,4 +205,4 @@ def _reporting_worker(remote: Any, parent_remote: Any, env_fn: CloudpickleWrappe
     except (EnvironmentFault, InputError) as error:
         remote.send(error)
     except Exception as error:
-        remote.send(fault_of("an environment in a process of its own", error))
+        remote.send(environment_fault("an environment in a process of its own", error))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dhmm_rl.tokens import FieldSpace, bounded
 from dhmm_rl.tokens.fields import flatten
 
-ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class FlattenFields(gym.ObservationWrapper[NDArray[Any], Any, Any], gym.utils.RecordConstructorArgs):
@@ -34,15 +34,15 @@ class FlattenFields(gym.ObservationWrapper[NDArray[Any], Any, Any], gym.utils.Re
         return flatten(self.fields.space, observation).astype(self.fields.dtype, copy=False)
 
 
-def fits_vec_env(space: spaces.Space[Any]) -> bool:
+def vec_env_supports(space: spaces.Space[Any]) -> bool:
     """Whether SB3's vector environments can hold observations of a space: arrays, or one Dict or Tuple of arrays."""
     if isinstance(space, spaces.Dict):
-        return all(isinstance(part, ARRAYS) for part in space.spaces.values())
+        return all(isinstance(part, ARRAY_SPACES) for part in space.spaces.values())
     if isinstance(space, spaces.Tuple):
-        return all(isinstance(part, ARRAYS) for part in space.spaces)
-    return isinstance(space, ARRAYS)
+        return all(isinstance(part, ARRAY_SPACES) for part in space.spaces)
+    return isinstance(space, ARRAY_SPACES)
 
 
-def as_arrays(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def flatten_if_needed(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """The environment, in :class:`FlattenFields` where SB3's vector environments could not hold its observations."""
-    return env if fits_vec_env(env.observation_space) else FlattenFields(env)
+    return env if vec_env_supports(env.observation_space) else FlattenFields(env)

@@ -25,7 +25,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl.envs.wrappers.faults import ReportFaults, fault_of
+from dhmm_rl.envs.wrappers.faults import ReportFaults, environment_fault
 from dhmm_rl.errors import EnvironmentFault, InputError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -146,7 +146,9 @@ class GymnasiumVecEnv(VecEnv):
         except (InputError, EnvironmentFault):
             raise
         except Exception as error:
-            raise fault_of(f"the environment {self.env}, in {method} of all {self.num_envs} together,", error) from error
+            raise environment_fault(
+                f"the environment {self.env}, in {method} of all {self.num_envs} together,", error
+            ) from error
 
     def _kept(self, observations: VecEnvObs) -> VecEnvObs:
         return deepcopy(observations) if self._copy else observations

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import PAD_ID, Tokenizer
-from dhmm_rl.tokens.watch import Watch
+from dhmm_rl.tokens.monitor import ObservationMonitor
 
 Tokens = NDArray[Any]
 
@@ -87,7 +87,7 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         self.tokenizer = tokenizer or Tokenizer(env.observation_space, env.action_space)
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
         self.observation_space = TokenSpace(self.tokenizer, history)
-        self._watch = Watch(self.tokenizer)
+        self._watch = ObservationMonitor(self.tokenizer)
         self._steps = np.full(self.observation_space.shape, PAD_ID)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
@@ -122,7 +122,7 @@ class VecTokenStream(VecEnvWrapper):
         self.tokenizer = tokenizer or Tokenizer(venv.observation_space, venv.action_space)
         self.tokenizer.check_spaces(venv.observation_space, venv.action_space)
         super().__init__(venv, observation_space=TokenSpace(self.tokenizer, history))
-        self._watch = Watch(self.tokenizer)
+        self._watch = ObservationMonitor(self.tokenizer)
         self._steps = np.full((venv.num_envs, *self.observation_space.shape), PAD_ID)  # type: ignore[misc]
         self._actions = np.empty(0)
 

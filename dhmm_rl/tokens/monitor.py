@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens.codec import quantizer
+from dhmm_rl.tokens.codec import make_quantizer
 from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ SMALL_PART = 0.1
 """... which is this part of the bin's width."""
 
 
-class Watch:
+class ObservationMonitor:
     """
     Refuses observations that are infinite, and warns once of fields whose tokens say nothing about their values.
 
@@ -75,7 +75,7 @@ class Watch:
         for j, plan in enumerate(self.plans):
             if not plan.binned or self._most[j] <= self._least[j]:
                 continue
-            bins: Any = quantizer(plan)
+            bins: Any = make_quantizer(plan)
             first, last = np.clip(bins.compand([[self._least[j]], [self._most[j]]]), 0, plan.size)[:, 0]
             if last - first < SMALL_PART:
                 self._warn(j, f"varies from {self._least[j]:.4g} to {self._most[j]:.4g}, which its {plan} do not tell apart")
