@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.lstm import LSTMLanguageModel
 from dhmm_rl.cli import check_counts, run_command, set_up
-from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
 from dhmm_rl.languages.experiment import draw, draw_held_out, model_settings
@@ -26,6 +26,7 @@ from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.plotting import save_figure
 from dhmm_rl.pretraining.trainer import SequenceDataset, train_language_model
 from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.validation import did_you_mean
 
 
 class Study(NamedTuple):
@@ -133,7 +134,7 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
     for given, known in ((args.languages, studies), (args.variants, variants)):
         for name in given:
             if name not in known:
-                raise InputError(f"{name!r} is not compared{suggest(name, list(known))}")
+                raise InputError(f"{name!r} is not compared{did_you_mean(name, list(known))}")
     jobs = []
     for language in args.languages:
         study = studies[language]

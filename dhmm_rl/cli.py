@@ -10,8 +10,8 @@ import torch
 import tyro
 
 from dhmm_rl._interrupts import expect_interruptions
-from dhmm_rl.checks import Range
 from dhmm_rl.errors import EnvironmentFault, InputError
+from dhmm_rl.validation import Range
 
 Args = TypeVar("Args")
 

@@ -475,7 +475,7 @@ def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
         ("./mypkg/__init__.py:MyEnv", "from this folder that is mypkg"),
         ("mypkg/envs.py:MyEnv-v0", "from this folder that is mypkg.envs"),
         ("gymnasium.envs.classic_control:CartPoleEnvv", "did you mean 'gymnasium.envs.classic_control:CartPoleEnv'"),
-        ("json:MyEnv", "registers none"),
+        ("json:MyEnv", "registers no environment"),
         ("broken_env:MyEnv", r"cannot be imported \(ZeroDivisionError: division by zero, .*broken_env.py, line 1\)"),
         ("ending_env:MyEnv", "cannot be imported"),
         ("ALE/Nothing-v5", "pip install ale-py"),

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from dhmm_rl.checks import Range, check_table
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import write_json
 from dhmm_rl.languages import (
@@ -35,6 +34,7 @@ from dhmm_rl.recipes.schema import ModelSettings, TrainingSettings
 from dhmm_rl.runs.logs import make_logger, read_log
 from dhmm_rl.runs.plots import plot_losses
 from dhmm_rl.runs.run import LANGUAGE_MODEL, create_folder, newest_first, read_description, writing
+from dhmm_rl.validation import Range, check_table
 
 COMMAND = "languages"
 RESULT = "result.json"

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_ori
 import numpy as np
 from numpy.typing import NDArray
 
-from dhmm_rl.errors import InputError, fits, said
+from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import PAD_ID
+from dhmm_rl.validation import describe_type, matches_type
 
 Instance = TypeVar("Instance")
 
@@ -108,8 +109,8 @@ class Language(ABC, Generic[Instance]):
             raise InputError(f"max_position is {self.max_position}; it must be at least 1")
         hints = get_type_hints(type(self))
         for name in (field.name for field in fields(self)):
-            if get_origin(hints[name]) is Literal and not fits(getattr(self, name), hints[name]):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it is {said(hints[name])}")
+            if get_origin(hints[name]) is Literal and not matches_type(getattr(self, name), hints[name]):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it is {describe_type(hints[name])}")
 
     @property
     def model(self) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
-from dhmm_rl.errors import InputError, fits, said, suggest
+from dhmm_rl.errors import InputError
 from dhmm_rl.languages.language import Language
+from dhmm_rl.validation import describe_type, did_you_mean, matches_type
 
 
 def find_language(name: str, known: dict[str, Language[Any]]) -> Language[Any]:
@@ -22,7 +23,7 @@ def find_language(name: str, known: dict[str, Language[Any]]) -> Language[Any]:
         return known[name]
     module, colon, class_name = name.partition(":")
     if not colon:
-        raise InputError(f"unknown language {name!r}{suggest(name, [*known, 'module:Class for one of your own'])}")
+        raise InputError(f"unknown language {name!r}{did_you_mean(name, [*known, 'module:Class for one of your own'])}")
     try:
         language = getattr(importlib.import_module(module), class_name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
@@ -59,7 +60,7 @@ def read_options(options: Iterable[str], hints: dict[str, Any], known: Iterable[
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        if not fits(value, hints[key]):
-            raise InputError(f"{key} cannot be {text!r}; it is {said(hints[key])}")
+        if not matches_type(value, hints[key]):
+            raise InputError(f"{key} cannot be {text!r}; it is {describe_type(hints[key])}")
         values[key] = value
     return values

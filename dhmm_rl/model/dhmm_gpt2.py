@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dhmm_rl.errors import InputError, fits, said
+from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_axes, rotary_table, within_reach
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
 from dhmm_rl.model.latent_layer import CONTROLS, LATENT_INITS, LatentChain, at_least_single
@@ -23,6 +23,7 @@ from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slot_decoder import CHUNK, SlotHeads, group_slots, slot_table, sum_before
 from dhmm_rl.plain import plain, plain_scalars
 from dhmm_rl.tokens import PAD_ID, RESET, Slot, Tokenizer
+from dhmm_rl.validation import describe_type, matches_type
 
 POSITIONS = ("rotary", "learned", "both")
 MOST = 2**31 - 1
@@ -716,7 +717,7 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
             raise InputError(message)
 
     for name, value in config.items():
-        need(fits(value, hints[name]), f"{name} is {value!r}; it must be {said(hints[name])}")
+        need(matches_type(value, hints[name]), f"{name} is {value!r}; it must be {describe_type(hints[name])}")
     for name, (low, high) in RANGES.items():
         value = config[name]
         right = "be positive" if low > 0 and value is not None and value <= 0 else f"lie between {low:g} and {high:g}"

@@ -16,7 +16,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from dhmm_rl.errors import InputError, install_command, python_command, suggest
+from dhmm_rl.errors import InputError, install_command, python_command
+from dhmm_rl.validation import did_you_mean
 
 PACKAGES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
 """Packages that register their environments only when they are imported, by how the ids begin."""
@@ -41,7 +42,7 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
     if not colon and env_id in gym.registry:
         return env_id
     if not colon:
-        raise InputError(f"unknown environment {env_id!r}{suggest(env_id, [*(names or []), *gym.registry])}")
+        raise InputError(f"unknown environment {env_id!r}{did_you_mean(env_id, [*(names or []), *gym.registry])}")
     if module in PACKAGES.values() and importlib.util.find_spec(module) is None:
         command = (
             install_command(module) if module in EXTRAS else f"{python_command()} -m pip install {module.replace('_', '-')}"
@@ -56,7 +57,9 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
         if name not in classes:
             known = [spec.id for spec in gym.registry.values() if _is_in(spec.entry_point, module)]
             known = [f"{module}:{one}" for one in [*known, *classes]]
-            hint = suggest(env_id, known) if known else "; it registers none. Name a subclass of gymnasium.Env, module:Class"
+            hint = (
+                did_you_mean(env_id, known) if known else "; it registers none. Name a subclass of gymnasium.Env, module:Class"
+            )
             raise InputError(f"the module {module} has no environment {name!r}{hint}")
         gym.register(name, entry_point=env_id)
     return env_id

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from dhmm_rl.checks import Matching, Range, TableOf, check, check_table, one_of
 from dhmm_rl.common.sequence_policy import DEFAULT_WINDOW
-from dhmm_rl.errors import InputError, suggest
+from dhmm_rl.errors import InputError
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.recipes.schema import (
@@ -24,6 +23,7 @@ from dhmm_rl.recipes.schema import (
     Steps,
     TokenSettings,
 )
+from dhmm_rl.validation import Matching, Range, TableOf, check, check_table, did_you_mean, one_of
 
 Table = dict[str, Any]
 Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
@@ -141,7 +141,7 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     env_recipe = env_from_table(env_table, f"the recipe {env}")
     agent_path = _find("agents", agent)
     if agent_path is None:
-        raise InputError(f"unknown agent {agent!r}{suggest(agent, list(list_recipes('agents')))}")
+        raise InputError(f"unknown agent {agent!r}{did_you_mean(agent, list(list_recipes('agents')))}")
     agent_table = {"name": agent_path.stem, **_read(agent_path)}
     agent_recipe = agent_from_table(agent_table, f"the recipe {agent}")
     changes = env_recipe.agents.get(agent_path.stem)

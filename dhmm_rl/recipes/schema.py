@@ -8,8 +8,8 @@ policy), the defaults are the constructor's.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dhmm_rl.checks import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share, check_ranges
 from dhmm_rl.plain import plain
+from dhmm_rl.validation import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share, check_ranges
 
 Steps = Annotated[int, Range(1, 10**11)]
 Width = Annotated[int, Range(1, 2**16)]

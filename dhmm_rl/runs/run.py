@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from dhmm_rl.checks import Range, TableOf, check, check_table
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, read_json, remove_leftovers, write_json
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, agent_from_table, env_from_table
 from dhmm_rl.recipes.imports import check_harmless, check_installed, trust_option, with_package
 from dhmm_rl.recipes.schema import Steps, TrainingSettings
+from dhmm_rl.validation import Range, TableOf, check, check_table
 
 LANGUAGE_MODEL = "pretrained.pt"
 """The pretrained language model of a run."""
