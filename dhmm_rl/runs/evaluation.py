@@ -271,7 +271,7 @@ class Evaluation(BaseCallback):
         self.lengths: list[list[int]] = []
         self.limit: int | None = None
         """Steps after which evaluations end an episode; ``None`` while there was no need."""
-        self._round_seconds: float | None = None
+        self._eval_step_seconds: float | None = None
         self._stepping, self._stepped = 0.0, 0
         if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
             path = checkpoint / EVALUATIONS
@@ -321,7 +321,9 @@ class Evaluation(BaseCallback):
 
     @property
     def _step_seconds(self) -> float:
-        """Seconds of one environment step of the training's rollouts."""
+        """Seconds of one environment step: as the last evaluation measured it, or before the first one, in rollouts."""
+        if self._eval_step_seconds is not None:
+            return self._eval_step_seconds
         return self._stepping / max(self._stepped, 1)
 
     def _expected_length(self) -> int:
@@ -341,10 +343,8 @@ class Evaluation(BaseCallback):
         return int(min(max(affordable, CHEAP_STEP / self._step_seconds, 1), most))
 
     def _is_affordable(self) -> bool:
-        seconds = self._round_seconds
-        if seconds is None:
-            seconds = self._count_envs() * self._expected_length() * self._step_seconds
-        return seconds <= self._allowed(self.share * DURING_TRAINING)
+        count = self._count_envs() if self.env is None else min(self._count_envs(), self.env.num_envs)
+        return count * self._expected_length() * self._step_seconds <= self._allowed(self.share * DURING_TRAINING)
 
     def _allowed(self, share: float) -> float:
         return share * self.clock.training - self.clock.evaluating
@@ -374,7 +374,7 @@ class Evaluation(BaseCallback):
             seconds = self._allowed(self.share * DURING_TRAINING)
             env = self._prepare(seconds)
             found = evaluate(self.model, env, self.episodes, limit=self.limit, seconds=seconds)
-        self._round_seconds = found.round_seconds
+        self._measure(found, env.num_envs)
         self.timesteps.append(self.num_timesteps)
         self.returns.append(found.returns.tolist())
         self.lengths.append(found.lengths.tolist())
@@ -416,7 +416,13 @@ class Evaluation(BaseCallback):
             return self._final(agent, env, greedy, seconds)
 
     def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, seconds: float) -> Evaluated:
-        return evaluate(agent, env, self.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
+        found = evaluate(agent, env, self.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
+        self._measure(found, env.num_envs)
+        return found
+
+    def _measure(self, found: Evaluated, num_envs: int) -> None:
+        """Remember what an environment step costs in evaluations, where a round lasts as long as its longest episode."""
+        self._eval_step_seconds = found.round_seconds / (num_envs * max(int(found.lengths.max()), 1))
 
     def close(self) -> None:
         """Close the environments."""
