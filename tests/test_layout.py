@@ -62,6 +62,9 @@ NOT_YET: dict[str, str] = {
 }
 
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 def _read_modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name below ``dhmm_rl``; the package's own module is ``""``."""
     trees = {}
@@ -89,14 +92,14 @@ def imported_modules(module: str) -> Iterator[tuple[str, int]]:
             package, _, inner = name.partition(".")
             if package == "dhmm_rl":
                 # `tokens.Tokenizer` is a name in the module `tokens`; `Tokenizer` is a name in the package's own module.
-                yield inner if inner in MODULES else inner.rpartition(".")[0], node.lineno
+                yield inner if inner in MODULES else inner.rpartition(".")[0], getattr(node, "lineno", 0)
 
 
-def definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
+def definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
     """All functions and classes below a node, each with its dotted name."""
     for node in ast.iter_child_nodes(tree):
         name = prefix
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, Definition):
             name = f"{prefix}.{node.name}"
             yield name, node
         yield from definitions(node, name)
@@ -158,7 +161,7 @@ def test_no_function_is_too_long() -> None:
     too_long = {}
     for module, tree in MODULES.items():
         for name, node in definitions(tree, module):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if not isinstance(node, ast.ClassDef):
                 first = min(line.lineno for line in [node, *node.decorator_list])
                 lines = (node.end_lineno or first) - first + 1
                 if lines > MAX_LINES_PER_FUNCTION:
