@@ -1,7 +1,7 @@
 """
-Ctrl-C while a command is still importing: one line instead of the traceback of whatever was imported at that moment.
+Handles Ctrl-C while a command is still importing: prints one line instead of the traceback of some import.
 
-This is the first module that the package imports, because the other imports take seconds.
+The package imports this module first, because the other imports take seconds.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What every command does alike: read its arguments, and end in one line when something handed in is not usable."""
+"""Code that the commands share: parsing arguments, checking options, and ending with one line for invalid input."""
 
 import io
 import os
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 import tyro
 
 from dhmm_rl._interrupts import expect_interruptions
@@ -16,7 +15,7 @@ from dhmm_rl.validation import Range
 Args = TypeVar("Args")
 
 MAX_SEED = 2**32 - 100_000
-"""NumPy's bound, less what environments side by side and evaluations add to a seed."""
+"""Largest seed: NumPy's bound, less what parallel environments and evaluations add to a seed."""
 
 
 OPTIONS = {
@@ -26,25 +25,25 @@ OPTIONS = {
     **dict.fromkeys(("seconds", "max_seconds"), Range(0, above=True)),
     "gamma": Range(0, 1, below=True),
 }
-"""Ranges of options, which mean the same in every command. Recipes and the settings of a training check the others."""
+"""Ranges of the options that mean the same in every command. Recipes and training settings check the other options."""
 
 
 def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) -> None:
     """
     Parse the command line into ``arguments`` and run ``main``.
 
-    Exit status 2 and one line for bad input, and for files that cannot be read or written; 1 for an environment that raises an
-    error, with a line that names it and its own traceback; 130 for an interruption from the
-    keyboard; 141, without a line, when the reader of the output has gone away (``| head``). Characters that the terminal's
-    encoding does not have are printed as escapes.
+    The exit status is 2, after one line, for invalid input and for files that cannot be read or written. It is 1 for an
+    environment that raises an error, after a line that names the environment and the environment's own traceback. It is 130
+    after an interruption from the keyboard, and 141, without a line, when the reader of the output is gone (``| head``).
+    Characters that the terminal's encoding lacks are printed as escapes.
 
-    :param arguments: a dataclass; its docstrings are the command's ``--help``
-    :param name: of the module, as ``python -m`` takes it
+    :param main: function of the command
+    :param arguments: dataclass of the command's options; its docstrings are the command's ``--help``
+    :param name: name of the module, as ``python -m`` takes it
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = None
     try:
         expect_interruptions()
         try:
@@ -52,26 +51,37 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
             check_options(args)
             main(args)
         finally:
-            sys.stdout.flush()  # here and not when Python exits, because there a closed pipe can no longer be handled
+            sys.stdout.flush()  # Python flushes at exit too, but a closed pipe can no longer be handled there
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # what a shell reports for a program that SIGPIPE ends
+        sys.exit(141)  # the status that a shell reports for a program that SIGPIPE ends
     except EnvironmentFault as fault:
         print(f"error: {fault}", *([fault.details] if fault.details else []), sep="\n", file=sys.stderr)
         sys.exit(1)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except _memory_errors() as error:
         print(f"error: there is not enough memory: {(str(error) or 'for this').splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:  # of a run, it says how to continue
+    except KeyboardInterrupt as error:  # an interrupted run says in it how to continue
         print(f"interrupted; {error}" if str(error) else "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
+def _memory_errors() -> tuple[type[Exception], ...]:
+    """Return the errors for too little memory: Python's, and torch's if the command has imported torch."""
+    torch = sys.modules.get("torch")
+    return (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+
+
 def check_options(args: Any) -> None:
-    """:raises InputError: for an option of :data:`OPTIONS` that is out of its range"""
+    """
+    Check the options of :data:`OPTIONS` among a command's arguments.
+
+    :param args: arguments of a command
+    :raises InputError: if an option is out of its range
+    """
     for name, value in vars(args).items():
         for one in value if isinstance(value, tuple) else (value,):
             if name in OPTIONS and one is not None and one not in OPTIONS[name]:
@@ -79,14 +89,20 @@ def check_options(args: Any) -> None:
 
 
 def check_counts(args: Any, *names: str) -> None:
-    """:raises InputError: for an argument of these names that is below 1"""
+    """
+    Check that arguments are at least 1.
+
+    :param args: arguments of a command
+    :param names: names of the arguments to check
+    :raises InputError: if one of them is below 1
+    """
     for name in names:
         if getattr(args, name) < 1:
             raise InputError(f"{name} is {getattr(args, name)}; it must be at least 1")
 
 
 def check_seed(seed: int) -> None:
-    """:raises InputError: for a seed that NumPy does not take"""
+    """:raises InputError: if the seed is negative or above :data:`MAX_SEED`"""
     if seed < 0:
         raise InputError(f"seed is {seed}; it must not be negative")
     if seed > MAX_SEED:
@@ -95,11 +111,16 @@ def check_seed(seed: int) -> None:
 
 def set_up(device: str, threads: int, seed: int) -> str:
     """
-    Set the number of CPU threads and see that device and seed can be used.
+    Set the number of CPU threads, and check the device and the seed.
 
+    :param device: name of a torch device
+    :param threads: number of CPU threads
+    :param seed: seed to check
     :return: the device
-    :raises InputError: when they cannot
+    :raises InputError: if the device cannot be used here, or the seed is out of range
     """
+    import torch  # here, because commands without a model do not need it
+
     check_seed(seed)
     torch.set_num_threads(threads)
     try:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "dhmm_rl"
 
 # From the lowest layer to the highest. Modules of the first layer import each other; in all others a module imports
 # its own package and lower layers only. The package's own module, which re-exports names, is above all of them.
-BASE = ("_interrupts", "checks", "errors", "files", "plain", "plotting", "validation")
+BASE = ("_interrupts", "_registration", "errors", "files", "plain", "plotting", "validation")
 COMMANDS = ("collect", "pretrain", "ppo", "play", "recipes.__main__", "languages.__main__")
 LAYERS = (
     BASE,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from dhmm_rl.envs import VELOCITIES, TMaze, tiger_beliefs, tiger_values
+from dhmm_rl._registration import VELOCITIES
+from dhmm_rl.envs import TMaze, tiger_beliefs, tiger_values
 from dhmm_rl.envs.tasks.tiger import HEAR_LEFT, HEAR_RIGHT, LISTEN, NOTHING_HEARD, OPEN_LEFT, OPEN_RIGHT
 
 
