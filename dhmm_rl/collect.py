@@ -8,7 +8,7 @@ from dhmm_rl.data import write_minari
 from dhmm_rl.data.minari_datasets import check_new_minari
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import remove_leftovers
-from dhmm_rl.pretraining.sources import MINARI, RANDOM, Source, read_source
+from dhmm_rl.pretraining.sources import MINARI, RANDOM, CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.runs.evaluation import show_numbers
 
@@ -52,15 +52,10 @@ def main(args: Args) -> None:
         if Path(args.to).exists():
             raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
     env, _ = load_recipes(args.env, "dhmm-gpt2")
-    rollouts = read_source(
-        Source.parse(args.data),
-        env,
-        n_envs=args.n_envs,
-        episodes=args.episodes,
-        seed=args.seed,
-        progress=not args.quiet,
-        trust=args.trust,
+    settings = CollectSettings(
+        n_envs=args.n_envs, episodes=args.episodes, seed=args.seed, progress=not args.quiet, trust=args.trust
     )
+    rollouts = load_source(Source.parse(args.data), env, settings)
     if args.to.startswith(MINARI):
         write_minari(rollouts, args.to.removeprefix(MINARI), f"{args.data} on {env.id}, seed {args.seed}")
     else:

@@ -19,7 +19,9 @@ from dhmm_rl.data import collect
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, write_json
 from dhmm_rl.model import Checkpoint, load_checkpoint
-from dhmm_rl.pretraining.workflow import find_pretrained, pretrain, pretrains
+from dhmm_rl.pretraining.reuse import find_pretrained
+from dhmm_rl.pretraining.settings import wants_pretraining
+from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.agents import make_agent, rollout_size
 from dhmm_rl.recipes.algorithms import ALGORITHMS
@@ -195,8 +197,8 @@ def start(args: Args, device: str) -> Run:
         pretrained = "none"
     checkpoint = load_checkpoint(pretrained) if pretrained not in ("auto", "new", "none") else None
     if pretrained == "auto":
-        found = find_pretrained(args.runs, env, agent, args.seed, args.steps) if pretrains(agent) else None
-        pretrained = str(found) if found is not None else "new" if pretrains(agent) else "none"
+        found = find_pretrained(args.runs, env, agent, args.seed, args.steps) if wants_pretraining(agent) else None
+        pretrained = str(found) if found is not None else "new" if wants_pretraining(agent) else "none"
     try_agent(env, agent, args.seed, checkpoint, device)
     kept = {
         "steps": args.steps,
@@ -240,8 +242,7 @@ def get_pretrained(run: Run, device: str, progress: bool, trust: bool) -> Checkp
         if source == "new":
             pretrain(
                 run,
-                budget=run.args["steps"],
-                allow=lambda tokenizer, needed: allow_pretraining(run, tokenizer, needed, device),
+                allowed_seconds=lambda tokenizer, needed: allow_pretraining(run, tokenizer, needed, device),
                 device=device,
                 progress=progress,
                 trust=trust,

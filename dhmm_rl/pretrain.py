@@ -7,8 +7,9 @@ import tyro
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
-from dhmm_rl.pretraining.sources import Source, check_top
-from dhmm_rl.pretraining.workflow import pretrain, training_settings
+from dhmm_rl.pretraining.settings import training_settings
+from dhmm_rl.pretraining.sources import Source, check_top_fraction
+from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.runs.run import Run, removed_if_failed
 
@@ -76,7 +77,7 @@ def main(args: Args) -> None:
         data = list(args.data)
         for source in data:
             Source.parse(source)
-        check_top(args.top)
+        check_top_fraction(args.top)
         if args.max_seconds is not None and not args.max_seconds > 0:
             raise InputError(f"max_seconds is {args.max_seconds:g}; it must be positive")
         kept = {"data": data, "top": args.top, "episodes": args.episodes, "changes": changes, "env": args.env}
@@ -90,11 +91,7 @@ def main(args: Args) -> None:
     with removed_if_failed(run.folder, new=args.resume is None), run.writing():
         checkpoint = pretrain(
             run,
-            run.args["data"],
-            episodes=run.args["episodes"],
-            top=run.args.get("top"),
-            settings=training_settings(run.agent, **run.args["changes"]),
-            allow=None if seconds is None else lambda tokenizer, needed: seconds,
+            allowed_seconds=None if seconds is None else lambda tokenizer, needed: seconds,
             device=device,
             progress=not args.quiet,
             trust=args.trust,

@@ -23,8 +23,9 @@ from dhmm_rl import play, ppo, pretrain
 from dhmm_rl.data import Rollouts, StreamDataset, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
-from dhmm_rl.pretraining import workflow as pretraining
-from dhmm_rl.pretraining.trainer import Trained, train_language_model
+from dhmm_rl.pretraining.reuse import find_pretrained
+from dhmm_rl.pretraining.trainer import TrainResult, train_language_model
+from dhmm_rl.pretraining.workflow import pretrain as pretrain_run
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs import evaluation
@@ -386,7 +387,7 @@ def test_returns_are_shown_with_the_digits_of_their_scale(values: tuple[float, .
 # Pretraining costs little, and stops
 
 
-def noise(tmp_path: Path, settings: TrainingSettings) -> tuple[Trained, list[dict[str, str]]]:
+def noise(tmp_path: Path, settings: TrainingSettings) -> tuple[TrainResult, list[dict[str, str]]]:
     """Training on a few episodes of noise, of which nothing can be learned but by heart."""
     env = DummyVecEnv([Pictures])
     space = spaces.Box(-1, 1, (6,))
@@ -431,11 +432,11 @@ def test_pretraining_takes_the_steps_that_fit_in_the_time_the_same_after_a_resum
         return needed / 2.9
 
     run = Run.create(tmp_path, "pretrain", env, agent, 0, {})
-    pretraining.pretrain(run, allow=third)
+    pretrain_run(run, allowed_seconds=third)
     assert "12 gradient steps of pretraining would take" in capsys.readouterr().out
     assert read_log(run.folder, "pretrain")[-1]["pretrain/steps"] == "4"
     (run.folder / "training.pt").unlink()
-    pretraining.pretrain(run, allow=third)
+    pretrain_run(run, allowed_seconds=third)
     assert len(asked) == 1
 
 
@@ -478,13 +479,13 @@ def test_the_newest_model_that_was_made_alike_is_reused(tmp_path: Path) -> None:
     env, agent = recipes(tmp_path)
     pretrained(tmp_path, env, agent)
     newest = pretrained(tmp_path, env, agent, seed=5)
-    assert pretraining.find_pretrained(tmp_path, env, agent, seed=0) == newest
+    assert find_pretrained(tmp_path, env, agent, seed=0) == newest
     newest.unlink()
     (tmp_path / "CartPole-v1/pretrain/1/pretrained.pt").unlink()
     of_ppo = pretrained(tmp_path, env, agent, "ppo", pretrained="new", steps=None)
-    assert pretraining.find_pretrained(tmp_path, env, agent, seed=0) == of_ppo
-    assert pretraining.find_pretrained(tmp_path, env, agent, seed=1) is None
-    assert pretraining.find_pretrained(tmp_path, env, agent, seed=0, budget=300_000) is None
+    assert find_pretrained(tmp_path, env, agent, seed=0) == of_ppo
+    assert find_pretrained(tmp_path, env, agent, seed=1) is None
+    assert find_pretrained(tmp_path, env, agent, seed=0, budget=300_000) is None
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -509,7 +510,7 @@ def test_a_model_that_was_made_otherwise_is_not_reused_and_that_is_said(
     env, agent = recipes(tmp_path)
     env_changes, agent_changes, args = DIFFERENT[what]
     pretrained(tmp_path, replace(env, **env_changes), replace(agent, **agent_changes), **args)
-    assert pretraining.find_pretrained(tmp_path, env, agent, seed=0) is None
+    assert find_pretrained(tmp_path, env, agent, seed=0) is None
     out = capsys.readouterr().out
     assert "note: not started from" in out
     assert "--pretrained PATH" in out

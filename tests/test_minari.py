@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
-from dhmm_rl.pretraining.sources import Source, read_source
+from dhmm_rl.pretraining.sources import CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.tokens import FieldSpace, Tokenizer
 from dhmm_rl.tokens.fields import flatten, unflatten
@@ -148,9 +148,9 @@ def test_a_dataset_of_minigrid_is_data_of_minigrid(vectorization: str) -> None:
     pytest.importorskip("minigrid")
     env, _ = load_recipes("minigrid:MiniGrid-Empty-5x5-v0", "dhmm-gpt2")
     env = replace(env, vectorization=vectorization)
-    rollouts = read_source(Source("random"), env, n_envs=2, episodes=2)
+    rollouts = load_source(Source("random"), env, CollectSettings(n_envs=2, episodes=2))
     write_minari(rollouts, ID)
-    assert_equal(read_source(Source(f"minari:{ID}"), env, n_envs=1, episodes=1), rollouts.with_imitate(False))
+    assert_equal(load_source(Source(f"minari:{ID}"), env, CollectSettings(n_envs=1, episodes=1)), rollouts.with_imitate(False))
 
 
 Parts = dict[str, Any]

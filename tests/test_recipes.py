@@ -12,7 +12,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.ppo import try_agent
-from dhmm_rl.pretraining.workflow import training_settings
+from dhmm_rl.pretraining.settings import training_settings
 from dhmm_rl.recipes import list_recipes, load_recipes
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap

@@ -1,6 +1,7 @@
 """Teachers of every kind, and several sources mixed."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from dhmm_rl import VecTokenStream
 from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset, collect
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
-from dhmm_rl.pretraining.sources import Part, Source, gather, imitate_top, read_source
+from dhmm_rl.pretraining.sources import (
+    CollectSettings,
+    Source,
+    WeightedRollouts,
+    imitate_top_fraction,
+    load_source,
+    load_sources,
+)
 from dhmm_rl.pretraining.teachers import load_teacher
-from dhmm_rl.pretraining.workflow import sample, split
+from dhmm_rl.pretraining.workflow import sample_episodes, train_val_split
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
@@ -204,7 +212,7 @@ def test_what_is_no_teacher_here_is_named(tmp_path: Path) -> None:
     [
         ("random", Source("random")),
         ("teacher:a@b/best.zip@weight=2@episodes=50", Source("teacher:a@b/best.zip", weight=2, episodes=50)),
-        ("minari:D4RL/door/human-v2@imitate=no", Source("minari:D4RL/door/human-v2", imitate=False)),
+        ("minari:D4RL/door/human-v2@imitate=no", Source("minari:D4RL/door/human-v2", imitate_actions=False)),
         ("some/folder@weight=0.5@imitate=yes@skip_bad=yes", Source("some/folder", 0.5, True, skip_bad=True)),
     ],
 )
@@ -238,15 +246,15 @@ def rollouts_of(returns: list[float], imitate: bool) -> Rollouts:
     return Rollouts.from_episodes(episodes, spaces.Box(0, 100, (1,)), spaces.Discrete(2), "x", 0)
 
 
-def test_only_the_best_of_what_is_worth_it_are_imitated() -> None:
+def test_only_the_best_of_the_imitated_episodes_stay_imitated() -> None:
     better, random, worse = (
         rollouts_of([5, 9, 7], True),
         rollouts_of([100, 100], False),
         rollouts_of([1, 8, 6, np.nan, 0], True),
     )
-    parts = [Part(better, 1), Part(random, 1), Part(worse, 1)]
+    parts = [WeightedRollouts(better, 1), WeightedRollouts(random, 1), WeightedRollouts(worse, 1)]
     notices: list[str] = []
-    chosen = imitate_top(parts, 0.25, notices.append)
+    chosen = imitate_top_fraction(parts, 0.25, notices.append)
     assert [part.rollouts.imitate.tolist() for part in chosen] == [
         [False, True, False],
         [False, False],
@@ -254,25 +262,25 @@ def test_only_the_best_of_what_is_worth_it_are_imitated() -> None:
     ]
     assert len(notices) == 1
     assert "1 of 8 episodes have no return" in notices[0]
-    whole = imitate_top(parts, 1.0, notices.append)
+    whole = imitate_top_fraction(parts, 1.0, notices.append)
     assert [part.rollouts.imitate.tolist() for part in whole] == [[True] * 3, [False] * 2, [True, True, True, False, True]]
     with pytest.raises(InputError, match="there are none"):
-        imitate_top([Part(random, 1)], 0.5)
+        imitate_top_fraction([WeightedRollouts(random, 1)], 0.5)
     with pytest.raises(InputError, match="no episode has one"):
-        imitate_top([Part(rollouts_of([np.nan], True), 1)], 0.5)
+        imitate_top_fraction([WeightedRollouts(rollouts_of([np.nan], True), 1)], 0.5)
     with pytest.raises(InputError, match="above 0 and at most 1"):
-        imitate_top(parts, 0.0)
+        imitate_top_fraction(parts, 0.0)
 
 
 def test_the_imitated_and_the_others_are_held_out_alike() -> None:
     rollouts = rollouts_of([0] * 100, True).with_imitate(np.arange(100) < 20)
-    train, held_out = split(rollouts, 0.1, seed=0)
+    train, held_out = train_val_split(rollouts, 0.1, seed=0)
     assert sorted([*train, *held_out]) == list(range(100))
     assert (held_out < 20).sum() == 2
     assert len(held_out) == 10
-    assert (np.concatenate(split(rollouts, 0.1, seed=0)) == np.concatenate([train, held_out])).all()
-    assert (split(rollouts, 0.1, seed=1)[1] != held_out).any()
-    train, held_out = split(rollouts_of([0, 0], True).with_imitate(np.array([True, False])), 0.1, seed=0)
+    assert (np.concatenate(train_val_split(rollouts, 0.1, seed=0)) == np.concatenate([train, held_out])).all()
+    assert (train_val_split(rollouts, 0.1, seed=1)[1] != held_out).any()
+    train, held_out = train_val_split(rollouts_of([0, 0], True).with_imitate(np.array([True, False])), 0.1, seed=0)
     assert [len(train), len(held_out)] == [1, 1]
 
 
@@ -326,31 +334,32 @@ def test_an_epoch_shows_each_source_as_often_as_its_weight_says(weights: list[fl
 @pytest.mark.parametrize("name", ["Copy", "DuplicatedInput", "Reverse", "RepeatCopy", "ReversedAddition", "Sort"])
 def test_an_oracle_solves_every_episode_and_is_imitated(name: str) -> None:
     env, _ = load_recipes(name, "dhmm-gpt2")
-    rollouts = read_source(Source("oracle"), env, n_envs=2, episodes=8)
+    rollouts = load_source(Source("oracle"), env, CollectSettings(n_envs=2, episodes=8))
     assert rollouts.imitate.all()
     assert all(episode.rewards[-1] > 0 for episode in rollouts)
     assert rollouts.returns.min() > 0
     cartpole, _ = load_recipes("CartPole-v1", "dhmm-gpt2")
     with pytest.raises(InputError, match="CartPole-v1 has no oracle"):
-        read_source(Source("oracle"), cartpole, n_envs=1, episodes=1)
+        load_source(Source("oracle"), cartpole, CollectSettings(n_envs=1, episodes=1))
 
 
-def test_sources_are_gathered_with_their_flags_and_kept(tmp_path: Path) -> None:
+def test_sources_are_loaded_with_their_flags_and_saved(tmp_path: Path) -> None:
     env, _ = load_recipes("CartPole-v1", "dhmm-gpt2")
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "teacher.zip")
     texts = [f"teacher:{tmp_path}/teacher.zip@episodes=4@weight=3", "random@episodes=6", "random@imitate=yes@episodes=5"]
     sources = [Source.parse(text) for text in texts]
-    parts = gather(sources, env, tmp_path, n_envs=2, episodes=9, seed=3, trust=True)
+    settings = CollectSettings(n_envs=2, episodes=9, seed=3, trust=True)
+    parts = load_sources(sources, env, tmp_path, settings)
     assert [(len(rollouts), rollouts.imitate.mean(), weight) for rollouts, weight in parts] == [(4, 1, 3), (6, 0, 1), (5, 1, 1)]
     (tmp_path / "teacher.zip").unlink()
-    for again, first in zip(gather(sources, env, tmp_path, n_envs=2, episodes=9, seed=3), parts, strict=True):
+    for again, first in zip(load_sources(sources, env, tmp_path, replace(settings, trust=False)), parts, strict=True):
         assert_same(again.rollouts, first.rollouts)
         assert (again.rollouts.imitate == first.rollouts.imitate).all()
-    assert len(sample(parts)) == 15
-    assert len(sample(parts, rows=1)) == 3
+    assert len(sample_episodes(parts)) == 15
+    assert len(sample_episodes(parts, max_rows=1)) == 3
     acrobot, _ = load_recipes("Acrobot-v1", "dhmm-gpt2")
-    with pytest.raises(InputError, match=r"is no data of Acrobot-v1: .* the environment has it as categorical in \[0, 2\]"):
-        gather([Source(str(tmp_path / "rollouts-1"))], acrobot, tmp_path, n_envs=1, episodes=1)
+    with pytest.raises(InputError, match=r"is not data of Acrobot-v1: .* the environment has it as categorical in \[0, 2\]"):
+        load_sources([Source(str(tmp_path / "rollouts-1"))], acrobot, tmp_path, settings)
 
 
 def test_rewards_that_are_not_known_are_told(tmp_path: Path) -> None:
@@ -359,5 +368,6 @@ def test_rewards_that_are_not_known_are_told(tmp_path: Path) -> None:
     rollouts.rewards[1] = np.nan
     rollouts.save(tmp_path / "kept")
     notices: list[str] = []
-    assert len(read_source(Source(str(tmp_path / "kept")), env, n_envs=1, episodes=1, notice=notices.append)) == 3
+    settings = CollectSettings(n_envs=1, episodes=1)
+    assert len(load_source(Source(str(tmp_path / "kept")), env, settings, notices.append)) == 3
     assert notices == [f"note: 1 of 3 episodes of {tmp_path / 'kept'} have no return: a reward is not finite"]

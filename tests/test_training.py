@@ -15,7 +15,13 @@ from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset, collect
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.pretraining import trainer as language_model
-from dhmm_rl.pretraining.trainer import Trained, evaluate_language_model, frequency_bits, learning_rate, train_language_model
+from dhmm_rl.pretraining.trainer import (
+    TrainResult,
+    evaluate_language_model,
+    frequency_bits,
+    learning_rate,
+    train_language_model,
+)
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.environments import restore_normalization
 from dhmm_rl.recipes.schema import TrainingSettings
@@ -38,7 +44,7 @@ def sets(rollouts: Rollouts, settings: TrainingSettings = SETTINGS) -> tuple[Tok
     return tokenizer, train, StreamDataset(rollouts, tokenizer, settings.length, episodes=np.arange(30, 40))
 
 
-def train(rollouts: Rollouts, folder: Path, settings: TrainingSettings = SETTINGS) -> tuple[DHMMGPT2, Trained]:
+def train(rollouts: Rollouts, folder: Path, settings: TrainingSettings = SETTINGS) -> tuple[DHMMGPT2, TrainResult]:
     tokenizer, train_set, held_out = sets(rollouts, settings)
     torch.manual_seed(0)
     model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=4, window=8)

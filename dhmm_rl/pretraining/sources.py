@@ -1,4 +1,4 @@
-"""Where rollouts come from: collected at random or by a teacher, or read; several at once, each with its weight."""
+"""Sources of rollouts: collected with a random policy or a teacher, or loaded; several can be mixed, each with a weight."""
 
 import math
 import re
@@ -28,219 +28,252 @@ MINARI = "minari:"
 @dataclass(frozen=True)
 class Source:
     """
-    One source of rollouts, as it is written on the command line: ``PLACE@option=value@option=value``.
+    One source of rollouts. On the command line it is written ``PLACE@option=value@option=value``.
 
-    :param place: ``random``; ``oracle``, the environment's own method of that name; ``teacher:PATH``, a run's folder or an SB3
-        model's zip; ``minari:ID``; or the folder of rollouts saved before
-    :param weight: how often each of its steps is shown, beside those of other sources
-    :param imitate: whether its actions are worth imitating; what the source itself says when ``None``
-    :param episodes: how many to collect
-    :param skip_bad: leave damaged episodes of a folder out, instead of refusing it
+    :param place: ``random``; ``oracle``, which calls the environment's own method of that name; ``teacher:PATH``, the folder of
+        a run or the zip of an SB3 model; ``minari:ID``; or a folder that ``Rollouts.save`` wrote
+    :param weight: how often each step of this source is shown, relative to the steps of other sources
+    :param imitate_actions: whether the model learns to predict the actions; decided by the source itself when ``None``
+    :param episodes: number of episodes to collect
+    :param skip_bad: leave out damaged episodes of a folder instead of refusing the folder
     """
 
     place: str
     weight: float = 1.0
-    imitate: bool | None = None
+    imitate_actions: bool | None = None
     episodes: int | None = None
     skip_bad: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Source":
         """
-        Read a source as it is written.
+        Parse a source from its command-line form.
 
-        :raises InputError: for an option that is not known, or a value out of its range
+        :raises InputError: for an unknown option or a value that is out of range
         """
         place, *options = re.split(r"@(?=\w+=)", text)
         given: dict[str, Any] = {}
         for name, value in (option.split("=", 1) for option in options):
             if name not in _OPTIONS:
                 raise InputError(f"the source {text} has an option {name!r}; known are {', '.join(_OPTIONS)}")
-            read, expected = _OPTIONS[name]
+            option = _OPTIONS[name]
             try:
-                given[name] = read(value)
+                given[option.field] = option.parse(value)
             except (ValueError, KeyError) as error:
-                raise InputError(f"the source {text} has {name}={value}; it must be {expected}") from error
+                raise InputError(f"the source {text} has {name}={value}; it must be {option.expected}") from error
         source = cls(place, **given)
         if source.episodes is not None and not source.collects:
             raise InputError(f"the source {text} is read, not collected: episodes is for random, oracle and teacher:PATH")
         if source.skip_bad and (source.collects or place.startswith(MINARI)):
-            raise InputError(f"skip_bad is for folders of rollouts, and {text} is none")
+            raise InputError(f"skip_bad is for folders of rollouts, and {text} is not one")
         return source
 
     @property
     def collects(self) -> bool:
-        """Whether its rollouts are yet to be made."""
+        """Whether the rollouts are collected in the environment, not loaded."""
         return self.place in (RANDOM, ORACLE) or self.place.startswith(TEACHER)
 
 
-class Part(NamedTuple):
-    """A source's rollouts in the mixture."""
+@dataclass(frozen=True)
+class CollectSettings:
+    """
+    How the rollouts of sources are collected.
+
+    :param n_envs: number of environments that are stepped together
+    :param episodes: number of episodes from each source that does not set its own
+    :param max_steps: largest number of environment steps of random rollouts; ignored for a source that sets its own number of
+        episodes; no limit when ``None``
+    :param seed: seed of the environments and of the random actions
+    :param progress: show a progress bar
+    :param trust: also read zips of teachers, which can run code
+    """
+
+    n_envs: int
+    episodes: int
+    max_steps: int | None = None
+    seed: int = 0
+    progress: bool = False
+    trust: bool = False
+
+
+class WeightedRollouts(NamedTuple):
+    """
+    The rollouts of one source and their weight in the mixture.
+
+    :param rollouts: all episodes of the source
+    :param weight: how often each step is shown, relative to the steps of other sources
+    """
 
     rollouts: Rollouts
     weight: float
 
 
-def read_source(
-    source: Source,
-    env: EnvRecipe,
-    *,
-    n_envs: int,
-    episodes: int,
-    max_steps: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    notice: Notice = print,
-    trust: bool = False,
-) -> Rollouts:
+def load_source(source: Source, env: EnvRecipe, settings: CollectSettings, notice: Notice = print) -> Rollouts:
     """
-    Collect or read the rollouts of one source.
+    Collect or load the rollouts of one source.
 
-    :param n_envs: side by side, to collect in
-    :param episodes: how many to collect, unless the source says so
-    :param max_steps: environment steps that random rollouts take at the most, unless the source says how many episodes
-    :param progress: show a bar
-    :param notice: takes lines about episodes left out, and how a teacher sees
-    :param trust: read a teacher's zip, which can run code
-    :raises InputError: when the source cannot be used, or is of another environment
+    :param source: where the rollouts come from
+    :param env: recipe of the environment
+    :param settings: how rollouts are collected
+    :param notice: called with lines about episodes that are left out and about how a teacher observes
+    :raises InputError: when the source cannot be used, or belongs to another environment
     """
-    venv = make_envs(env, n_envs if source.collects else 1, seed)
+    venv = make_envs(env, settings.n_envs if source.collects else 1, settings.seed)
     try:
-        if not source.collects:
-            if source.place.startswith(MINARI):
-                rollouts = read_minari(source.place.removeprefix(MINARI), imitate=source.imitate, notice=notice)
-            else:
-                rollouts = Rollouts.load(source.place, skip_bad=source.skip_bad, notice=notice)
-            try:
-                rollouts = rollouts.with_observation_space(venv.observation_space)
-                Tokenizer(rollouts.observation_space, rollouts.action_space).check_spaces(
-                    venv.observation_space, venv.action_space
-                )
-            except InputError as error:
-                raise InputError(f"{source.place} is no data of {env.id}: {error}") from error
-            unknown = int((~np.isfinite(rollouts.returns)).sum())
-            if unknown:
-                notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
-            return rollouts if source.imitate is None else rollouts.with_imitate(source.imitate)
-        policy: Policy | None = None
-        if source.place == ORACLE:
-            policy = _oracle(venv, env.id)
-        elif source.place.startswith(TEACHER):
-            policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice, trust=trust)
-        taught = policy is not None
-        return collect(
-            venv,
-            policy,
-            episodes=episodes if source.episodes is None else source.episodes,
-            imitate=taught if source.imitate is None else source.imitate,
-            max_steps=None if taught or source.episodes is not None else max_steps,
-            env_id=env.id,
-            seed=seed,
-            deterministic=True,
-            progress=progress,
-        )
+        if source.collects:
+            return _collect_source(source, env, venv, settings, notice)
+        return _load_saved(source, env, venv, notice)
     finally:
         venv.close()
 
 
+def _load_saved(source: Source, env: EnvRecipe, venv: VecEnv, notice: Notice) -> Rollouts:
+    """Load a Minari dataset or a folder, and check that its spaces are those of the environment."""
+    if source.place.startswith(MINARI):
+        rollouts = read_minari(source.place.removeprefix(MINARI), imitate=source.imitate_actions, notice=notice)
+    else:
+        rollouts = Rollouts.load(source.place, skip_bad=source.skip_bad, notice=notice)
+    try:
+        rollouts = rollouts.with_observation_space(venv.observation_space)
+        tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space)
+        tokenizer.check_spaces(venv.observation_space, venv.action_space)
+    except InputError as error:
+        raise InputError(f"{source.place} is not data of {env.id}: {error}") from error
+    unknown = int((~np.isfinite(rollouts.returns)).sum())
+    if unknown:
+        notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
+    return rollouts if source.imitate_actions is None else rollouts.with_imitate(source.imitate_actions)
+
+
+def _collect_source(source: Source, env: EnvRecipe, venv: VecEnv, settings: CollectSettings, notice: Notice) -> Rollouts:
+    """Let a random policy, the environment's oracle or a teacher act."""
+    policy: Policy | None = None
+    if source.place == ORACLE:
+        policy = _oracle(venv, env.id)
+    elif source.place.startswith(TEACHER):
+        policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice, trust=settings.trust)
+    is_random = policy is None
+    return collect(
+        venv,
+        policy,
+        episodes=settings.episodes if source.episodes is None else source.episodes,
+        imitate=not is_random if source.imitate_actions is None else source.imitate_actions,
+        max_steps=settings.max_steps if is_random and source.episodes is None else None,
+        env_id=env.id,
+        seed=settings.seed,
+        deterministic=True,
+        progress=settings.progress,
+    )
+
+
 def _oracle(venv: VecEnv, env_id: str) -> Policy:
     """
-    What environments that know how they are solved would do, by their method ``oracle``.
+    Return the policy of environments that know their own solution: it calls their method ``oracle``.
 
-    :raises InputError: when they have none
+    :raises InputError: when the environments have no such method
     """
     if not venv.has_attr("oracle"):
         raise InputError(f"{env_id} has no oracle; a method of that name would return the action to take")
     return lambda observations: np.stack(venv.env_method("oracle"))
 
 
-def gather(
+def load_sources(
     sources: Sequence[Source],
     env: EnvRecipe,
     folder: Path,
-    *,
-    n_envs: int,
-    episodes: int,
-    max_steps: int | None = None,
-    top: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    trust: bool = False,
-) -> list[Part]:
+    settings: CollectSettings,
+    top_fraction: float | None = None,
+) -> list[WeightedRollouts]:
     """
-    The rollouts of all sources. What is collected is kept in ``folder``, and read from there the next time.
+    Collect or load the rollouts of all sources.
 
-    :param max_steps: of random rollouts, see :func:`read_source`
-    :param trust: read teachers' zips, which can run code
-    :param top: of the episodes whose actions are worth imitating, imitate only this share, those of the highest returns
+    Collected rollouts are saved in ``folder``. The next call loads them from there.
+
+    :param sources: where the rollouts come from
+    :param env: recipe of the environment
+    :param folder: folder of the run
+    :param settings: how rollouts are collected
+    :param top_fraction: see :func:`imitate_top_fraction`; every episode keeps its own setting when ``None``
     :raises InputError: when a source cannot be used
     """
-    parts = []
-    for number, source in enumerate(sources):
-        kept = folder / ("rollouts" if len(sources) == 1 else f"rollouts-{number + 1}")
-        wanted = replace(source, place=str(kept)) if source.collects and kept.exists() else source
-        rollouts = read_source(
-            wanted, env, n_envs=n_envs, episodes=episodes, max_steps=max_steps, seed=seed, progress=progress, trust=trust
-        )
-        if wanted.collects:
-            rollouts.save(kept)
-        parts.append(Part(rollouts, source.weight))
-        if progress and len(sources) > 1:
+    mixture = []
+    for number, source in enumerate(sources, start=1):
+        saved = folder / ("rollouts" if len(sources) == 1 else f"rollouts-{number}")
+        is_saved = source.collects and saved.exists()
+        rollouts = load_source(replace(source, place=str(saved)) if is_saved else source, env, settings)
+        if source.collects and not is_saved:
+            rollouts.save(saved)
+        mixture.append(WeightedRollouts(rollouts, source.weight))
+        if settings.progress and len(sources) > 1:
             print(f"{source.place}, weight {source.weight:g}: {rollouts}")
-    return parts if top is None else imitate_top(parts, top)
+    return mixture if top_fraction is None else imitate_top_fraction(mixture, top_fraction)
 
 
-def check_top(share: float | None) -> None:
-    """:raises InputError: for a share out of range"""
-    if share is not None and not 0 < share <= 1:
-        raise InputError(f"top is {share:g}; it is a share of the episodes, above 0 and at most 1")
+def check_top_fraction(fraction: float | None) -> None:
+    """:raises InputError: for a fraction that is out of range"""
+    if fraction is not None and not 0 < fraction <= 1:
+        raise InputError(f"top is {fraction:g}; it is a share of the episodes, above 0 and at most 1")
 
 
-def imitate_top(parts: Sequence[Part], share: float, notice: Notice = print) -> list[Part]:
+def imitate_top_fraction(
+    mixture: Sequence[WeightedRollouts], fraction: float, notice: Notice = print
+) -> list[WeightedRollouts]:
     """
-    Imitate only the best episodes by return; the others still teach observations.
+    Imitate only the episodes with the highest returns. All other episodes still teach the model to predict observations.
 
-    An episode whose return is not known, for a reward that is NaN, is none of them.
+    An episode without a finite return is never imitated.
 
-    :param share: of the episodes whose actions are worth imitating, over all sources; rounded, and at least one
-    :param notice: takes a line about episodes without a return
-    :raises InputError: for a share out of range, or when no episode is left to choose from
+    :param mixture: rollouts of all sources; the best episodes are chosen among all of them
+    :param fraction: fraction of the imitated episodes that stay imitated, rounded to at least one episode
+    :param notice: called with a line about episodes without a return
+    :raises InputError: for a fraction that is out of range, or when there is no episode to choose from
     """
-    check_top(share)
-    returns = np.concatenate([part.rollouts.returns for part in parts])
-    worth = np.concatenate([part.rollouts.imitate for part in parts])
-    if not worth.any():
-        raise InputError("top chooses among episodes whose actions are worth imitating, and there are none; see @imitate=yes")
-    known = np.isfinite(returns)
-    unknown = int((worth & ~known).sum())
-    if unknown == worth.sum():
+    check_top_fraction(fraction)
+    returns = np.concatenate([part.rollouts.returns for part in mixture])
+    imitated = np.concatenate([part.rollouts.imitate for part in mixture])
+    if not imitated.any():
+        raise InputError("top chooses among episodes whose actions are imitated, and there are none; see @imitate=yes")
+    candidates = imitated & np.isfinite(returns)
+    unknown = int(imitated.sum() - candidates.sum())
+    if not candidates.any():
         raise InputError("top chooses by return, and no episode has one: every one holds a reward that is not finite")
     if unknown:
         notice(
-            f"note: {unknown} of {worth.sum()} episodes have no return, for rewards that are not finite; top leaves them out"
+            f"note: {unknown} of {imitated.sum()} episodes have no return because rewards are not finite; top leaves them out"
         )
-    ranked = np.argsort(np.where(worth & known, -returns, np.inf), kind="stable")
-    best = np.zeros(len(worth), dtype=bool)
-    best[ranked[: min(max(1, round(share * worth.sum())), int((worth & known).sum()))]] = True
-    ends = np.cumsum([len(part.rollouts) for part in parts])
-    flags = np.split(best, ends[:-1])
-    return [part._replace(rollouts=part.rollouts.with_imitate(mine)) for part, mine in zip(parts, flags, strict=True)]
+    count = min(max(1, round(fraction * imitated.sum())), int(candidates.sum()))
+    ranked = np.argsort(np.where(candidates, -returns, np.inf), kind="stable")
+    chosen = np.zeros(len(imitated), dtype=bool)
+    chosen[ranked[:count]] = True
+    first_of_next = np.cumsum([len(part.rollouts) for part in mixture])[:-1]
+    chosen_by_source = np.split(chosen, first_of_next)
+    return [
+        part._replace(rollouts=part.rollouts.with_imitate(flags)) for part, flags in zip(mixture, chosen_by_source, strict=True)
+    ]
 
 
-def _positive(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    def checked(text: str) -> Any:
-        value = read(text)
+class _Option(NamedTuple):
+    """An option of a source: the field of :class:`Source` it sets, how its text is parsed, and the values it may have."""
+
+    field: str
+    parse: Callable[[str], Any]
+    expected: str
+
+
+def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse_positive(text: str) -> Any:
+        value = parse(text)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError
         return value
 
-    return checked
+    return parse_positive
 
 
-_YES_OR_NO = ({"yes": True, "no": False}.__getitem__, "yes or no")
-_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "weight": (_positive(float), "a positive number"),
-    "imitate": _YES_OR_NO,
-    "episodes": (_positive(int), "a positive number"),
-    "skip_bad": _YES_OR_NO,
+_parse_yes_or_no = {"yes": True, "no": False}.__getitem__
+_OPTIONS = {
+    "weight": _Option("weight", _positive(float), "a positive number"),
+    "imitate": _Option("imitate_actions", _parse_yes_or_no, "yes or no"),
+    "episodes": _Option("episodes", _positive(int), "a positive number"),
+    "skip_bad": _Option("skip_bad", _parse_yes_or_no, "yes or no"),
 }

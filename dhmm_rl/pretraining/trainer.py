@@ -49,7 +49,7 @@ class SequenceDataset(Protocol):
         ...
 
 
-class Trained(NamedTuple):
+class TrainResult(NamedTuple):
     """
     :param steps: gradient steps taken
     :param best_step: the one whose weights the model has now
@@ -77,7 +77,7 @@ def train_language_model(
     progress: bool = False,
     figures: Callable[[], dict[str, float]] | None = None,
     evaluate_first: bool = False,
-) -> Trained:
+) -> TrainResult:
     """
     Train until the held-out loss stops falling, and leave the model with the weights that had the lowest.
 
@@ -129,7 +129,7 @@ def train_language_model(
     bar.close()
     model.load_state_dict(state.best_weights)
     model.eval()
-    return Trained(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
+    return TrainResult(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
 
 
 def steps_done(folder: Path) -> int:

@@ -1,12 +1,13 @@
-"""From rollouts to a pretrained language model of an environment's streams."""
+"""Pretraining in four steps: load the rollouts, fit the tokenizer, make the datasets, train and save the language model."""
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,119 +17,192 @@ from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset
 from dhmm_rl.data.rollouts import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json, write_json
-from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
-from dhmm_rl.pretraining.sources import RANDOM, Part, Source, gather
+from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.pretraining.settings import PretrainingSettings
+from dhmm_rl.pretraining.sources import CollectSettings, Source, WeightedRollouts, load_sources
 from dhmm_rl.pretraining.trainer import (
     SequenceDataset,
-    Trained,
+    TrainResult,
     frequency_bits,
     seconds_per_step,
     steps_done,
     train_language_model,
 )
-from dhmm_rl.recipes import AgentRecipe, EnvRecipe
-from dhmm_rl.recipes.environments import make_envs, make_tokenizer, plain_tokenizer
+from dhmm_rl.recipes.environments import make_envs, plain_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.evaluation import check_positions
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
-from dhmm_rl.runs.run import Run, pretraining_runs
+from dhmm_rl.runs.run import Run
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import RANDOM_STEPS, ROWS, format_report, group_by_array
+from dhmm_rl.tokens.fitting import ROWS, format_report, group_by_array
 
-DEFAULT_EPISODES = 200
-OWN_KEYS = ("data", "episodes", "field_weights")
-"""Keys of an agent recipe's ``pretrain`` beside the fields of TrainingSettings."""
-RANDOM_SHARE = 0.2
-"""Of an environment's budget, so much at the most goes into random rollouts when nobody says how many episodes."""
+AllowedSeconds = Callable[[Tokenizer, float], float]
+"""A function of the tokenizer and the seconds that all gradient steps would take. It returns the seconds they may take."""
+
+
+class PretrainingData(NamedTuple):
+    """
+    The rollouts of all sources, split by episodes.
+
+    :param mixture: rollouts and weight of each source
+    :param splits: for each source, the numbers of the training episodes and those of the held-out episodes
+    """
+
+    mixture: list[WeightedRollouts]
+    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+    def info(self, run: Run) -> dict[str, Any]:
+        """Return what the checkpoint records about the data."""
+        return {
+            "env_id": run.env.id,
+            "env_steps": sum(rollouts.env_steps for rollouts, _ in self.mixture),
+            "imitates": any(rollouts.imitate.any() for rollouts, _ in self.mixture),
+        }
+
+
+class Datasets(NamedTuple):
+    """
+    SequenceDataset of the token streams.
+
+    :param train: windows of the training episodes, dithered if the settings ask for it
+    :param train_exact: the same windows without dither
+    :param held_out: windows of the held-out episodes, without dither
+    """
+
+    train: SequenceDataset
+    train_exact: SequenceDataset
+    held_out: SequenceDataset
 
 
 def pretrain(
     run: Run,
-    data: Sequence[str] = (),
     *,
-    episodes: int | None = None,
-    top: float | None = None,
-    settings: TrainingSettings | None = None,
-    budget: int | None = None,
-    allow: Callable[[Tokenizer, float], float] | None = None,
+    allowed_seconds: AllowedSeconds | None = None,
     device: str = "cpu",
     progress: bool = False,
     trust: bool = False,
 ) -> Path:
     """
-    Collect or read rollouts, train a language model on them, and keep it in the run. Resumes where it was interrupted.
+    Pretrain a language model and save it in the folder of the run. Resumes where it was interrupted.
 
-    :param run: whose folder takes the rollouts, the logs and the checkpoint
-    :param data: sources of rollouts, as :meth:`Source.parse` reads them; when there are none the agent recipe's, or random ones
-    :param episodes: how many to collect; when ``None`` the agent recipe's, random ones for a fifth of the budget at the most
-    :param top: imitate only this share of the episodes, those of the highest returns
-    :param settings: of the training; the agent recipe's when ``None``
-    :param budget: environment steps of the run; the environment recipe's when ``None``
-    :param allow: from the tokenizer and the seconds that all gradient steps would take to the seconds that they may take; there
-        are fewer steps if that is less
-    :param trust: read teachers' zips, which can run code
-    :return: the checkpoint
-    :raises InputError: for data that cannot be used
+    :param run: run that gets the rollouts, the logs and the checkpoint; its recipes and arguments are the settings
+    :param allowed_seconds: time limit, which reduces the number of gradient steps; no limit when ``None``
+    :param device: device to train on
+    :param progress: print reports and show progress bars
+    :param trust: also read zips of teachers, which can run code
+    :return: path of the checkpoint
+    :raises InputError: for settings that are out of range, and for data that cannot be used
     """
     if not run.agent.reads_tokens:
         raise InputError(f"the agent {run.agent.name} has no language model to pretrain; dhmm-gpt2 has")
-    training = settings or training_settings(run.agent)
-    training.check()
     began = time.perf_counter()
-    venv = make_envs(run.env, 1, run.seed)
+    settings = PretrainingSettings.from_run(run)
+    settings.training.check()
     check_positions(run.agent, run.env)
-    plain_tokenizer(run.env, venv)  # says what cannot be tokenized before anything is collected
-    parts = gather(
-        [Source.parse(text) for text in data or run.agent.pretrain.get("data", [RANDOM])],
-        run.env,
-        run.folder,
+
+    unfitted = make_unfitted_tokenizer(run)  # reports what cannot be tokenized before anything is collected
+    data = load_data(run, settings, progress, trust)
+    tokenizer = fit_tokenizer(run, data, unfitted, progress)
+    datasets = make_datasets(run, data, tokenizer, settings)
+
+    torch.manual_seed(run.seed)
+    model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
+    training = settings.training
+    if allowed_seconds is not None:
+        training = fit_in_time(run, model, datasets.train, training, partial(allowed_seconds, tokenizer))
+    info = data.info(run) | {"seconds": time.perf_counter() - began}
+    train_and_save(run, model, tokenizer, datasets, training, info, progress)
+    return run.language_model
+
+
+def make_unfitted_tokenizer(run: Run) -> Tokenizer:
+    """
+    Make the tokenizer of the environment's recipe, not yet fitted to data.
+
+    :raises InputError: for settings that fit no field, and for spaces that cannot be tokenized
+    """
+    env = make_envs(run.env, 1, run.seed)
+    try:
+        return plain_tokenizer(run.env, env)
+    finally:
+        env.close()
+
+
+def load_data(run: Run, settings: PretrainingSettings, progress: bool, trust: bool) -> PretrainingData:
+    """
+    Step 1: collect or load the rollouts, and split each source's episodes into training and held-out ones.
+
+    :raises InputError: for a source that cannot be used, and when there are too few episodes to hold one out
+    """
+    collecting = CollectSettings(
         n_envs=run.agent.n_envs,
-        episodes=run.agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
-        max_steps=random_steps(run.env, budget) if episodes is None else None,
-        top=top,
+        episodes=settings.episodes,
+        max_steps=settings.max_random_steps,
         seed=run.seed,
         progress=progress,
         trust=trust,
     )
-    splits = [split(rollouts, training.held_out, run.seed) for rollouts, _ in parts]
-    if not any(len(rest) for _, rest in splits):
+    sources = [Source.parse(text) for text in settings.data]
+    mixture = load_sources(sources, run.env, run.folder, collecting, settings.top_fraction)
+    splits = [train_val_split(rollouts, settings.training.held_out, run.seed) for rollouts, _ in mixture]
+    if not any(len(held_out) for _, held_out in splits):
         raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
-    some = sample(parts)
-    tokenizer = make_tokenizer(run.env, venv, some)
-    venv.close()
-    keep_fitting(run, tokenizer, some, progress)
+    return PretrainingData(mixture, splits)
+
+
+def fit_tokenizer(run: Run, data: PretrainingData, unfitted: Tokenizer, progress: bool) -> Tokenizer:
+    """Step 2: fit the tokenizer to rollouts of all sources, and save a report on how well it tells observations apart."""
+    rollouts = sample_episodes(data.mixture)
+    tokenizer = unfitted.fit(rollouts)
+    save_tokenizer_report(run, tokenizer, rollouts, progress)
+    return tokenizer
+
+
+def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, settings: PretrainingSettings) -> Datasets:
+    """Step 3: cut the episodes of each split into windows of tokens."""
 
     def windows(held_out: bool, dither: int | None = None) -> StreamDataset | MixedDataset:
-        chosen = [(part, numbers[held_out]) for part, numbers in zip(parts, splits, strict=True) if len(numbers[held_out])]
-        sets = [
-            StreamDataset(
-                part.rollouts,
-                tokenizer,
-                training.length,
-                episodes=episodes,
-                field_weights=run.agent.pretrain.get("field_weights"),
-                weight=part.weight if held_out else 1.0,  # of a loss; training shows them more often instead
-                dither=dither,
+        parts, weights = [], []
+        for (rollouts, weight), (train_episodes, held_out_episodes) in zip(data.mixture, data.splits, strict=True):
+            episodes = held_out_episodes if held_out else train_episodes
+            if len(episodes) == 0:
+                continue
+            # Training shows the windows of a source in proportion to its weight; evaluation weights their loss instead.
+            loss_weight = weight if held_out else 1.0
+            parts.append(
+                StreamDataset(
+                    rollouts,
+                    tokenizer,
+                    settings.training.length,
+                    episodes=episodes,
+                    field_weights=settings.field_weights,
+                    weight=loss_weight,
+                    dither=dither,
+                )
             )
-            for part, episodes in chosen
-        ]
-        return sets[0] if len(sets) == 1 else MixedDataset(sets, [part.weight for part, _ in chosen])
+            weights.append(weight)
+        return parts[0] if len(parts) == 1 else MixedDataset(parts, weights)
 
-    train_set = windows(held_out=False, dither=run.seed if training.dither else None)
-    held_out = windows(held_out=True)
+    dither_seed = run.seed if settings.training.dither else None
+    return Datasets(windows(held_out=False, dither=dither_seed), windows(held_out=False), windows(held_out=True))
 
-    torch.manual_seed(run.seed)
-    model = DHMMGPT2.from_tokenizer(tokenizer, **run.agent.model).to(device)
-    if allow is not None:
-        training = fit_in_time(run, model, train_set, training, partial(allow, tokenizer))
-    logger = make_logger(run.folder, "pretrain", steps_done(run.folder))
-    prepared = time.perf_counter() - began
-    try:
-        trained = train_language_model(
+
+def train_and_save(
+    run: Run,
+    model: DHMMGPT2,
+    tokenizer: Tokenizer,
+    datasets: Datasets,
+    training: TrainingSettings,
+    info: dict[str, Any],
+    progress: bool,
+) -> None:
+    """Step 4: train the model, report its held-out loss, and save it with the tokenizer and with ``info``."""
+    with closing(make_logger(run.folder, "pretrain", steps_done(run.folder))) as logger:
+        result = train_language_model(
             model,
-            train_set,
-            held_out,
+            datasets.train,
+            datasets.held_out,
             training,
             folder=run.folder,
             logger=logger,
@@ -136,189 +210,130 @@ def pretrain(
             progress=progress,
             evaluate_first=True,
         )
-    finally:
-        logger.close()
-    if trained.best_step == 0:
+    if result.best_step == 0:
         print("note: pretraining did not lower the held-out loss, so the model is left untrained; more episodes would help")
-    baseline = frequency_bits(windows(held_out=False), held_out, model.slot_ids)
+    baseline = frequency_bits(datasets.train_exact, datasets.held_out, model.slot_ids)
     if progress:
-        print(report(model, trained, baseline))
-    info = {
-        "env_id": run.env.id,
-        "env_steps": sum(rollouts.env_steps for rollouts, _ in parts),
-        "imitates": any(rollouts.imitate.any() for rollouts, _ in parts),
-        "held_out_loss": trained.loss,
-        "bits": trained.bits.tolist(),
+        print(format_held_out_report(model, result, baseline))
+    info = info | {
+        "held_out_loss": result.loss,
+        "bits": result.bits.tolist(),
         "frequency_bits": baseline.tolist(),
-        "gradient_steps": trained.steps,
-        "seconds": prepared + trained.seconds,
+        "gradient_steps": result.steps,
+        "seconds": info["seconds"] + result.seconds,
     }
     save_checkpoint(run.language_model, model, tokenizer, info)
-    return run.language_model
-
-
-def pretrains(agent: AgentRecipe) -> bool:
-    """Whether the agent's recipe asks for pretraining before PPO."""
-    return bool(agent.pretrain) and agent.pretrain.get("episodes", DEFAULT_EPISODES) > 0
-
-
-def random_steps(env: EnvRecipe, budget: int | None = None) -> int:
-    """Environment steps that random rollouts take at the most when nobody says how many episodes."""
-    return max(int(RANDOM_SHARE * (budget or env.budget)), RANDOM_STEPS)
 
 
 def fit_in_time(
-    run: Run, model: DHMMGPT2, train_set: SequenceDataset, settings: TrainingSettings, allow: Callable[[float], float]
+    run: Run,
+    model: DHMMGPT2,
+    train_set: SequenceDataset,
+    settings: TrainingSettings,
+    allowed_seconds: Callable[[float], float],
 ) -> TrainingSettings:
     """
-    As many gradient steps as the time allows, on a schedule for that number.
+    Reduce the number of gradient steps so that they fit in the allowed time, and adapt the schedule to that number.
 
-    The number is decided once and kept in the run, so a resumed run takes the same one.
+    The number is decided once and saved in the run, so that a resumed run uses the same one.
 
-    :param allow: from the seconds that all steps would take to the seconds that they may take
+    :param run: run that saves the number of steps
+    :param model: model to time; it is not changed
+    :param train_set: windows to time the model on
+    :param settings: settings with all gradient steps
+    :param allowed_seconds: function of the seconds that all steps would take; returns the seconds they may take
+    :return: settings with the reduced number of steps
     """
-    kept = run.folder / "pretraining.json"
-    if not kept.exists():
-        step = seconds_per_step(model, train_set, settings)
-        needed = step * settings.steps
-        allowed = allow(needed)
-        steps = min(settings.steps, max(int(allowed / step), 1))
+    path = run.folder / "pretraining.json"
+    if not path.exists():
+        step_seconds = seconds_per_step(model, train_set, settings)
+        needed = step_seconds * settings.steps
+        allowed = allowed_seconds(needed)
+        steps = min(settings.steps, max(int(allowed / step_seconds), 1))
         if steps < settings.steps:
             print(
                 f"note: {settings.steps} gradient steps of pretraining would take {needed:.0f} s; {steps} of them fit in the"
                 f" {allowed:.0f} s allowed. python -m dhmm_rl.pretrain takes them all, ppo --pretrained PATH starts from that"
             )
-        write_json(kept, {"steps": steps})
-    steps = read_json(kept)["steps"]
+        write_json(path, {"steps": steps})
+    steps = read_json(path)["steps"]
     if steps == settings.steps:
         return settings
     return replace(settings, steps=steps, warmup=min(settings.warmup, max(steps // 4, 1)))
 
 
-def asked_for(
-    env: EnvRecipe, agent: AgentRecipe, args: dict[str, Any] | None = None, budget: int | None = None
-) -> dict[str, Any]:
+def train_val_split(rollouts: Rollouts, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    What a pretrained language model depends on, by name, as it reads back from JSON.
+    Split the episodes at random into training and held-out ones.
 
-    :param args: those of a run of ``python -m dhmm_rl.pretrain``
-    :param budget: environment steps of the run, if not the environment recipe's
+    The same fraction is held out of the episodes whose actions are imitated and of the others. When there is only one episode
+    of a kind, it is trained on.
+
+    :param rollouts: the episodes to split
+    :param held_out: fraction of the episodes to hold out
+    :param seed: seed of the random order
+    :return: numbers of the training episodes and of the held-out episodes
     """
-    args = args or {}
-    settings = training_settings(agent, **args.get("changes", {}))
-    episodes = args.get("episodes")
-    asked = {
-        "environment": [env.id, env.kwargs, env.wrappers],
-        "tokens": env.tokens,
-        "model": agent.model,
-        "data": args.get("data") or agent.pretrain.get("data", [RANDOM]),
-        "top": args.get("top"),
-        "episodes": agent.pretrain.get("episodes", DEFAULT_EPISODES) if episodes is None else episodes,
-        "random steps": random_steps(env, budget) if episodes is None else None,
-        "field weights": agent.pretrain.get("field_weights"),
-        "training": asdict(settings),
-        "time limit": args.get("max_seconds"),
-    }
-    read: dict[str, Any] = json.loads(json.dumps(asked))
-    return read
+    order = np.random.default_rng(seed).permutation(len(rollouts))
+    train_parts, held_out_parts = [], []
+    for imitated in (True, False):
+        episodes = order[rollouts.imitate[order] == imitated]
+        count = min(max(1, round(held_out * len(episodes))), len(episodes) - 1) if len(episodes) else 0
+        held_out_parts.append(episodes[:count])
+        train_parts.append(episodes[count:])
+    train, val = np.concatenate(train_parts), np.concatenate(held_out_parts)
+    if len(val) == 0 and len(order) >= 2:  # one episode of each kind
+        return order[1:], order[:1]
+    return train, val
 
 
-def find_pretrained(root: Path, env: EnvRecipe, agent: AgentRecipe, seed: int, budget: int | None = None) -> Path | None:
+def sample_episodes(mixture: Sequence[WeightedRollouts], max_rows: int = ROWS) -> Rollouts:
     """
-    The newest language model that was pretrained just as these recipes ask for.
+    Return evenly spaced episodes of all sources, the data that a tokenizer is fitted to.
 
-    :param seed: of the run; a model that another run of PPO pretrained has the same seed, one of ``python -m dhmm_rl.pretrain``
-        may have any
-    :param budget: environment steps of the run, if not the environment recipe's
+    :param mixture: rollouts of all sources; those of a single source are returned whole
+    :param max_rows: approximate number of environment steps of the sample
     """
-    others = []
-    for run in pretraining_runs(root, env):
-        of_ppo = run.command == "ppo"
-        if of_ppo and (run.args.get("pretrained") != "new" or run.seed != seed):
-            continue
-        wanted = asked_for(env, agent, budget=budget if of_ppo else None)
-        try:
-            made = asked_for(run.env, run.agent, *((None, run.args.get("steps")) if of_ppo else (run.args,)))
-            checkpoint = load_checkpoint(run.language_model)
-        except (InputError, TypeError):  # of another version, or damaged
-            continue
-        different = [name for name, value in wanted.items() if made[name] != value]
-        tokenizer = checkpoint.tokenizer
-        if not different and tokenizer is not None:
-            if DHMMGPT2.from_tokenizer(tokenizer, **agent.model).config == checkpoint.model.config:
-                return run.language_model
-            different = ["version"]
-        others.append(f"{run.language_model} (other {', '.join(different)})")
-    if others:
-        print(f"note: not started from {others[0]}, which was pretrained differently; --pretrained PATH would start from it")
-    return None
+    if len(mixture) == 1:
+        return mixture[0].rollouts
+    total = sum(len(rollouts.rewards) for rollouts, _ in mixture)
+    episodes: list[Episode] = []
+    for rollouts, _ in mixture:
+        count = max(1, len(rollouts) * min(max_rows, total) // total)
+        numbers = np.unique(np.linspace(0, len(rollouts) - 1, count).astype(int))
+        episodes += [rollouts[int(number)] for number in numbers]
+    first = mixture[0].rollouts
+    return Rollouts.from_episodes(episodes, first.observation_space, first.action_space, first.env_id, 0)
 
 
-def keep_fitting(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: bool) -> None:
-    """Keep in the run, and print, how well the rollouts can be told from their tokens; draw it where they are images."""
+def save_tokenizer_report(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, progress: bool) -> None:
+    """Save, and print, how well tokens tell the observations of the rollouts apart. Also draw reconstructions of images."""
     lines = tokenizer.report or []
     with atomic_write(run.folder / "tokens.json") as temporary:
         temporary.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n", encoding="utf-8")
     if progress:
         print(f"observations as tokens, fitted on the rollouts:\n{format_report(lines)}\n")
     if image_parts(tokenizer):
-        some = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
-        save_reconstruction(tokenizer, rollouts.observations_at(some), run.folder / "tokens.png")
+        shown = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
+        save_reconstruction(tokenizer, rollouts.observations_at(shown), run.folder / "tokens.png")
 
 
-def training_settings(agent: AgentRecipe, **changes: Any) -> TrainingSettings:
+def format_held_out_report(model: DHMMGPT2, result: TrainResult, baseline: NDArray[np.float64]) -> str:
     """
-    The agent recipe's settings with changes of the user's.
+    Format a table of held-out bits per field, with those of a model that knows only how frequent each id is.
 
-    :raises InputError: for an unknown name
+    The bits of a large array of fields are summed in one line.
+
+    :param model: the trained model
+    :param result: result of its training
+    :param baseline: held-out bits per slot of the frequencies, see :func:`~dhmm_rl.pretraining.trainer.frequency_bits`
     """
-    known = {f.name for f in fields(TrainingSettings)}
-    table = {key: value for key, value in agent.pretrain.items() if key not in OWN_KEYS}
-    for name in table:
-        if name not in known:
-            names = ", ".join([*OWN_KEYS, *sorted(known)])
-            raise InputError(f"the recipe {agent.name} has a key pretrain.{name}; known are {names}")
-    return replace(TrainingSettings(**table), **changes)
-
-
-def split(rollouts: Rollouts, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """
-    Numbers of the episodes to train on and of those held out: a share of the imitated ones, and the same share of the others.
-
-    A single episode of its kind is trained on.
-    """
-    order = np.random.default_rng(seed).permutation(len(rollouts))
-    chosen: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
-    for kind in (True, False):
-        some = order[rollouts.imitate[order] == kind]
-        count = min(max(1, round(held_out * len(some))), len(some) - 1) if len(some) else 0
-        chosen[0].append(some[count:])
-        chosen[1].append(some[:count])
-    train, rest = map(np.concatenate, chosen)
-    return (train, rest) if len(rest) or len(order) < 2 else (order[1:], order[:1])
-
-
-def sample(parts: Sequence[Part], rows: int = ROWS) -> Rollouts:
-    """Episodes of all sources, evenly spaced, of about so many rows: what a tokenizer is fitted on."""
-    if len(parts) == 1:
-        return parts[0].rollouts
-    total = sum(len(part.rollouts.rewards) for part in parts)
-    episodes: list[Episode] = []
-    for rollouts, _ in parts:
-        count = max(1, len(rollouts) * min(rows, total) // total)
-        episodes += [rollouts[int(number)] for number in np.unique(np.linspace(0, len(rollouts) - 1, count).astype(int))]
-    first = parts[0].rollouts
-    return Rollouts.from_episodes(episodes, first.observation_space, first.action_space, first.env_id, 0)
-
-
-def report(model: DHMMGPT2, trained: Trained, baseline: np.ndarray[Any, Any]) -> str:
-    """A table of held-out bits per field, summed over large arrays of fields, beside what the frequencies alone give."""
     lines = [
-        f"held-out bits per field after {trained.best_step} gradient steps",
+        f"held-out bits per field after {result.best_step} gradient steps",
         f"{'field':<28}{'frequencies':>12}{'model':>10}",
     ]
-    trained_slots = ~np.isnan(trained.bits)
-    for name, slots in group_by_array([slot.name for slot in model.slots], np.flatnonzero(trained_slots)):
-        lines.append(f"{name:<28}{abs(baseline[slots].sum()):>12.3f}{abs(trained.bits[slots].sum()):>10.3f}")
-    lines.append(f"{'together':<28}{baseline[trained_slots].sum():>12.3f}{trained.bits[trained_slots].sum():>10.3f}")
+    in_loss = ~np.isnan(result.bits)
+    for name, slots in group_by_array([slot.name for slot in model.slots], np.flatnonzero(in_loss)):
+        lines.append(f"{name:<28}{abs(baseline[slots].sum()):>12.3f}{abs(result.bits[slots].sum()):>10.3f}")
+    lines.append(f"{'together':<28}{baseline[in_loss].sum():>12.3f}{result.bits[in_loss].sum():>10.3f}")
     return "\n".join(lines)
