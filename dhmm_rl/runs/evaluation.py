@@ -361,11 +361,11 @@ class Evaluation(BaseCallback):
         if self.env is None:
             self.env = self.make_env(count)
         sync_envs_normalization(self.training_env, self.env)
-        affordable = seconds / (self.env.num_envs * self._step_seconds) if self._stepped else math.inf
-        limit = eval_limit(self.recipe.evaluated, self.clock.longest, self.clock.longest_ended, affordable)
-        if limit is not None and self.limit is None:
-            print(f"note: {self.recipe.name} has no time limit; evaluations end an episode after {limit} steps")
-        self.limit = limit
+        if self.limit is None or 2 * self.clock.longest_ended > self.limit:
+            affordable = seconds / (self.env.num_envs * self._step_seconds) if self._stepped else math.inf
+            self.limit = eval_limit(self.recipe.evaluated, self.clock.longest, self.clock.longest_ended, affordable)
+            if self.limit is not None:
+                print(f"note: {self.recipe.name} has no time limit; evaluations end an episode after {self.limit} steps")
         return self.env
 
     def _evaluate(self) -> None:
@@ -422,7 +422,8 @@ class Evaluation(BaseCallback):
 
     def _measure(self, found: Evaluated, num_envs: int) -> None:
         """Remember what an environment step costs in evaluations, where a round lasts as long as its longest episode."""
-        self._eval_step_seconds = found.round_seconds / (num_envs * max(int(found.lengths.max()), 1))
+        steps = num_envs * max(int(found.lengths.max()), 1)
+        self._eval_step_seconds = max(found.round_seconds / steps, 1e-9)
 
     def close(self) -> None:
         """Close the environments."""
