@@ -240,7 +240,7 @@ def matches_type(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(matches_type, value, arguments))
     if origin is types.UnionType:
         return any(matches_type(value, argument) for argument in arguments)
-    if origin is Sequence:
+    if origin in (Sequence, list):
         return isinstance(value, tuple | list) and all(matches_type(one, arguments[0]) for one in value)
     if isinstance(value, bool):  # a bool is an instance of int, but no valid number
         return hint is bool
@@ -256,7 +256,7 @@ def describe_type(hint: Any) -> str:
         return describe_type(arguments[0])
     if origin is tuple:
         return ", ".join(map(describe_type, arguments))
-    if origin is Sequence:
+    if origin in (Sequence, list):
         return f"one or more, each {describe_type(arguments[0])}, such as 1,"
     return TYPE_NAMES.get(origin or hint, str(hint))
 

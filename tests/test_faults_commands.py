@@ -29,6 +29,7 @@ from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.recipes import (
     AgentRecipe,
     EnvRecipe,
@@ -41,7 +42,7 @@ from dhmm_rl.recipes import (
 )
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import make_envs
-from dhmm_rl.recipes.schema import FieldSettings, ModelSettings, PolicySettings, TrainingSettings
+from dhmm_rl.recipes.schema import FieldSettings, PolicySettings, TrainingSettings
 from dhmm_rl.runs.run import Run
 
 ROOT = Path(__file__).parents[1]

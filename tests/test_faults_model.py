@@ -23,7 +23,7 @@ from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.latent_automaton import chain_agreement
 from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
 from dhmm_rl.model import bayes_filter as hmm
-from dhmm_rl.model.generate import choose
+from dhmm_rl.model.generation import choose
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.runs.evaluation import check_positions
 from dhmm_rl.runs.logs import QuotedCSV, make_logger, read_log
@@ -157,7 +157,7 @@ def test_scalars_of_numpy_are_plain_in_a_models_settings(tmp_path: Path) -> None
     half: Any = np.float32(0.5)
     far: Any = np.array([1])
     model = DHMMGPT2(ids, width, layers, heads, None, states, dither=half, reach=far, slots=[Slot("a", layers, ids)])
-    assert json.loads(json.dumps(model.config)) == model.config
+    assert json.loads(json.dumps(model.config.to_dict())) == model.config.to_dict()
     save_checkpoint(tmp_path / "model.pt", model)
     assert load_checkpoint(tmp_path / "model.pt").model.config == model.config
 

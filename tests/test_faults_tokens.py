@@ -261,12 +261,12 @@ def test_numpy_scalars_in_tokenizers_and_checkpoints_are_pythons_own_numbers(num
     kept = load_checkpoint(tmp_path / "model.pt")
     assert (kept.tokenizer, kept.info) == (tokenizer, {"loss": 1, "many": {"a": [2, [0, 1]]}})
     assert kept.model.config == model.config
-    assert {type(kept.model.config[name]) for name in ("embed_size", "heads", "num_states")} == {int}
+    assert {type(getattr(kept.model.config, name)) for name in ("embed_size", "heads", "num_states")} == {int}
 
 
 def test_numpy_scalars_in_models_settings_rollouts_and_agents(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"heads": np.int64(2), "num_states": np.int64(0), "reach": np.array([4])}
-    assert DHMMGPT2(np.int64(20), np.int64(16), **sizes).config["reach"] == [4]  # type: ignore[arg-type]
+    assert DHMMGPT2(np.int64(20), np.int64(16), **sizes).config.reach == [4]
     settings = TrainingSettings(steps=np.int64(5), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
     assert (type(settings.steps), type(settings.learning_rate)) == (int, float)
     venv = DummyVecEnv([lambda: Drawn(BOX)])

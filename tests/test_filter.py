@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dhmm_rl.model import bayes_filter as hmm
+from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.latent_layer import LatentChain
-from dhmm_rl.tokens import Slot
 
 seeds = st.integers(0, 2**31)
 
@@ -221,8 +221,7 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
 
 
 def test_new_chains_stay_for_dwell_times_from_a_few_steps_to_the_dithers_limit() -> None:
-    slots = [Slot("token", 0, 6)]
-    chain = LatentChain(6, slots, torch.arange(6)[None], 0, 8, 1, 2, "all", 1e-3, 20.0)
+    chain = LatentChain(DHMMConfig(vocab_size=6, matrices=2, control="all"))
     stay = chain.transitions[0].diagonal(dim1=-2, dim2=-1)
     assert ((1 / (1 - stay[:, 0])) < 5).all()
     assert ((1 / (1 - stay[:, -1])) > 300).all()

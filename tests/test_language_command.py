@@ -51,7 +51,7 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     run = LanguageRun.open(folder)
     assert run.language == with_options(LANGUAGES["bubble-sort"], SMALL.set)
-    assert load_checkpoint(run.checkpoint).model.config["reach"] == [1, 6]
+    assert load_checkpoint(run.checkpoint).model.config.reach == [1, 6]
 
     for asked in (replace(SMALL, resume=folder), replace(SMALL, runs=tmp_path)):
         main(replace(asked, show="3 1"))

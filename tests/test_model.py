@@ -463,15 +463,15 @@ def test_mutation_acts_in_training_only() -> None:
         ({"embed_size": 30, "heads": 4}, "not a multiple"),
         ({"layers": 0, "num_states": 0}, "leave no model"),
         ({"positions": "absolute"}, "rotary"),
-        ({"control": "some"}, "known are"),
+        ({"control": "some"}, "one of actions, all, none"),
         ({"dither": 1.0}, "below 1"),
-        ({"window": 0}, "positive"),
+        ({"window": 0}, "at least 1"),
         ({"embed_size": 12, "heads": 4}, "even head size"),
     ],
 )
 def test_sizes_that_do_not_fit_are_errors(settings: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        DHMMGPT2(9, **settings)  # type: ignore[arg-type]
+        DHMMGPT2(9, **settings)
 
 
 def test_ids_of_the_wrong_shape_are_an_error(cartpole: Tokenizer) -> None:

@@ -132,7 +132,7 @@ class DHMMPolicy(ActorCriticPolicy):
 
         :raises InputError: when it was built otherwise than this policy's
         """
-        mine, theirs = self.language_model.config, pretrained.config
+        mine, theirs = self.language_model.config.to_dict(), pretrained.config.to_dict()
         for name in mine:
             if mine[name] != theirs[name]:
                 raise InputError(f"the pretrained model has {name} = {theirs[name]}, the policy {mine[name]}")

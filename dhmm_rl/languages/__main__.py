@@ -23,6 +23,7 @@ from dhmm_rl.languages.experiment import (
 )
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.recipes import MODEL_KEYS, check_model_size
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.run import removed_if_failed
@@ -125,7 +126,7 @@ def _new(args: Args) -> LanguageRun:
     language = with_options(find_language(args.name, LANGUAGES), args.set)
     beyond = args.beyond or (2 * language.sizes[1],)
     _check_sizes(beyond, args.instances)
-    hints = typing.get_type_hints(DHMMGPT2.__init__)
+    hints = typing.get_type_hints(ModelSettings)
     model = model_settings(language, beyond) | read_options(args.model, hints, MODEL_KEYS)
     check_model_size(model, "--model")
     DHMMGPT2(len(language.tokens), **model)  # says what does not fit together before a folder is made

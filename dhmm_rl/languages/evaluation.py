@@ -17,7 +17,7 @@ from dhmm_rl.languages.datasets import make_batch
 from dhmm_rl.languages.language import Language
 from dhmm_rl.languages.processes import HiddenProcess
 from dhmm_rl.model import DHMMGPT2, generate
-from dhmm_rl.model.generate import choose, mutation_rate
+from dhmm_rl.model.generation import choose, mutation_rate
 from dhmm_rl.tokens import PAD_ID
 
 TOKENS = 2**14

@@ -28,9 +28,10 @@ from dhmm_rl.languages.latent_automaton import chain_agreement, read_automaton
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.languages.plots import MOST_ARROWS, save_automaton
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.pretraining.trainer import steps_done, train_language_model
 from dhmm_rl.recipes.imports import check_installed, trust_option
-from dhmm_rl.recipes.schema import ModelSettings, TrainingSettings
+from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.logs import make_logger, read_log
 from dhmm_rl.runs.plots import plot_losses
 from dhmm_rl.runs.run import LANGUAGE_MODEL, create_folder, newest_first, read_description, writing

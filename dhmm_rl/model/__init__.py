@@ -1,8 +1,44 @@
-"""DHMM-GPT2: filter, attention, the model, generation, checkpoints."""
+"""
+DHMM-GPT2: its hyperparameters, the filter, attention, the model, generation and checkpoints.
 
-from dhmm_rl.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
-from dhmm_rl.model.generate import generate
-from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
+Names are imported when they are first used, so that :mod:`dhmm_rl.model.config` can be read without torch.
+"""
 
-__all__ = ["DHMMGPT2", "Checkpoint", "ModelOutput", "ModelState", "Tables", "generate", "load_checkpoint", "save_checkpoint"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dhmm_rl.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from dhmm_rl.model.config import DHMMConfig
+    from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
+    from dhmm_rl.model.generation import generate
+    from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
+
+_MODULES = {
+    "Checkpoint": "checkpoint",
+    "DHMMConfig": "config",
+    "DHMMGPT2": "dhmm_gpt2",
+    "ModelOutput": "outputs",
+    "ModelState": "outputs",
+    "Tables": "outputs",
+    "generate": "generation",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+__all__ = [
+    "DHMMGPT2",
+    "Checkpoint",
+    "DHMMConfig",
+    "ModelOutput",
+    "ModelState",
+    "Tables",
+    "generate",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -9,9 +9,10 @@ import torch
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
+from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
 from dhmm_rl.plain import plain
-from dhmm_rl.tokens import Slot, Tokenizer
+from dhmm_rl.tokens import Tokenizer
 
 _FORMAT = "dhmm-rl language model 2"
 
@@ -34,7 +35,7 @@ def save_checkpoint(
     """Write a model; ``info`` may hold plain values only."""
     content = {
         "format": _FORMAT,
-        "config": model.config,
+        "config": model.config.to_dict(),
         "weights": model.state_dict(),
         "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
         "info": plain(info or {}),
@@ -50,8 +51,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     """
     content = load_torch(path, _FORMAT, device)
     try:
-        slots = [Slot(**slot) for slot in content["config"]["slots"]]
-        model = DHMMGPT2(**{**content["config"], "slots": slots}).to(device)
+        model = DHMMGPT2(DHMMConfig.from_dict(content["config"])).to(device)
         model.load_state_dict(content["weights"])
         tokenizer = None if content["tokenizer"] is None else Tokenizer.from_dict(content["tokenizer"])
         return Checkpoint(model.eval(), tokenizer, content["info"])

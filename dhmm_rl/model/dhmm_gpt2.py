@@ -8,8 +8,8 @@ n the ids of the widest slot. A model with one slot takes and returns arrays wit
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any, Self, get_type_hints
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,12 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.attention import Block, attention_mask, init_weights, rotary_at, rotary_axes, rotary_table, within_reach
+from dhmm_rl.model.config import DHMMConfig, constructor_signature
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head, position_features
-from dhmm_rl.model.latent_layer import CONTROLS, LATENT_INITS, LatentChain, at_least_single
+from dhmm_rl.model.latent_layer import LatentChain, at_least_single
 from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
 from dhmm_rl.model.slot_decoder import CHUNK, SlotHeads, group_slots, slot_table, sum_before
-from dhmm_rl.plain import plain, plain_scalars
-from dhmm_rl.tokens import PAD_ID, RESET, Slot, Tokenizer
-from dhmm_rl.validation import describe_type, matches_type
-
-POSITIONS = ("rotary", "learned", "both")
-MOST = 2**31 - 1
-"""No part of a model may hold more numbers than this."""
-RANGES = {
-    **dict.fromkeys(("vocab_size", "embed_size", "heads", "max_len", "window", "ff_hidden", "matrices", "chains"), (1, MOST)),
-    **dict.fromkeys(("num_states", "action_slots", "reset_id"), (0, MOST)),
-    "layers": (0, 1000),
-    "evidence_floor": (0, 1e6),
-    "latent_rate": (1e-6, 1e6),
-}
-"""The lowest and the highest value of numbers in the constructor of :class:`DHMMGPT2`."""
+from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 
 
 class DHMMGPT2(nn.Module):
@@ -45,74 +32,23 @@ class DHMMGPT2(nn.Module):
     For flat sequences of ids, give the sizes and call ``model(ids, labels=labels)``. For token streams of an environment,
     use :meth:`from_tokenizer`.
 
-    :param vocab_size: number of ids V
-    :param embed_size: width D
-    :param layers: transformer blocks; 0 leaves a plain HMM
-    :param heads: attention heads
-    :param ff_hidden: width of the blocks' feed-forward networks; 4 D when ``None``
-    :param num_states: latent states K of a chain; 0 leaves a plain GPT-2
-    :param max_len: longest sequence for learned positions, and the window where none is given
-    :param window: how many steps, the present one included, attention can see; ``max_len`` when ``None``
-    :param positions: ``rotary`` (how far back a step lies, in streams of any length), ``learned`` (GPT-2's own: where in its
-        episode it lies, up to ``max_len``) or ``both``
-    :param reach: for position ids that are given with the tokens: the largest difference on each of their P axes over which
-        attention sees. It then knows a token by its difference, in a rotary embedding, and so what it does is the same wherever
-        the ids begin and however many there are. With ``rotary`` positions only
-    :param matrices: transition matrices M that the gate mixes
-    :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
-    :param chains: independent chains N of K states
-    :param dither: ε, the uniform part of every transition
-    :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute to the belief
-    :param mutation: probability per step that the belief jumps to a random state; in training and sampling only
-    :param latent_init: ``sticky`` (states that last: memory of what is far back) or ``automaton`` (random transitions, a
-        matrix for every control token as far as there are, and one for none: running states)
-    :param latent_rate: how much faster than the rest the latent layer learns under Adam and its like
-    :param slots: the slots of a step; one slot with all ids when ``None``
-    :param action_slots: how many of the first slots are the agent's actions
-    :param reset_id: the id that opens an episode; no id does when ``None``
+    The keywords are the fields of :class:`~dhmm_rl.model.config.DHMMConfig`, which describes each of them; ``vocab_size``,
+    ``embed_size``, ``layers``, ``heads``, ``ff_hidden``, ``num_states`` and ``max_len`` may also be given by position, in this
+    order. A single :class:`~dhmm_rl.model.config.DHMMConfig` does as well: ``DHMMGPT2(config)``.
+
     :raises InputError: for an argument of the wrong kind or out of its range, and for sizes that do not fit together
     """
 
-    @plain_scalars
-    def __init__(
-        self,
-        vocab_size: int,
-        embed_size: int = 64,
-        layers: int = 1,
-        heads: int = 4,
-        ff_hidden: int | None = None,
-        num_states: int = 8,
-        max_len: int = 1024,
-        *,
-        window: int | None = None,
-        positions: str = "rotary",
-        reach: Sequence[int] | None = None,
-        matrices: int = 4,
-        control: str = "actions",
-        chains: int = 1,
-        dither: float = 1e-3,
-        evidence_floor: float = 20.0,
-        mutation: float = 0.0,
-        latent_init: str = "sticky",
-        latent_rate: float = 1.0,
-        slots: Sequence[Slot] | None = None,
-        action_slots: int = 0,
-        reset_id: int | None = None,
-    ) -> None:
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__()
-        self.config: dict[str, Any] = _checked(dict(
-            vocab_size=vocab_size, embed_size=embed_size, layers=layers, heads=heads, ff_hidden=ff_hidden,
-            num_states=num_states, max_len=max_len, window=window, positions=positions, reach=reach, matrices=matrices,
-            control=control, chains=chains, dither=dither, evidence_floor=evidence_floor, mutation=mutation,
-            latent_init=latent_init, latent_rate=latent_rate, action_slots=action_slots, reset_id=reset_id, slots=slots,
-        ))  # fmt: skip
-        control, matrices = self.config["control"], self.config["matrices"]
-        self.slots = tuple(Slot(**slot) for slot in self.config["slots"])
-        self.vocab_size, self.embed_size, self.heads = vocab_size, embed_size, heads
-        self.positions, self.max_len, self.window = positions, max_len, window or max_len
-        self.reach = None if reach is None else tuple(reach)
-        self.action_slots, self.reset_id, self.mutation = action_slots, reset_id, mutation
-        self.belief_size = chains * num_states
+        self.config = config = DHMMConfig.from_arguments(*args, **settings)
+        assert config.slots is not None
+        self.slots = config.slots
+        self.vocab_size, self.embed_size, self.heads = config.vocab_size, config.embed_size, config.heads
+        self.positions, self.max_len, self.window = config.positions, config.max_len, config.window or config.max_len
+        self.reach = None if config.reach is None else tuple(config.reach)
+        self.action_slots, self.reset_id, self.mutation = config.action_slots, config.reset_id, config.mutation
+        self.belief_size = config.chains * config.num_states
 
         self.slot_ids: Tensor
         self.register_buffer("slot_ids", slot_table(self.slots), persistent=False)
@@ -120,41 +56,32 @@ class DHMMGPT2(nn.Module):
         self.register_buffer("last_ids", self.slot_ids.amax(dim=1), persistent=False)
         self.slot_groups = group_slots(self.slots)
 
+        width, layers = config.embed_size, config.layers
         self.chain: LatentChain | None = None
-        if num_states > 0:
-            self.chain = LatentChain(
-                vocab_size,
-                self.slots,
-                self.slot_ids,
-                action_slots,
-                num_states,
-                chains,
-                matrices,
-                control,
-                dither,
-                evidence_floor,
-                latent_init,
-                latent_rate,
-            )
-            if layers == 0 and chains == 1:
+        if config.num_states > 0:
+            self.chain = LatentChain(config)
+            if layers == 0 and config.chains == 1:
                 # A plain HMM: were its log-probabilities scaled, faint beliefs would do for sure answers.
                 self.chain.residual_scale.requires_grad_(False)
-            self.read_belief = nn.Linear(self.belief_size, embed_size, bias=False)
+            self.read_belief = nn.Linear(self.belief_size, width, bias=False)
             nn.init.normal_(self.read_belief.weight, std=0.1)
-        self.blocks = nn.ModuleList(Block(embed_size, heads, ff_hidden or 4 * embed_size) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.ff_hidden or 4 * width) for _ in range(layers))
         if layers > 0:
-            self.embedding = TokenEmbedding(vocab_size, embed_size, self.slots)
+            self.embedding = TokenEmbedding(config.vocab_size, width, self.slots)
             # Not tied to the input as GPT-2's is: pretraining on actions that are not imitated would tilt the policy.
-            self.head = nn.Parameter(torch.empty(vocab_size, embed_size))
-            init_head(self.head, self.slots, action_slots)
-            if positions != "rotary":
-                self.position_embedding = nn.Embedding(max_len, embed_size)
-                self.position_embedding.weight.data = position_features(max_len, embed_size) * STD
-            self.ln_f = nn.LayerNorm(embed_size)
+            self.head = nn.Parameter(torch.empty(config.vocab_size, width))
+            init_head(self.head, self.slots, config.action_slots)
+            if config.positions != "rotary":
+                self.position_embedding = nn.Embedding(config.max_len, width)
+                self.position_embedding.weight.data = position_features(config.max_len, width) * STD
+            self.ln_f = nn.LayerNorm(width)
             init_weights(self.blocks)
             if len(self.slots) > 1:
                 self.slot_mlp = nn.Sequential(
-                    nn.LayerNorm(embed_size), nn.Linear(embed_size, embed_size), nn.GELU(), nn.Linear(embed_size, embed_size)
+                    nn.LayerNorm(width),
+                    nn.Linear(width, width),
+                    nn.GELU(),
+                    nn.Linear(width, width),
                 )
 
     @classmethod
@@ -703,88 +630,4 @@ def _in_half_precision(hidden: Tensor) -> bool:
     return autocast or hidden.dtype == torch.float16
 
 
-def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    """
-    The constructor's arguments as plain Python values, with what follows from them.
-
-    :raises InputError: for an argument of another kind, out of its range, or one that does not go with the others
-    """
-    hints = get_type_hints(DHMMGPT2.__init__)
-    slots, config = config["slots"], {name: plain(value) for name, value in config.items() if name != "slots"}
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise InputError(message)
-
-    for name, value in config.items():
-        need(matches_type(value, hints[name]), f"{name} is {value!r}; it must be {describe_type(hints[name])}")
-    for name, (low, high) in RANGES.items():
-        value = config[name]
-        right = "be positive" if low > 0 and value is not None and value <= 0 else f"lie between {low:g} and {high:g}"
-        need(value is None or low <= value <= high, f"{name} is {value}; it must {right}")
-    for name in ("dither", "mutation"):
-        need(0 <= config[name] < 1, f"{name} is {config[name]}; it is a probability below 1")
-    for name, known in (("positions", POSITIONS), ("control", CONTROLS), ("latent_init", LATENT_INITS)):
-        need(config[name] in known, f"{name} is {config[name]!r}; known are {', '.join(known)}")
-
-    ids, width, heads, reach = config["vocab_size"], config["embed_size"], config["heads"], config["reach"]
-    slots = [Slot("token", 0, ids)] if slots is None else list(slots)
-    need(len(slots) > 0, "slots is empty; a step has at least one slot (slots=None is one slot with all ids)")
-    for slot in slots:
-        need(isinstance(slot, Slot), f"slots holds {slot!r}; it must hold dhmm_rl.tokens.Slot only")
-        need(
-            0 <= slot.start < slot.stop <= ids and 0 <= slot.ordinal <= slot.stop - slot.start,
-            f"slots holds {slot}; its ids must lie between 0 and vocab_size {ids}",
-        )
-    config["slots"] = plain([asdict(slot) for slot in slots])
-    need(
-        config["action_slots"] <= len(slots),
-        f"action_slots is {config['action_slots']}; a step has {len(slots)} slots",
-    )
-    need(
-        config["reset_id"] is None or config["reset_id"] < ids,
-        f"reset_id is {config['reset_id']}; it must be below vocab_size {ids}",
-    )
-    if config["control"] == "actions" and config["action_slots"] == 0:
-        config["control"] = "all" if config["matrices"] > 1 else "none"
-    if config["control"] == "none":
-        config["matrices"] = 1
-
-    need(
-        config["layers"] > 0 or config["num_states"] > 0,
-        "layers = 0 and num_states = 0 leave no model; one must be positive",
-    )
-    need(width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
-    need(
-        config["positions"] == "learned" or width // heads % 2 == 0,
-        f"rotary positions need an even head size; embed_size {width} / heads {heads} is odd",
-    )
-    need(
-        reach is None or (config["positions"] == "rotary" and len(reach) > 0 and all(0 <= far <= MOST for far in reach)),
-        f"reach is {reach} with {config['positions']} positions; it is a difference of at least 0 an axis, for rotary",
-    )
-    need(
-        reach is None or width // heads // 2 >= len(reach),
-        f"reach {reach} has more axes than half the head size, embed_size {width} / heads {heads}",
-    )
-    _check_size(config)
-    return config
-
-
-def _check_size(config: dict[str, Any]) -> None:
-    """:raises InputError: for a model that is too large to be meant"""
-    layers, width, states, ids = (config[name] for name in ("layers", "embed_size", "num_states", "vocab_size"))
-    chains, matrices, slots = config["chains"], config["matrices"], len(config["slots"])
-    widest = max(slot["stop"] - slot["start"] for slot in config["slots"])
-    numbers = {
-        "layers, embed_size and ff_hidden": layers * width * (4 * width + 2 * (config["ff_hidden"] or 4 * width)),
-        "vocab_size and embed_size": 2 * ids * width,
-        "num_states, chains and matrices": chains * (matrices * (states**2 + ids) + states * (ids + width + slots * widest)),
-        "max_len": 0 if config["positions"] == "rotary" else config["max_len"] * width,
-        "window (max_len, where it is not given)": (config["window"] or config["max_len"]) * (1 + 2 * layers * width),
-    }
-    name = max(numbers, key=lambda part: numbers[part])
-    if numbers[name] > MOST:
-        raise InputError(
-            f"the model would hold {numbers[name]:.1e} numbers because of its {name}; choose sizes with at most {MOST:.1e}"
-        )
+DHMMGPT2.__init__.__signature__ = constructor_signature()  # type: ignore[attr-defined]

@@ -5,17 +5,15 @@ Shapes: B sequences, T steps, C slots (the first A of them the action's), N chai
 n the ids of the widest slot.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dhmm_rl.model import bayes_filter as hmm
-from dhmm_rl.tokens import Slot
+from dhmm_rl.model.config import DHMMConfig
+from dhmm_rl.model.slot_decoder import slot_table
 
-CONTROLS = ("actions", "all", "none")
-LATENT_INITS = ("sticky", "automaton")
 PREFERENCE = 5.0
 """Of what is preferred at first in an automaton, the logit above those of the rest."""
 GROUPED = 4096
@@ -30,49 +28,31 @@ class LatentChain(nn.Module):
     slots gate the transition and are predicted from the belief before it; the other slots are evidence and are predicted
     from the belief after it.
 
-    :param slots: the slots of a step
-    :param action_slots: A
-    :param control: which slots gate the transition: ``actions``, ``all`` or ``none``
-    :param floor: dither ε of the transitions
-    :param evidence_floor: c, the largest log-likelihood ratio that one step may contribute
-    :param init: ``sticky``: states last long, so that what is far back can be learned from; ``automaton``, so that a running
-        state can be learned: transitions are drawn at random, every id prefers a matrix of its own and every state an id;
-        before a step's tokens are known its last matrix is preferred, in which states stay
-    :param rate: how much faster than other parameters the logits move under optimizers such as Adam: they are so many times the
-        parameters. Probabilities near 0 and 1 are far away in logits
+    The logits are divided by ``latent_rate``, so that they move that much faster than other parameters under optimizers such as
+    Adam: probabilities near 0 and 1 are far away in logits.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        slots: Sequence[Slot],
-        slot_ids: Tensor,
-        action_slots: int,
-        num_states: int,
-        chains: int,
-        matrices: int,
-        control: str,
-        floor: float,
-        evidence_floor: float,
-        init: str = "sticky",
-        rate: float = 1.0,
-    ) -> None:
+    def __init__(self, config: DHMMConfig) -> None:
         super().__init__()
-        self.action_slots, self.floor, self.evidence_floor, self.rate = action_slots, floor, evidence_floor, rate
-        self.shape, self.control = (chains, num_states), control
-        self.matrices = matrices
+        assert config.slots is not None
+        self.action_slots, self.control, self.matrices = config.action_slots, config.control, config.matrices
+        self.floor, self.evidence_floor, self.rate = config.dither, config.evidence_floor, config.latent_rate
+        self.shape = (config.chains, config.num_states)
+        vocab_size, chains, num_states, matrices, rate = (
+            config.vocab_size, config.chains, config.num_states, config.matrices, config.latent_rate
+        )  # fmt: skip
         self.slot_ids: Tensor
-        self.register_buffer("slot_ids", slot_ids, persistent=False)  # (C, n), -1 beyond a slot's ids
-        gating = torch.full((vocab_size + 1,), control == "all")
-        if control == "actions":  # RESET stands below the first action's ids
-            gating[: max(slot.stop for slot in slots[:action_slots])] = True
+        self.register_buffer("slot_ids", slot_table(config.slots), persistent=False)  # (C, n), -1 beyond a slot's ids
+        gating = torch.full((vocab_size + 1,), config.control == "all")
+        if config.control == "actions":  # RESET stands below the first action's ids
+            gating[: max(slot.stop for slot in config.slots[: config.action_slots])] = True
         gating[-1] = False
         self.gating: Tensor
         self.register_buffer("gating", gating, persistent=False)  # whether an id gates the transition, (V + 1,)
 
         self.start_logits = nn.Parameter(torch.zeros(chains, num_states))
-        sticky = init == "sticky"
-        transitions = _sticky(chains, matrices, num_states, floor) if sticky else _random(chains, matrices, num_states)
+        sticky = config.latent_init == "sticky"
+        transitions = _sticky(chains, matrices, num_states, config.dither) if sticky else _random(chains, matrices, num_states)
         self.transition_logits = nn.Parameter(transitions / rate)
         emissions = 0.1 * torch.randn(vocab_size, chains, num_states)
         if not sticky:

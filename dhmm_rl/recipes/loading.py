@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from dhmm_rl.common.sequence_policy import DEFAULT_WINDOW
 from dhmm_rl.errors import InputError
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.recipes.schema import (
     LARGEST_MODEL,
-    ModelSettings,
     PretrainSettings,
     Steps,
     TokenSettings,

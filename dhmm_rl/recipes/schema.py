@@ -1,7 +1,8 @@
 """
 What recipes hold: every key with its type, its range, its default and its meaning.
 
-Each dataclass is one table of a recipe. Where a table holds keywords of a constructor (of the model, of an algorithm, of a
+Each dataclass is one table of a recipe; that of ``[model]`` is :class:`dhmm_rl.model.config.ModelSettings`.
+Where a table holds keywords of a constructor (of the model, of an algorithm, of a
 policy), the defaults are the constructor's.
 """
 
@@ -53,53 +54,6 @@ class TokenSettings:
     """Number of bins of a real-valued field."""
     fields: dict[str, FieldSettings] = field(default_factory=dict)
     """Settings of single fields, by name."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Keywords of :class:`dhmm_rl.DHMMGPT2`, in ``[model]``."""
-
-    embed_size: Annotated[int, Range(1, 2**14)] = 64
-    """Width of the embeddings and hidden layers."""
-    layers: Annotated[int, Range(0, 1000)] = 1
-    """Number of transformer blocks; 0 leaves a plain HMM."""
-    heads: Annotated[int, Range(1, 2**14)] = 4
-    """Number of attention heads."""
-    ff_hidden: Width | None = None
-    """Width of the feed-forward networks; four times ``embed_size`` by default."""
-    num_states: Annotated[int, Range(0, 2**14)] = 8
-    """Number of latent states of a chain; 0 leaves a plain GPT-2."""
-    max_len: Annotated[int, Range(1, 2**20)] = 1024
-    """Longest sequence for learned positions."""
-    window: Annotated[int, Range(1, 2**20)] | None = None
-    """Number of steps that attention sees, including the present one; 16 for agents by default."""
-    positions: Literal["rotary", "learned", "both"] = "rotary"
-    """How positions are embedded."""
-    reach: Annotated[list[Annotated[int, Range(0, 2**30)]], NotEmpty(100)] | None = None
-    """Largest difference of position ids that attention sees, on each axis."""
-    matrices: Annotated[int, Range(1, 2**14)] = 4
-    """Number of transition matrices that the gate mixes."""
-    control: Literal["actions", "all", "none"] = "actions"
-    """Which slots gate the transition."""
-    chains: Annotated[int, Range(1, 2**14)] = 1
-    """Number of independent chains of latent states."""
-    dither: Probability = 1e-3
-    """Uniform part of every transition."""
-    evidence_floor: NotNegative = 20.0
-    """Largest log-likelihood ratio that one step may contribute to the belief."""
-    mutation: Probability = 0.0
-    """Probability per step that the belief jumps to a random state, in training and sampling."""
-    latent_init: Literal["sticky", "automaton"] = "sticky"
-    """How transitions are initialized."""
-    latent_rate: Annotated[float, Range(1e-6, 1e6)] = 1.0
-    """Learning rate of the latent layer, as a multiple of the rest's."""
-
-    @property
-    def parameters(self) -> int:
-        """About how many parameters the model has, apart from its embeddings."""
-        width = self.embed_size
-        blocks = self.layers * width * (4 * width + 2 * (self.ff_hidden or 4 * width))
-        return blocks + self.chains * self.num_states * (self.matrices * self.num_states + width) + self.max_len * width
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class SequencePPO(PPO):
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         policy_kwargs = dict(policy_kwargs or {})
         if checkpoint is not None:
-            policy_kwargs.setdefault("features_extractor_kwargs", _model_settings(checkpoint))
+            policy_kwargs.setdefault("features_extractor_kwargs", checkpoint.model.config.settings())
             policy_kwargs.setdefault("keep_prior", bool(checkpoint.info.get("imitates", False)))
         super().__init__(
             SequencePolicy if policy is DHMMPolicy else policy,
@@ -511,11 +511,3 @@ class SequencePPO(PPO):
 def _check_batch(batch_size: int, n_steps: int) -> None:
     if batch_size < n_steps:
         raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
-
-
-def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's model as keywords of DHMMGPT2 beside a tokenizer."""
-    return {name: value for name, value in checkpoint.model.config.items() if name not in _OF_THE_TOKENIZER}
-
-
-_OF_THE_TOKENIZER = ("vocab_size", "slots", "action_slots", "reset_id")
