@@ -97,7 +97,7 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/model/checkpoint.py": 3,
     "dhmm_rl/model/dhmm_gpt2.py": 17,
     "dhmm_rl/model/embedding.py": 2,
-    "dhmm_rl/model/generate.py": 9,
+    "dhmm_rl/model/generation.py": 9,
     "dhmm_rl/model/latent_layer.py": 9,
     "dhmm_rl/model/outputs.py": 2,
     "dhmm_rl/model/slot_decoder.py": 4,
