@@ -327,9 +327,9 @@ class Evaluation(BaseCallback):
         return self._stepping / max(self._stepped, 1)
 
     def _expected_length(self) -> int:
-        """Steps of a long episode, as training met them lately."""
-        lately = [int(info["l"]) for info in self.model.ep_info_buffer or ()]
-        return max(lately, default=self.clock.longest)
+        """Steps of a long episode: of those that ended lately in training, and of those that have not ended yet."""
+        ended = [int(info["l"]) for info in self.model.ep_info_buffer or ()]
+        return max(*ended, int(self._lengths.max()), 1)
 
     def _count_envs(self) -> int:
         """How many environments to evaluate in: as many as the time allows for one round of each evaluation after training."""
