@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import tyro
 
 from dhmm_rl._interrupts import expect_interruptions
-from dhmm_rl.errors import EnvironmentFault, InputError
+from dhmm_rl.errors import EnvironmentFault, InputError, is_out_of_memory
 from dhmm_rl.validation import Range
 
 Args = TypeVar("Args")
@@ -58,21 +58,18 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except EnvironmentFault as fault:
         print(f"error: {fault}", *([fault.details] if fault.details else []), sep="\n", file=sys.stderr)
         sys.exit(1)
-    except _memory_errors() as error:
-        print(f"error: there is not enough memory: {(str(error) or 'for this').splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        print("error: there is not enough memory" + (f": {reason}" if reason else ""), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:  # an interrupted run says in it how to continue
         print(f"interrupted; {error}" if str(error) else "interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _memory_errors() -> tuple[type[Exception], ...]:
-    """Return the errors for too little memory: Python's, and torch's if the command has imported torch."""
-    torch = sys.modules.get("torch")
-    return (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
 
 
 def check_options(args: Any) -> None:

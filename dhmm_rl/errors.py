@@ -33,6 +33,17 @@ class EnvironmentFault(RuntimeError):
         return self.line
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """
+    Return whether an error says that memory ran out.
+
+    PyTorch raises ``torch.OutOfMemoryError`` on a GPU and a plain ``RuntimeError`` on a CPU, so its text decides.
+    """
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
+    return isinstance(error, MemoryError)
+
+
 def python_command() -> str:
     """Return the running Python as a shell command for the current folder: ``.venv/bin/python``, or ``python``."""
     if shutil.which("python") == sys.executable:
