@@ -18,7 +18,7 @@ from dhmm_rl.files import atomic_write, read_json
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.recipes.agents import with_masks
-from dhmm_rl.recipes.environments import draws_pictures, make_envs, wrap
+from dhmm_rl.recipes.environments import make_envs, supports_rgb_array, wrap
 from dhmm_rl.runs.evaluation import GREEDY, SAMPLED, eval_limit, evaluate, show_numbers
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import SavedAgent, read_best
@@ -135,7 +135,7 @@ def record(
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory; it needs no display
     plain = make_envs(run.env.evaluated, 1, seed)
-    drawn = draws_pictures(plain)
+    drawn = supports_rgb_array(plain)
     plain.close()
     if not drawn:
         raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")

@@ -25,7 +25,7 @@ from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.agents import make_agent, rollout_size
 from dhmm_rl.recipes.algorithms import ALGORITHMS
-from dhmm_rl.recipes.environments import draws_pictures, make_envs, make_tokenizer, plain_tokenizer, wrap
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, supports_rgb_array, unfitted_tokenizer, wrap
 from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
 from dhmm_rl.runs.evaluation import (
     ACTIONS,
@@ -225,7 +225,7 @@ def try_agent(env: EnvRecipe, agent: AgentRecipe, seed: int, pretrained: Checkpo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two environments and a few steps are too few for batches and tokens
         if agent.reads_tokens and tokenizer is None:
-            tokenizer = plain_tokenizer(env, venv)
+            tokenizer = unfitted_tokenizer(env, venv)
             if tokenizer.unfitted:
                 rollouts = collect(venv, episodes=2, imitate=False, max_steps=TRIAL_STEPS, env_id=env.id, seed=seed)
                 tokenizer = tokenizer.fit(rollouts)
@@ -360,7 +360,7 @@ def finish(
     print(f"learning curve: {run.folder / 'curve.png'}")
     print(f"best agent:     {run.folder / BEST_AGENT}")
     assert evaluation.env is not None
-    video = f" --video {run.folder / 'play.mp4'}" if draws_pictures(evaluation.env) else ""
+    video = f" --video {run.folder / 'play.mp4'}" if supports_rgb_array(evaluation.env) else ""
     print(f"let it act:     {python_command()} -m dhmm_rl.play {run.folder}{video}{run.trust_option}")
     evaluation.close()
 

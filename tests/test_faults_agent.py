@@ -30,7 +30,7 @@ from dhmm_rl.data import collect
 from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, ReportFaults, ReportingSubprocVecEnv, make_gymnasium_vec_env
 from dhmm_rl.errors import EnvironmentFault
 from dhmm_rl.recipes import EnvRecipe
-from dhmm_rl.recipes.environments import RefuseNan, make_envs
+from dhmm_rl.recipes.environments import VecRaiseOnNan, make_envs
 from dhmm_rl.runs.callbacks import WatchDivergence
 from tests.faulty_env import Faulty
 
@@ -211,7 +211,7 @@ def masked_learning(venv: VecEnv) -> Any:
 
 
 def masked_baseline(venv: VecEnv) -> Any:
-    return MaskablePPO("MlpPolicy", RefuseNan(venv), n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    return MaskablePPO("MlpPolicy", VecRaiseOnNan(venv), n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(16)
 
 
 def masked_language_model(venv: VecEnv) -> Any:

@@ -28,7 +28,7 @@ from dhmm_rl.pretraining.trainer import (
     steps_done,
     train_language_model,
 )
-from dhmm_rl.recipes.environments import make_envs, plain_tokenizer
+from dhmm_rl.recipes.environments import make_envs, unfitted_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.evaluation import check_positions
 from dhmm_rl.runs.logs import make_logger
@@ -124,7 +124,7 @@ def make_unfitted_tokenizer(run: Run) -> Tokenizer:
     """
     env = make_envs(run.env, 1, run.seed)
     try:
-        return plain_tokenizer(run.env, env)
+        return unfitted_tokenizer(run.env, env)
     finally:
         env.close()
 

@@ -1,6 +1,8 @@
-"""Environments and tokenizers as recipes ask for them."""
+"""Environments and tokenizers that recipes describe."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from dhmm_rl.data import Rollouts
 from dhmm_rl.envs import (
     FlattenFields,
     ReportFaults,
@@ -38,27 +39,109 @@ from dhmm_rl.tokens.fields import unflatten
 from dhmm_rl.tokens.legal import checked_masks, choices_of
 
 
+class EnvFactory:
+    """
+    Makes the environments of a recipe. A command makes one factory and passes it on.
+
+    :param recipe: the environment's recipe
+    :param seed: seed of the environments
+    :param agent: agent that acts in the environments, see :func:`make_envs`
+    """
+
+    def __init__(self, recipe: EnvRecipe, seed: int, agent: AgentRecipe | None = None) -> None:
+        self.recipe, self.seed, self.agent = recipe, seed, agent
+        self._training_envs: VecEnv | None = None
+        self._spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
+
+    def make(self, n_envs: int, render_mode: str | None = None) -> VecEnv:
+        """
+        Make environments, see :func:`make_envs`.
+
+        :param n_envs: number of environments
+        :param render_mode: Gymnasium's render mode; the recipe's when ``None``
+        """
+        return make_envs(self.recipe, n_envs, self.seed, self.agent, render_mode)
+
+    @property
+    def training_envs(self) -> VecEnv:
+        """
+        The environments that the agent is trained in. They are made at the first use.
+
+        Building environments can take long, so these also serve to try out the agent and to collect random rollouts before
+        the training. Each of these uses begins with seeding and resetting them, as SB3 does at the beginning of a training.
+        """
+        if self._training_envs is None:
+            if self.agent is None:
+                raise ValueError("a factory without an agent has no training environments")
+            self._training_envs = self.make(self.agent.n_envs)
+        return self._training_envs
+
+    @contextmanager
+    def borrow(self, n_envs: int) -> Iterator[VecEnv]:
+        """
+        Lend the training environments for the block if they are made and have the right number; else others, closed at its end.
+
+        :param n_envs: number of environments
+        """
+        if self._training_envs is not None and self._training_envs.num_envs == n_envs:
+            yield self._training_envs
+            return
+        venv = self.make(n_envs)
+        try:
+            yield venv
+        finally:
+            venv.close()
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Observation space of one environment."""
+        return self.spaces[0]
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Action space of one environment."""
+        return self.spaces[1]
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Observation space and action space of one environment; an environment is made for them if none has been made."""
+        if self._spaces is None:
+            with self.borrow(1 if self._training_envs is None else self._training_envs.num_envs) as venv:
+                self._spaces = venv.observation_space, venv.action_space
+        return self._spaces
+
+
 def make_envs(
     env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None = None, render_mode: str | None = None
 ) -> VecEnv:
     """
-    The plain environments side by side, monitored.
+    Make environments as one monitored vector environment, with the wrappers of the recipe but not those of the agent.
 
     Observations that SB3 cannot hold, such as texts, become arrays of their fields.
 
-    :param agent: for whom; one that reads no tokens gets observations flattened to a Box, categories one-hot
-        where Gymnasium flattens their space
-    :raises InputError: when Gymnasium cannot make the environment, with its reason; for actions that the agent cannot take
-    :raises EnvironmentFault: when the environment's constructor raises another error; later when ``reset`` or ``step`` do
+    :param env: the environment's recipe
+    :param n_envs: number of environments
+    :param seed: seed of the environments
+    :param agent: agent that acts in the environments. If it reads no tokens, its observations are flattened to a Box, with
+        categories one-hot where Gymnasium flattens their space.
+    :param render_mode: Gymnasium's render mode; the recipe's when ``None``
+    :raises InputError: if Gymnasium cannot make the environment, with its reason, or if the agent cannot take its actions
+    :raises EnvironmentFault: if the environment's constructor raises another error; later if ``reset`` or ``step`` raise one
     """
-    venv = _side_by_side(env, n_envs, seed, agent, render_mode)
+    venv = _make_vec_env(env, n_envs, seed, agent, render_mode)
     if agent is not None:
         check_actions(venv.action_space, env.id)
     return venv
 
 
 def check_actions(space: gym.Space[Any], env_id: str) -> None:
-    """:raises InputError: for an action space that SB3's PPO does not have"""
+    """
+    Check that SB3's PPO supports an action space.
+
+    :param space: the action space
+    :param env_id: name of the environment, for the message
+    :raises InputError: if it is not supported
+    """
     spaces = gym.spaces
     if isinstance(space, spaces.Box) and not space.is_bounded():
         what = "have no bounds"
@@ -74,22 +157,31 @@ def check_actions(space: gym.Space[Any], env_id: str) -> None:
     )
 
 
-def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None, render_mode: str | None) -> VecEnv:
-    flat = _flat if agent is not None and not agent.reads_tokens else None
+def _make_vec_env(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | None, render_mode: str | None) -> VecEnv:
+    """Make the vector environment that the recipe's ``vectorization`` names; turn errors of its making into lines for users."""
+    flatten = _flatten_to_box if agent is not None and not agent.reads_tokens else None
     kwargs = env.kwargs if render_mode is None else env.kwargs | {"render_mode": render_mode}
     find_env(env.id)
     try:
         if env.vectorization == "gymnasium":
-            wrapper = partial(_wrapped, env_id=env.id, wrappers=env.wrappers, flat=flat) if env.wrappers or flat else None
+            needs_wrapper = env.wrappers or flatten
+            wrapper = partial(_wrap_env, env_id=env.id, wrappers=env.wrappers, flatten=flatten) if needs_wrapper else None
             venv = VecMonitor(make_gymnasium_vec_env(env.id, n_envs, wrapper, **kwargs))
             venv.seed(seed)
             return venv
-        side_by_side = ReportingSubprocVecEnv if env.vectorization == "subproc" else DummyVecEnv
-        if side_by_side is ReportingSubprocVecEnv:
-            _make(env.id, kwargs, env.wrappers).close()  # here its reason to fail can be told; a process only ends
-        kwargs = {"env_id": env.id, "kwargs": kwargs, "wrappers": env.wrappers}
+        vec_env_cls: type[DummyVecEnv | ReportingSubprocVecEnv] = DummyVecEnv
+        if env.vectorization == "subproc":
+            vec_env_cls = ReportingSubprocVecEnv
+            # A process whose environment cannot be made ends without a reason, so the first one is made in this process.
+            _make_env(env.id, kwargs, env.wrappers).close()
+        env_kwargs = {"env_id": env.id, "kwargs": kwargs, "wrappers": env.wrappers}
         return make_vec_env(
-            _make, n_envs, seed=seed, wrapper_class=flat or flatten_if_needed, vec_env_cls=side_by_side, env_kwargs=kwargs
+            _make_env,
+            n_envs,
+            seed=seed,
+            wrapper_class=flatten or flatten_if_needed,
+            vec_env_cls=vec_env_cls,
+            env_kwargs=env_kwargs,
         )
     except (gym.error.Error, ImportError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -107,51 +199,64 @@ def _side_by_side(env: EnvRecipe, n_envs: int, seed: int, agent: AgentRecipe | N
         raise environment_fault(f"the environment {env.id}, in its constructor,", error) from error
 
 
-def _make(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:
-    """``gymnasium.make``, where this project's environments are registered: in the processes of a SubprocVecEnv, too."""
-    return _wrapped(gym.make(find_env(env_id), **kwargs), env_id, wrappers)
+def _make_env(env_id: str, kwargs: Table, wrappers: dict[str, Table]) -> gym.Env[Any, Any]:
+    """Call ``gymnasium.make`` after registering the environment, which the processes of a SubprocVecEnv need, too."""
+    return _wrap_env(gym.make(find_env(env_id), **kwargs), env_id, wrappers)
 
 
-def _wrapped(env: gym.Env[Any, Any], env_id: str, wrappers: dict[str, Table], flat: Any = None) -> gym.Env[Any, Any]:
+def _wrap_env(env: gym.Env[Any, Any], env_id: str, wrappers: dict[str, Table], flatten: Any = None) -> gym.Env[Any, Any]:
+    """Add the wrappers of a recipe, the report of faults, and a wrapper that flattens observations if there is one."""
     for name, kwargs in wrappers.items():
         env = load_wrapper(name)(env, **kwargs)
     env = ReportFaults(env, env_id)
-    return env if flat is None else flat(env)
+    return env if flatten is None else flatten(env)
 
 
-def draws_pictures(env: VecEnv) -> bool:
-    """Whether there can be a video of an environment."""
+def supports_rgb_array(env: VecEnv) -> bool:
+    """Return whether an environment can be rendered as images, so that a video of it can be made."""
     return "rgb_array" in env.get_attr("metadata")[0].get("render_modes", [])
 
 
-class RefuseNan(VecCheckNan):
+class VecRaiseOnNan(VecCheckNan):
     """
-    SB3's check for numbers that are none, in one line; and one of action masks, for all agents alike.
+    SB3's ``VecCheckNan`` with errors of one line, which also checks the environments' action masks for all agents.
 
-    :raises InputError: from ``reset`` and ``step`` for an observation or reward that is NaN or infinite, and for action masks
-        that cannot be read or forbid everything
+    :param venv: the vector environment
+    :raises InputError: from ``reset`` and ``step`` if an observation or reward is NaN or infinite, and if action masks cannot
+        be read or forbid every action
     """
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv, raise_exception=True)
 
     def check_array_value(self, name: str, value: NDArray[Any]) -> list[tuple[str, str]]:
-        """What is wrong with the values of one name."""
-        found: list[tuple[str, str]] = super().check_array_value(name, value)
-        if found:
-            where = ", ".join(f"{kind} in {of}" for of, kind in found)
+        """
+        Check the values of one array.
+
+        :param name: name of the array
+        :param value: the array
+        """
+        wrong: list[tuple[str, str]] = super().check_array_value(name, value)
+        if wrong:
+            where = ", ".join(f"{kind} in {array}" for array, kind in wrong)
             raise InputError(f"the environment gave {where}; an agent can learn from finite numbers only")
-        return found
+        return wrong
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of every environment."""
+        """
+        Call a method of every environment; check the results of ``action_masks``.
+
+        :param method_name: name of the method
+        :param indices: indices of the environments; all by default
+        """
         results = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
         if method_name == "action_masks":
             return list(checked_masks(results, choices_of(self.action_space), len(results)))
         return results
 
 
-def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def _flatten_to_box(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Add a wrapper that flattens observations to a Box, unless they are one."""
     if isinstance(env.observation_space, gym.spaces.Box):
         return env
     try:
@@ -160,47 +265,56 @@ def _flat(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         return FlattenFields(env)
 
 
-def plain_tokenizer(env: EnvRecipe, venv: VecEnv) -> Tokenizer:
+def unfitted_tokenizer(env: EnvRecipe, envs: VecEnv | EnvFactory) -> Tokenizer:
     """
-    The tokenizer that the environment's recipe asks for, fitted to nothing.
+    Make the tokenizer of a recipe, not yet fitted to data.
 
-    :raises InputError: for settings that fit no field, and spaces that cannot be tokenized
+    :param env: the environment's recipe
+    :param envs: environments of the recipe, or their factory; only the spaces are used
+    :raises InputError: for settings that fit no field, and for spaces that cannot be tokenized
     """
-    return Tokenizer(venv.observation_space, venv.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
+    return Tokenizer(envs.observation_space, envs.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
 
 
-def make_tokenizer(env: EnvRecipe, venv: VecEnv, rollouts: Rollouts | None = None) -> Tokenizer:
+def make_tokenizer(env: EnvRecipe, envs: VecEnv | EnvFactory) -> Tokenizer:
     """
-    The tokenizer that the environment's recipe asks for.
+    Make the tokenizer of a recipe, fitted to random steps unless the recipe says everything that data could tell.
 
-    :param rollouts: what to fit on where the recipe does not say. With ``None`` the environments are stepped at random, unless
-        the recipe says all that data could tell; settings of a recipe stay as they are if these steps can be told apart with
-        them. Without rollouts the tokenizer has a report only if the steps changed it.
-    :raises InputError: for settings that fit no field, and rollouts of another environment
+    Settings of the recipe stay as they are if the random steps can be told apart with them. The tokenizer has a report only if
+    the steps changed it.
+
+    :param env: the environment's recipe
+    :param envs: environments of the recipe, or their factory; only the spaces are used
+    :raises InputError: for settings that fit no field, and for spaces that cannot be tokenized
     """
-    tokenizer = plain_tokenizer(env, venv)
-    if rollouts is not None:
-        return tokenizer.fit(rollouts)
+    tokenizer = unfitted_tokenizer(env, envs)
     if not (tokenizer.unfitted or fitting.binned_by_space(tokenizer)):
         return tokenizer
     stepped = make_envs(env, 1, seed=0)
     rows, _ = fitting.read(tokenizer, stepped, seed=0)
     stepped.close()
-    whole = any(leaf.name in tokenizer.unfitted for leaf in tokenizer.observation_leaves)  # an image or a grid
-    if env.tokens and not whole and not fitting.indistinct(tokenizer, rows):
+    needs_fit = any(leaf.name in tokenizer.unfitted for leaf in tokenizer.observation_leaves)  # an image or a grid
+    if env.tokens and not needs_fit and not fitting.indistinct(tokenizer, rows):
         return tokenizer
     fitted = tokenizer.fit(unflatten(tokenizer.observation_space, rows))
     return tokenizer if fitted.encodes_like(tokenizer) else fitted
 
 
 def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, training: bool) -> VecEnv:
-    """The environments as the agent sees them: tokens or frames, normalized values. Plain ones when there is no agent."""
+    """
+    Add an agent's wrappers: for the token stream, checks for NaN, stacked frames and normalization.
+
+    :param venv: environments without the agent's wrappers
+    :param agent: the agent's recipe; no wrapper is added when ``None``
+    :param tokenizer: tokenizer of the token stream, for an agent that reads tokens
+    :param training: whether the statistics of the normalization are updated, and rewards normalized
+    """
     if agent is None:
         return venv
     if agent.reads_tokens:
         history = 1 if ALGORITHMS[agent.algorithm].uses_cached_state else agent.model["window"]
         venv = VecTokenStream(venv, tokenizer, history=history)
-    venv = RefuseNan(venv)
+    venv = VecRaiseOnNan(venv)
     if agent.frame_stack > 1:
         venv = VecFrameStack(venv, agent.frame_stack)
     if agent.normalize_reward or agent.normalize_observation:
@@ -217,9 +331,12 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
 
 def restore_normalization(env: VecEnv, path: Path, training: bool) -> VecEnv:
     """
-    The same environments with the statistics that a :class:`VecNormalize` of theirs was saved with; others as they are.
+    Load saved statistics into a ``VecNormalize``; return environments without one as they are.
 
-    :raises InputError: when they cannot be read
+    :param env: environments as the agent sees them
+    :param path: file of ``VecNormalize.save``
+    :param training: whether the statistics are updated further
+    :raises InputError: if the file cannot be read
     """
     if not isinstance(env, VecNormalize):
         return env

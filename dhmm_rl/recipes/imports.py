@@ -57,9 +57,9 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
         if name not in classes:
             known = [spec.id for spec in gym.registry.values() if _is_in(spec.entry_point, module)]
             known = [f"{module}:{one}" for one in [*known, *classes]]
-            hint = (
-                did_you_mean(env_id, known) if known else "; it registers none. Name a subclass of gymnasium.Env, module:Class"
-            )
+            hint = "; it registers no environment. Name a subclass of gymnasium.Env, module:Class"
+            if known:
+                hint = did_you_mean(env_id, known)
             raise InputError(f"the module {module} has no environment {name!r}{hint}")
         gym.register(name, entry_point=env_id)
     return env_id
