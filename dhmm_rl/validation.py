@@ -297,7 +297,7 @@ def _find_range(hint: Any) -> Range | None:
 
 
 def _start(text: str) -> float | None:
-    """Return the number at which a schedule such as ``lin_0.001`` starts, ``None`` if the text is no schedule."""
+    """Return the number at which a schedule such as ``lin_0.001`` starts, ``None`` if the text is not a schedule."""
     try:
         return float(text.removeprefix("lin_")) if text.startswith("lin_") else None
     except ValueError:
