@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dhmm_rl.cli import run_command
+from dhmm_rl.data import random_observations
 from dhmm_rl.envs import FlattenFields, VecTokenStream, flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.sequence_ppo import SequencePPO
@@ -49,14 +50,14 @@ def measure(env_id: str, envs: int, seconds: float) -> None:
         venv = DummyVecEnv([lambda: flatten_if_needed(gym.make(env_id))] * envs)
     except (gym.error.Error, ImportError) as error:
         raise InputError(f"the environment {env_id} cannot be made: {str(error).splitlines()[0]}") from error
-    tokenizer = Tokenizer(venv.observation_space, venv.action_space).fit(venv)
+    tokenizer = Tokenizer(venv.observation_space, venv.action_space).fit(random_observations(venv))
     batches = _batches(venv)
     call = seconds_a_call(lambda i: tokenizer.encode_observation(batches[i % len(batches)]), seconds)
     env = venv.envs[0]
     if isinstance(env, FlattenFields):
         raw, _ = env.env.reset()
         call += envs * seconds_a_call(lambda _: env.observation(raw), seconds)
-    fields = tokenizer.observation_codec.width
+    fields = tokenizer.observation_codec.num_fields
     agent = SequencePPO("DHMMPolicy", VecTokenStream(venv, tokenizer, history=1), n_steps=64, batch_size=64, device="cpu")
     _, callback = agent._setup_learn(10**9)
     assert agent.env is not None

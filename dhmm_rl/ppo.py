@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.data import collect
+from dhmm_rl.data.random_actions import RANDOM_STEPS
 from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import atomic_write, write_json
 from dhmm_rl.model import Checkpoint, load_checkpoint
@@ -45,7 +46,6 @@ from dhmm_rl.runs.plots import plot_curve
 from dhmm_rl.runs.run import Run, removed_if_failed
 from dhmm_rl.runs.saved_agents import BEST_AGENT, read_best, read_checkpoint
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import RANDOM_STEPS
 
 PRETRAINING_SHARE = 0.5
 """Gradient steps of pretraining take at most this share of the seconds that PPO will take."""

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.common import ActionTokens, DHMMPolicy, check_masks
-from dhmm_rl.data import collect
+from dhmm_rl.data import collect, random_observations
 from dhmm_rl.envs import TokenStream
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
@@ -139,9 +139,25 @@ def test_masked_bins_are_never_taken_and_a_gaussian_refuses_masks() -> None:
 def test_random_actions_are_legal_and_of_every_kind(space: spaces.Space[Any]) -> None:
     rollouts = collect(make_vec_env(lambda: Obedient(space, masked=True), 2, seed=0), episodes=20, imitate=False)
     tokenizer = Tokenizer(spaces.Discrete(2), space)
-    tokenizer.fit(Obedient(space, masked=True))
+    tokenizer.fit(random_observations(Obedient(space, masked=True)))
     ids = tokenizer.encode_action(rollouts.actions)
     assert [len(np.unique(column)) for column in ids.T] == Obedient(space).choices
+
+
+def test_random_actions_say_that_they_ignore_masks_over_bins() -> None:
+    class Binned(Obedient):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            assert self.action_space.contains(action)
+            return np.int64(0), 1.0, True, False, {}
+
+    def make() -> Binned:
+        return Binned(spaces.Box(-1, 1, (2,)), masked=True)
+
+    with pytest.warns(UserWarning, match="random actions ignore action masks of a Box: they are over the bins"):
+        collect(make_vec_env(make, 2), episodes=2, imitate=False)
+    for env in (make(), make_vec_env(make, 2)):
+        with pytest.warns(UserWarning, match="random actions ignore action masks of a Box"):
+            random_observations(env, steps=4)
 
 
 @pytest.mark.parametrize("space", SPACES[:4], ids=str)

@@ -26,7 +26,7 @@ from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, V
 from dhmm_rl import collect as collect_command
 from dhmm_rl.cli import run_command
 from dhmm_rl.common import ActionTokens, DHMMPolicy, LanguageModelActor, SequencePolicy, SequenceRolloutBuffer, WithActionMasks
-from dhmm_rl.data import collect
+from dhmm_rl.data import collect, random_observations
 from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, ReportFaults, ReportingSubprocVecEnv, make_gymnasium_vec_env
 from dhmm_rl.errors import EnvironmentFault
 from dhmm_rl.recipes import EnvRecipe
@@ -198,12 +198,12 @@ def masked_rollouts(venv: VecEnv) -> Any:
 
 
 def masked_fit(venv: VecEnv) -> Any:
-    return Tokenizer(venv.observation_space, venv.action_space).fit(venv)
+    return Tokenizer(venv.observation_space, venv.action_space).fit(random_observations(venv))
 
 
 def masked_fit_alone(venv: VecEnv) -> Any:
     env = venv.unwrapped.envs[0]  # type: ignore[attr-defined]
-    return Tokenizer(env.observation_space, env.action_space).fit(env)
+    return Tokenizer(env.observation_space, env.action_space).fit(random_observations(env))
 
 
 def masked_learning(venv: VecEnv) -> Any:

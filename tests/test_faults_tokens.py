@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from dhmm_rl.data import Rollouts, collect
+from dhmm_rl.data import Rollouts, collect, random_observations
 from dhmm_rl.envs import TokenStream, VecTokenStream, flatten_if_needed
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
@@ -407,7 +407,7 @@ def test_streams_whose_tokens_say_nothing_tell_it_and_fitted_ones_do_not(
     env = gym.wrappers.Autoreset(Drawn(spaces.Box(low, high, (1,)), lambda rng: rng.normal(center, 1, 1).astype(np.float32)))
     with pytest.warns(UserWarning, match=r"observation\[0\] (varies from .* do not tell apart|was 10.*far outside)"):
         run(STREAMS[kind](env, None), 700)
-    run(STREAMS[kind](env, Tokenizer(env.observation_space, env.action_space).fit(env)), 700)
+    run(STREAMS[kind](env, Tokenizer(env.observation_space, env.action_space).fit(random_observations(env))), 700)
 
 
 # Learning
@@ -475,7 +475,9 @@ def test_fitted_tokens_learn_as_well_as_bounds_set_by_hand(name: str) -> None:
         returns = []
         for seed in range(3):
             venv = make_vec_env(make, 16, seed=seed)
-            tokenizer = Tokenizer(venv.observation_space, venv.action_space, overrides=overrides).fit(make_vec_env(make, 1))
+            tokenizer = Tokenizer(venv.observation_space, venv.action_space, overrides=overrides).fit(
+                random_observations(make_vec_env(make, 1))
+            )
             env = VecNormalize(VecTokenStream(venv, tokenizer, history=1), norm_obs=False)
             extractor = {"embed_size": 32, "heads": 2, "window": 8}
             agent = SequencePPO(

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from dhmm_rl.data import random_observations
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.runs.reconstructions import save_reconstruction
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import format_report
 from dhmm_rl.tokens.images import Patches, fit_codebook
+from dhmm_rl.tokens.reports import format_report
 
 
 def scenes(count: int, shape: tuple[int, ...] = (32, 40, 3), seed: int = 0) -> np.ndarray[Any, Any]:
@@ -190,10 +191,17 @@ def test_an_environment_is_enough_to_fit_on() -> None:
     env = gym.make("CartPole-v1")
     tokenizer = Tokenizer(env.observation_space, env.action_space)
     assert tokenizer.unfitted == ["observation[1]", "observation[3]"]
-    fitted = tokenizer.fit(env)
+    fitted = tokenizer.fit(random_observations(env))
     assert 0.2 < fitted.overrides["observation[1]"]["scale"] < 2
     assert fitted.vocab_size == 44
     assert not fitted.unfitted
+
+
+def test_an_environment_in_place_of_its_observations_is_an_error_that_says_what_to_call() -> None:
+    env = gym.make("CartPole-v1")
+    for one in (env, DummyVecEnv([lambda: env])):
+        with pytest.raises(InputError, match=r"not on an environment; call tokenizer\.fit\(random_observations\(env\)\)"):
+            Tokenizer(env.observation_space, env.action_space).fit(one)
 
 
 def test_fitting_takes_no_illegal_action() -> None:
@@ -212,7 +220,7 @@ def test_fitting_takes_no_illegal_action() -> None:
             return np.array([False, True, False])
 
     for env in (Gated(), DummyVecEnv([Gated, Gated])):
-        fitted = Tokenizer(Gated.observation_space, Gated.action_space).fit(env)
+        fitted = Tokenizer(Gated.observation_space, Gated.action_space).fit(random_observations(env))
         assert abs(fitted.overrides["observation[0]"]["scale"] - 1) < 0.1
 
 

@@ -7,7 +7,8 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of
+from dhmm_rl.data.random_actions import action_masks_of
+from dhmm_rl.tokens.action_masks import choices_per_field
 
 
 class WithActionMasks:
@@ -39,8 +40,7 @@ class WithActionMasks:
         """
         masks = {}
         if self.masked:
-            choices = choices_of(self.env.action_space)
-            masks["action_masks"] = checked_masks(action_masks_of(self.env), choices, self.env.num_envs)
+            masks["action_masks"] = action_masks_of(self.env, choices_per_field(self.env.action_space))
         result: tuple[NDArray[Any], Any] = self.model.predict(observation, state, episode_start, deterministic, **masks)
         return result
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
 from dhmm_rl.tokens import DONE, PAD_ID, Tokenizer
-from dhmm_rl.tokens.legal import checked_masks
+from dhmm_rl.tokens.action_masks import validate_masks
 
 
 class ActionTokens(Distribution):
@@ -164,9 +164,9 @@ def refuse_unusable(unusable: Tensor) -> None:
 
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:
     """
-    Action masks as a tensor (N, all choices); see :func:`dhmm_rl.tokens.legal.checked_masks`.
+    Action masks as a tensor (N, all choices); see :func:`dhmm_rl.tokens.action_masks.validate_masks`.
 
     :param choices: how many each action field has
     :raises InputError: for masks of another shape or other values than true and false, and where nothing is legal
     """
-    return None if masks is None else torch.as_tensor(checked_masks(masks, choices, environments), device=device)
+    return None if masks is None else torch.as_tensor(validate_masks(masks, choices, environments), device=device)

@@ -12,10 +12,11 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from dhmm_rl.data.random_actions import action_masks_of, random_policy
 from dhmm_rl.data.rollouts import ARRAY_SPACES, Episode, Rollouts, pack
 from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain_scalars
-from dhmm_rl.tokens.legal import action_masks_of, checked_masks, choices_of, random_actor
+from dhmm_rl.tokens.action_masks import choices_per_field
 
 Actions = NDArray[Any]
 
@@ -143,19 +144,19 @@ def _actor(
     """One way to ask for actions, whatever the policy is."""
     if policy is None:
         env.action_space.seed(seed)
-        draw = random_actor(env)
+        draw = random_policy(env)
         return lambda observations, starts: draw()
     if not isinstance(policy, SupportsPredict):
         return lambda observations, starts: np.asarray(policy(observations))
     memory: tuple[Actions, ...] | None = None
     predict: Any = policy.predict
     masked = is_masking_supported(env) and "action_masks" in inspect.signature(predict).parameters
-    choices = choices_of(env.action_space)
+    choices = choices_per_field(env.action_space)
 
     def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
         nonlocal memory
         actions: Actions
-        masks = {"action_masks": checked_masks(action_masks_of(env), choices, env.num_envs)} if masked else {}
+        masks = {"action_masks": action_masks_of(env, choices)} if masked else {}
         actions, memory = predict(observations, state=memory, episode_start=starts, deterministic=deterministic, **masks)
         if isinstance(env.action_space, spaces.Box):
             actions = np.clip(actions, env.action_space.low, env.action_space.high)

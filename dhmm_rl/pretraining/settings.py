@@ -3,12 +3,12 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dhmm_rl.data.random_actions import RANDOM_STEPS
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.sources import RANDOM
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.run import Run
-from dhmm_rl.tokens.fitting import RANDOM_STEPS
 
 DEFAULT_EPISODES = 200
 OWN_KEYS = ("data", "episodes", "field_weights")

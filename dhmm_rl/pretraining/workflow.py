@@ -35,7 +35,8 @@ from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.runs.run import Run
 from dhmm_rl.tokens import Tokenizer
-from dhmm_rl.tokens.fitting import ROWS, format_report, group_by_array
+from dhmm_rl.tokens.fitting import ROWS
+from dhmm_rl.tokens.reports import format_report, group_by_array
 
 AllowedSeconds = Callable[[Tokenizer, float], float]
 """A function of the tokenizer and the seconds that all gradient steps would take. It returns the seconds they may take."""

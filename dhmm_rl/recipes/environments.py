@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from dhmm_rl.data import random_observations
 from dhmm_rl.envs import (
     FlattenFields,
     ReportFaults,
@@ -35,8 +36,7 @@ from dhmm_rl.recipes import AgentRecipe, EnvRecipe, Table
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_wrapper
 from dhmm_rl.tokens import Tokenizer, fitting
-from dhmm_rl.tokens.fields import unflatten
-from dhmm_rl.tokens.legal import checked_masks, choices_of
+from dhmm_rl.tokens.action_masks import choices_per_field, validate_masks
 
 
 class EnvFactory:
@@ -251,7 +251,7 @@ class VecRaiseOnNan(VecCheckNan):
         """
         results = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
         if method_name == "action_masks":
-            return list(checked_masks(results, choices_of(self.action_space), len(results)))
+            return list(validate_masks(results, choices_per_field(self.action_space), len(results)))
         return results
 
 
@@ -291,12 +291,13 @@ def make_tokenizer(env: EnvRecipe, envs: VecEnv | EnvFactory) -> Tokenizer:
     if not (tokenizer.unfitted or fitting.binned_by_space(tokenizer)):
         return tokenizer
     stepped = make_envs(env, 1, seed=0)
-    rows, _ = fitting.read(tokenizer, stepped, seed=0)
+    observations = random_observations(stepped)
     stepped.close()
+    rows, _ = fitting.read_rows(tokenizer, observations)
     needs_fit = any(leaf.name in tokenizer.unfitted for leaf in tokenizer.observation_leaves)  # an image or a grid
-    if env.tokens and not needs_fit and not fitting.indistinct(tokenizer, rows):
+    if env.tokens and not needs_fit and not fitting.poorly_resolved(tokenizer, rows):
         return tokenizer
-    fitted = tokenizer.fit(unflatten(tokenizer.observation_space, rows))
+    fitted = tokenizer.fit(observations)
     return tokenizer if fitted.encodes_like(tokenizer) else fitted
 
 

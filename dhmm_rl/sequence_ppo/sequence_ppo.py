@@ -25,12 +25,12 @@ from torch import Tensor
 from dhmm_rl.common import ActionTokens, DHMMPolicy, as_ids
 from dhmm_rl.common.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.common.sequence_policy import SequencePolicy
+from dhmm_rl.data.random_actions import action_masks_of
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
 from dhmm_rl.plain import plain_scalars
 from dhmm_rl.tokens import PAD_ID
-from dhmm_rl.tokens.legal import action_masks_of, checked_masks
 
 ADVANTAGE_MEMORY = 0.9
 """How much of the advantages' variance so far still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
@@ -284,7 +284,7 @@ class SequencePPO(PPO):
 
     def _action_masks(self, env: VecEnv) -> NDArray[np.bool_] | None:
         """What is legal now, (N, all choices); ``None`` without masks."""
-        return checked_masks(action_masks_of(env), self._choices, env.num_envs) if self.masked else None
+        return action_masks_of(env, self._choices) if self.masked else None
 
     @torch.no_grad()
     def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:

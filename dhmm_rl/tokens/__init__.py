@@ -3,7 +3,7 @@
 from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.composite_spaces import bounded  # also makes composite spaces known
 from dhmm_rl.tokens.fields import Field, fields_of
-from dhmm_rl.tokens.fitting import FieldReport
+from dhmm_rl.tokens.reports import FieldReport
 from dhmm_rl.tokens.simple_spaces import FieldSpace
 from dhmm_rl.tokens.tokenizer import DONE, PAD_ID, RESET, Slot, Tokenizer
 

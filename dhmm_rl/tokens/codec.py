@@ -99,7 +99,10 @@ class Unfitted(NamedTuple):
     name: str
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        raise InputError(f"{self.name} is an image, whose patches need a codebook: tokenizer = tokenizer.fit(env or rollouts)")
+        raise InputError(
+            f"{self.name} is an image, so its patches need a codebook: tokenizer = tokenizer.fit(data), with rollouts or "
+            "dhmm_rl.data.random_observations(env) as data"
+        )
 
     def decode(self, local: NDArray[Any]) -> NDArray[Any]:
         return self.encode(local)
@@ -146,10 +149,10 @@ class Codec:
         """Which slots belong to each leaf."""
         images: list[FieldGroup] = []
         fields: list[tuple[int, int, FieldPlan]] = []
-        self.width = 0
+        self.num_fields = 0
         for leaf in leaves:
             image, first = plan_image(leaf, settings), len(self.names)
-            columns = slice(self.width, self.width + leaf.size)
+            columns = slice(self.num_fields, self.num_fields + leaf.size)
             if image is not None:
                 patches, size = image
                 codes = codebooks.get(leaf.name)
@@ -161,7 +164,7 @@ class Codec:
                 plans = plan_fields(leaf, settings, bins)
                 self._add([p.name for p in plans], [p.size for p in plans], [p.binned for p in plans])
                 fields += [(columns.start + i, first + i, plan) for i, plan in enumerate(plans)]
-            self.width += leaf.size
+            self.num_fields += leaf.size
             self.leaf_slots[leaf.name] = range(first, len(self.names))
         if len(self.names) > MAX_SLOTS:
             raise InputError(
@@ -183,10 +186,10 @@ class Codec:
         :return: ids, (..., S)
         :raises InputError: naming the field whose value is NaN or no category
         """
-        if values.shape[-1] != self.width:
-            raise InputError(f"{self.names[0]} and on: {self.width} fields expected, {values.shape[-1]} found")
+        if values.shape[-1] != self.num_fields:
+            raise InputError(f"{self.names[0]} and on: {self.num_fields} fields expected, {values.shape[-1]} found")
         if values.dtype.kind == "f" and np.isnan(values).any():
-            where = int(np.argmax(np.isnan(values).reshape(-1, self.width).any(axis=0)))
+            where = int(np.argmax(np.isnan(values).reshape(-1, self.num_fields).any(axis=0)))
             raise InputError(f"{self._field_name(where)} is NaN; every field needs a number")
         ids = np.empty((*values.shape[:-1], len(self.names)), dtype=np.int64)
         for part in self.groups:
@@ -202,7 +205,7 @@ class Codec:
     def decode(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Field values (..., F) of ids (..., S)."""
         local = ids - self.starts[:-1]
-        values = np.empty((*local.shape[:-1], self.width))
+        values = np.empty((*local.shape[:-1], self.num_fields))
         for part in self.groups:
             values[..., part.columns] = part.quantizer.decode(local[..., part.slots])
         return values

@@ -85,6 +85,6 @@ class ObservationMonitor:
         if name not in self._told:
             self._told.add(name)
             warnings.warn(
-                f"{name} {what}; fit the tokenizer, tokenizer.fit(env or rollouts), or set low and high in its settings",
+                f"{name} {what}; fit the tokenizer on rollouts or random_observations(env), or set its low and high",
                 stacklevel=4,
             )

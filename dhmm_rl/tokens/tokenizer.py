@@ -23,6 +23,7 @@ from dhmm_rl.tokens.composite_spaces import bounded
 from dhmm_rl.tokens.fields import fields_of, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 from dhmm_rl.tokens.images import codes_from_text, codes_to_text
 from dhmm_rl.tokens.plan import check_settings, drop_unbounded
+from dhmm_rl.tokens.reports import FieldReport, report_fields
 
 PAD_ID = -1
 """Never embedded, never attended to, never a label."""
@@ -69,7 +70,7 @@ class Tokenizer:
     :raises InputError: for a space that cannot be tokenized, and for an override that names no field
     """
 
-    report: list[fitting.FieldReport] | None = None
+    report: list[FieldReport] | None = None
     """How well the data that it was fitted on can be told from its tokens; only on what :meth:`fit` returned."""
 
     def __init__(
@@ -174,23 +175,23 @@ class Tokenizer:
         integers, such as MiniGrid's, are cells of the categories that were found; images get codebooks. What ``overrides`` say
         of a field stays. A warning names fields whose data still cannot be told apart, and says what to set.
 
-        :param data: :class:`Rollouts`; values of the observation space, (N, ...); or an environment, Gymnasium's or SB3's
-            vector one, which is then stepped at random
-        :param seed: of random actions and codebooks
+        :param data: :class:`Rollouts`, or values of the observation space, (N, ...). For an environment,
+            :func:`dhmm_rl.data.random_observations` gives such values: ``tokenizer.fit(random_observations(env))``
+        :param seed: seed of the codebooks
         :return: a new tokenizer, with a :attr:`report`
-        :raises InputError: where a value is NaN, and where there are no data
+        :raises InputError: for a value that is NaN, and for empty data
         """
-        observations, actions = fitting.read(self, data, seed)
-        overrides, codebooks = fitting.fit(self, observations, actions, seed)
+        observations, actions = fitting.read_rows(self, data)
+        overrides, codebooks = fitting.fit_settings(self, observations, actions, seed)
         fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
-        fitted.report = fitting.report(fitted, observations)
-        fitting.warn_of_indistinct(fitted, observations, fitted.report)
+        fitted.report = report_fields(fitted, observations)
+        fitting.warn_poorly_resolved(fitted, observations, fitted.report)
         return fitted
 
     @property
     def unfitted(self) -> list[str]:
         """What should be fitted on data: fields without bounds and scale, images without codebook, arrays of any integers."""
-        return fitting.unfitted(self)
+        return fitting.unfitted_names(self)
 
     def encodes_like(self, other: "Tokenizer") -> bool:
         """Whether another tokenizer gives the same ids, whatever its settings say."""
