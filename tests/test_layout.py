@@ -54,7 +54,6 @@ NOT_YET: dict[str, str] = {
     "function: pretraining.trainer.train_language_model": "is cut into steps",
     "function: runs.evaluation.evaluate": "takes settings as an object",
     "function: sequence_ppo.sequence_ppo.SequencePPO.__init__": "what all sequence algorithms share moves to common",
-    "imports of: import dhmm_rl.tokens": "the package's own module imports everything at once",
     "imports of: python -m dhmm_rl.recipes": "the package's own module imports everything at once",
 }
 

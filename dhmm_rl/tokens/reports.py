@@ -33,7 +33,7 @@ class FieldReport(NamedTuple):
     :param how: kind of quantizer: ``bins``, ``values``, ``categories`` or ``codes``
     :param ids: number of ids that the field owns
     :param used: number of these ids that occur in the data
-    :param clipped: share of values outside the bins; for a field of a few values, share of values that are none of these
+    :param clipped: share of values outside the bins; for a field of a few values, share of values that differ from all of them
     :param error: root mean square error of decoding, in the field's unit
     :param spread: standard deviation of the field in the data, in its unit
     """
