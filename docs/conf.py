@@ -1,0 +1,34 @@
+"""Configuration of the documentation: Sphinx, MyST (Markdown) and the furo theme; ``make docs`` builds it."""
+
+import os
+from importlib.metadata import version as installed_version
+
+project = "dhmm-rl"
+author = "dhmm-rl developers"
+copyright = author
+version = release = installed_version("dhmm-rl")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+
+html_theme = "furo"
+html_title = "dhmm-rl"
+
+if os.environ.get("READTHEDOCS"):
+    # Links into other projects need their inventories, which can be fetched there. A build elsewhere needs no network.
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "gymnasium": ("https://gymnasium.farama.org", None),
+        "stable_baselines3": ("https://stable-baselines3.readthedocs.io/en/master", None),
+    }
