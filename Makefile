@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow kills check clean
+.PHONY: demo test test-slow kills fuzz check docs clean
 
 demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and show it
 	$(BIN)/python -m dhmm_rl.ppo --env CartPole-v1 --pretrained new --runs runs/demo
@@ -29,10 +29,14 @@ check: $(INSTALLED)  ## format, lint, types, and what the wheel holds
 	$(BIN)/mypy dhmm_rl benchmarks tests
 	$(BIN)/python -m pytest -q tests/test_package.py -k holds
 
+docs: $(INSTALLED)  ## the documentation, into docs/_build; warnings are errors, links inside it are checked
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo "docs:  docs/_build/index.html"
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist docs/_build

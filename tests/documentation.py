@@ -36,7 +36,9 @@ def with_small_budgets(code: str) -> str:
 
 def run_python(page: Path) -> int:
     """
-    Run the Python blocks of a page one after another in one namespace, and hold ``text`` blocks that follow against their output.
+    Run the Python blocks of a page one after another in one namespace.
+
+    A ``text`` block after a Python block shows its output, and must be equal to it.
 
     :return: number of blocks that ran
     """
