@@ -56,7 +56,7 @@ def draw(axes: Axes, results: Results, horizontal: str) -> None:
     """
     Draw the interquartile mean of the return over seeds, and its interval, for every agent.
 
-    :param horizontal: what the horizontal axis shows: ``eval_steps`` or ``eval_seconds``
+    :param horizontal: quantity on the horizontal axis, ``eval_steps`` or ``eval_seconds``
     """
     for agent in dict.fromkeys(run["agent"] for run in results):
         runs = [run for run in results if run["agent"] == agent]
