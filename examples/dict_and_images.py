@@ -12,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from dhmm_rl import SequencePPO, Tokenizer, VecTokenStream
+from dhmm_rl.data import random_observations
 
 STEPS = 100_000
 
@@ -42,7 +43,7 @@ class Chase(gym.Env):
 
 
 env = make_vec_env(lambda: gym.wrappers.TimeLimit(Chase(), 50), n_envs=16, seed=0)
-tokenizer = Tokenizer(env.observation_space, env.action_space).fit(env)  # steps the environment at random
+tokenizer = Tokenizer(env.observation_space, env.action_space).fit(random_observations(env))
 print(tokenizer)  # one slot for every patch, number and category
 env = VecNormalize(VecTokenStream(env, tokenizer, history=1), norm_obs=False)
 model = SequencePPO("DHMMPolicy", env, n_steps=64, batch_size=256, ent_coef=0.01, seed=0)
