@@ -28,7 +28,7 @@ from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.options import find_language
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
-from dhmm_rl.pretraining.trainer import _State
+from dhmm_rl.pretraining.trainer import TrainingState
 from dhmm_rl.recipes import EnvRecipe, load_recipes
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
@@ -110,8 +110,8 @@ def write_all(folder: Path, seed: int) -> None:
     write_minari(rollouts, "small/rollouts-v0")
     language = find_language("bubble-sort", LANGUAGES)
     training = LanguageRun.create(folder / "language", "bubble-sort", language, {}, TrainingSettings(), (9,), 5, seed)
-    state = _State(model, TrainingSettings(), training.folder / "training.pt")
-    state.keep(1.0 + seed, np.ones(2))
+    state = TrainingState(model, TrainingSettings(), training.folder / "training.pt")
+    state.update_best(1.0 + seed, np.ones(2))
     state.save()
     with closing(make_logger(folder, "languages")) as logger:
         for step in range(3):
@@ -148,7 +148,7 @@ def read_agent(folder: Path, best: bool) -> Any:
 def read_state(folder: Path) -> Any:
     torch.manual_seed(0)
     checkpoint = load_checkpoint(folder / "pretrained.pt")
-    state = _State(checkpoint.model, TrainingSettings(), folder / LANGUAGE / "training.pt")
+    state = TrainingState(checkpoint.model, TrainingSettings(), folder / LANGUAGE / "training.pt")
     state.resume()
     return state.best_weights, state.step, state.best_loss, state.best_bits, state.stale, checkpoint.model.state_dict()
 

@@ -51,7 +51,6 @@ NOT_YET: dict[str, str] = {
     "function: languages.plots.save_automaton": "is cut into steps",
     "function: model.generation.generate": "is cut into steps",
     "function: ppo.finish": "is cut into steps",
-    "function: pretraining.trainer.train_language_model": "is cut into steps",
     "function: runs.evaluation.evaluate": "takes settings as an object",
     "function: sequence_ppo.sequence_ppo.SequencePPO.__init__": "what all sequence algorithms share moves to common",
     "imports of: python -m dhmm_rl.recipes": "the package's own module imports everything at once",

@@ -177,9 +177,9 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
     model = DHMMGPT2(len(language.tokens), **run.model).to(device)
     held_out = run.held_out()
 
-    def figures() -> dict[str, float]:
-        found = score(model, language, held_out)
-        return {"held_out/exact": found.exact, "held_out/right_tokens": found.tokens}
+    def metrics() -> dict[str, float]:
+        result = score(model, language, held_out)
+        return {"held_out/exact": result.exact, "held_out/right_tokens": result.tokens}
 
     logger = make_logger(run.folder, COMMAND, steps_done(run.folder))
     try:
@@ -192,7 +192,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
             logger=logger,
             seed=run.seed,
             progress=progress,
-            figures=figures if language.deterministic else None,
+            metrics=metrics if language.deterministic else None,
         )
     finally:
         logger.close()

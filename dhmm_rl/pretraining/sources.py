@@ -32,7 +32,7 @@ class Source:
 
     :param place: ``random``; ``oracle``, which calls the environment's own method of that name; ``teacher:PATH``, the folder of
         a run or the zip of an SB3 model; ``minari:ID``; or a folder that ``Rollouts.save`` wrote
-    :param weight: how often each step of this source is shown, relative to the steps of other sources
+    :param weight: weight in the mixture; each step is shown this often, relative to the steps of a source of weight 1
     :param imitate_actions: whether the model learns to predict the actions; decided by the source itself when ``None``
     :param episodes: number of episodes to collect
     :param skip_bad: leave out damaged episodes of a folder instead of refusing the folder
@@ -101,7 +101,7 @@ class WeightedRollouts(NamedTuple):
     The rollouts of one source and their weight in the mixture.
 
     :param rollouts: all episodes of the source
-    :param weight: how often each step is shown, relative to the steps of other sources
+    :param weight: weight in the mixture
     """
 
     rollouts: Rollouts
@@ -112,9 +112,9 @@ def load_source(source: Source, env: EnvRecipe, settings: CollectSettings, notic
     """
     Collect or load the rollouts of one source.
 
-    :param source: where the rollouts come from
+    :param source: source of the rollouts
     :param env: recipe of the environment
-    :param settings: how rollouts are collected
+    :param settings: settings for collecting rollouts
     :param notice: called with lines about episodes that are left out and about how a teacher observes
     :raises InputError: when the source cannot be used, or belongs to another environment
     """
@@ -189,10 +189,10 @@ def load_sources(
 
     Collected rollouts are saved in ``folder``. The next call loads them from there.
 
-    :param sources: where the rollouts come from
+    :param sources: sources of the rollouts
     :param env: recipe of the environment
     :param folder: folder of the run
-    :param settings: how rollouts are collected
+    :param settings: settings for collecting rollouts
     :param top_fraction: see :func:`imitate_top_fraction`; every episode keeps its own setting when ``None``
     :raises InputError: when a source cannot be used
     """

@@ -1,8 +1,8 @@
 """
-Teachers: the best agents of runs, and policies out of the zips that SB3's algorithms save.
+Teachers: the best agents of runs, and policies from the zips that SB3's algorithms save.
 
-A zip holds its policy's class, keywords and weights, and that is all it takes to act: which algorithm trained it does not
-matter, nor need its replay buffer be made.
+A zip holds the class, keywords and weights of its policy, which is enough to act. Which algorithm trained the policy does not
+matter, and no replay buffer is created.
 
 Shapes: N environments.
 """
@@ -32,15 +32,15 @@ from dhmm_rl.files import reading
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import SpacesOnly, check_trusted, read_best
 
-_READS_TOKENS = "is an agent of dhmm-rl's, which sees token streams; a teacher sees plain observations"
+_READS_TOKENS = "is an agent of dhmm-rl, which sees token streams; a teacher sees plain observations"
 
 
 class Teacher:
     """
     A policy that acts on an environment's plain observations.
 
-    :param policy: SB3's or sb3-contrib's
-    :param prepare: turns observations of N environments into those that the policy was trained on
+    :param policy: policy of SB3 or sb3-contrib
+    :param prepare: function that converts observations of N environments to those the policy was trained on
     """
 
     def __init__(self, policy: BasePolicy, prepare: Callable[[Any], Any]) -> None:
@@ -55,27 +55,28 @@ class Teacher:
         deterministic: bool = False,
         action_masks: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """As SB3's policies have it; masks are for those that take them."""
+        """Predict actions like SB3's policies do. Masks are only passed to policies that take them."""
         masks = {"action_masks": action_masks} if self._takes_masks else {}
         return self.policy.predict(self.prepare(observation), state, episode_start, deterministic, **masks)
 
 
 def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice = print, *, trust: bool = False) -> Teacher:
     """
-    The policy of an SB3 model's zip, or the best agent of a run, for an environment.
+    Load the policy of an SB3 model's zip, or the best agent of a run, for an environment.
 
-    Observations are normalized by the statistics of a ``VecNormalize`` that lie beside the zip (:func:`statistics_beside`) or
-    belong to the run's agent, and flattened (categories one-hot) for a policy that was trained behind Gymnasium's
+    Observations are normalized with the ``VecNormalize`` statistics next to the zip (:func:`find_statistics`) or of the run's
+    agent. They are flattened (categories become one-hot) for a policy that was trained with Gymnasium's
     ``FlattenObservation``.
 
     :param path: a zip, or the folder of a run
-    :param env: plain
-    :param env_id: its name, for messages and the search for statistics
-    :param notice: takes a line that says which statistics are used
-    :param trust: read a zip and the pickle of its statistics, which can run code; a run's own agent needs no trust
+    :param env: environment without token wrappers or normalization
+    :param env_id: name of the environment, for messages and the search for statistics
+    :param notice: called with a line that says which statistics are used
+    :param trust: also read a zip and the pickle of its statistics, which can run code; the agent of a run needs no trust
     :raises InputError: when there is no such model, it needs trust, or it was trained on other spaces
     """
-    policy, normalize = _policy_of_run(Path(path), trust) if Path(path).is_dir() else _policy_of_zip(Path(path), env_id, trust)
+    path = Path(path)
+    policy, normalize = _policy_of_run(path, trust) if path.is_dir() else _policy_of_zip(path, env_id, trust)
     if normalize is not None:
         notice(f"note: observations of the teacher are normalized by {normalize.path}")
 
@@ -84,7 +85,7 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
         flat, transposed = False, is_image_space(shown) and VecTransposeImage.transpose_space(shown) == sees
     else:
         flat, transposed = shown.is_np_flattenable and spaces.flatten_space(shown) == sees, False
-    # An image that is transposed for the policy needs nothing: predict transposes it, too.
+    # The policy's own predict transposes images, so a transposed image space needs no preparation
     known = flat or transposed or sees in (shown, shown if normalize is None else normalize.wrapper.observation_space)
     if not known or (normalize is not None and not flat and shown.shape != sees.shape):
         raise InputError(f"the teacher sees {_line(sees)}, but {env_id} shows {_line(shown)}")
@@ -102,19 +103,19 @@ def load_teacher(path: str | Path, env: VecEnv, env_id: str = "", notice: Notice
 
 
 def _line(space: spaces.Space[Any]) -> str:
-    """A space in one line, which arrays of bounds break."""
+    """Return a space as one line. Its text has several lines when arrays of bounds are long."""
     return " ".join(str(space).split())
 
 
 class _Statistics(NamedTuple):
-    """What normalizes observations, and from where."""
+    """Statistics that normalize observations, and the file they come from."""
 
     wrapper: VecNormalize
     path: Path
 
 
 def _policy_of_run(folder: Path, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
-    run = Run.open(folder, trust=True)  # its environment is not made
+    run = Run.open(folder, trust=True)  # its environment is not created
     if run.command != "ppo":
         raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; a teacher is a run of dhmm_rl.ppo")
     if run.agent.reads_tokens:
@@ -134,22 +135,22 @@ def _policy_of_run(folder: Path, trust: bool) -> tuple[BasePolicy, _Statistics |
 def _policy_of_zip(path: Path, env_id: str, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
     if path.is_file():
         check_trusted(path, trust)
-    policy, found = load_policy(path), statistics_beside(path, env_id)
+    policy, found = load_policy(path), find_statistics(path, env_id)
     statistics = None if found is None else _read_statistics(found)
     return policy, None if statistics is None or found is None else _Statistics(statistics, found)
 
 
 def load_policy(path: str | Path) -> BasePolicy:
     """
-    The policy of an SB3 model's zip, on the CPU. Reading a zip runs code that is hidden in it.
+    Load the policy of an SB3 model's zip on the CPU. This runs any code hidden in the zip.
 
-    :raises InputError: when there is no zip, or it holds no policy that can be made here
+    :raises InputError: when there is no zip, or when it holds no policy that can be created here
     """
     if not Path(path).is_file():
         raise InputError(f"there is no teacher {path}; an SB3 model's save writes such a zip")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # schedules saved under another Python; acting needs none
+            warnings.simplefilter("ignore", UserWarning)  # schedules saved with another Python; acting needs no schedule
             data, weights, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
         if issubclass(data["policy_class"], DHMMPolicy):
@@ -167,13 +168,13 @@ def load_policy(path: str | Path) -> BasePolicy:
     return policy
 
 
-def statistics_beside(model: Path, env_id: str = "") -> Path | None:
+def find_statistics(model: Path, env_id: str = "") -> Path | None:
     """
-    Where the ``VecNormalize`` statistics of a model lie, if it has any.
+    Return the file with the ``VecNormalize`` statistics of a model, or ``None``.
 
-    Beside ``best_model.zip``: ``best_vecnormalize.pkl``; beside ``rl_model_100_steps.zip``, a checkpoint of SB3's:
-    ``rl_model_vecnormalize_100_steps.pkl``; beside any: ``vecnormalize.pkl``, ``vec_normalize.pkl``, or, as RL-Zoo has it,
-    ``<env>/vecnormalize.pkl``.
+    The file is in the folder of the model. Its name is ``best_vecnormalize.pkl`` for ``best_model.zip``;
+    ``rl_model_vecnormalize_100_steps.pkl`` for ``rl_model_100_steps.zip``, a checkpoint of SB3; and for any model
+    ``vecnormalize.pkl``, ``vec_normalize.pkl``, or ``<env>/vecnormalize.pkl`` as in RL-Zoo.
     """
     names = [
         model.stem.replace("model", "vecnormalize"),
@@ -187,12 +188,12 @@ def statistics_beside(model: Path, env_id: str = "") -> Path | None:
 
 def _read_statistics(path: Path) -> VecNormalize | None:
     """
-    Statistics of observations; ``None`` if they are of rewards alone.
+    Read the statistics of observations; ``None`` if the file holds statistics of rewards only.
 
-    :raises InputError: when they cannot be read
+    :raises InputError: when the file cannot be read
     """
     with reading(path), path.open("rb") as file:
         normalize = pickle.load(file)
         if not isinstance(normalize, VecNormalize):
-            raise TypeError(f"a {type(normalize).__name__}, no VecNormalize")
+            raise TypeError(f"a {type(normalize).__name__}, not a VecNormalize")
     return normalize if normalize.norm_obs else None

@@ -1,7 +1,7 @@
 """
 Training a language model by next-token prediction.
 
-Shapes: C slots.
+Shapes: C slots, n ids of the largest slot.
 """
 
 import math
@@ -24,15 +24,16 @@ from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.tokens import PAD_ID
 
 _FORMAT = "dhmm-rl training state 1"
 
 STATE = "training.pt"
-"""File of the state of a training."""
+"""Name of the file that holds the training state."""
 
 
 class SequenceDataset(Protocol):
-    """A training set: numbered windows, fetched a batch at a time."""
+    """A dataset of numbered windows, fetched one batch at a time."""
 
     length: int
 
@@ -41,21 +42,27 @@ class SequenceDataset(Protocol):
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch: ...
 
     def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Numbers of windows in random order: as often each as it is to be shown, always as many altogether."""
+        """
+        Return the indices of one epoch in random order.
+
+        An index occurs as often as its window is shown. The number of indices is the same in every epoch.
+        """
         ...
 
     def eval_indices(self) -> NDArray[np.int64]:
-        """Numbers of windows that together hold every label once."""
+        """Return indices of windows that together contain every label exactly once."""
         ...
 
 
 class TrainResult(NamedTuple):
     """
-    :param steps: gradient steps taken
-    :param best_step: the one whose weights the model has now
-    :param loss: weighted held-out loss then, in nats per token
-    :param bits: held-out cross-entropy per slot then, in bits; NaN where the weight is 0, (C,)
-    :param seconds: that training took, those before an interruption included
+    Result of a training.
+
+    :param steps: number of gradient steps taken
+    :param best_step: gradient step with the lowest held-out loss; the model has the weights of that step
+    :param loss: weighted held-out loss at that step, in nats per token
+    :param bits: held-out cross-entropy per slot at that step, in bits; NaN where the weight is 0, shape (C,)
+    :param seconds: duration of the training, including the time before an interruption
     """
 
     steps: int
@@ -75,75 +82,108 @@ def train_language_model(
     logger: Logger,
     seed: int = 0,
     progress: bool = False,
-    figures: Callable[[], dict[str, float]] | None = None,
+    metrics: Callable[[], dict[str, float]] | None = None,
     evaluate_first: bool = False,
 ) -> TrainResult:
     """
-    Train until the held-out loss stops falling, and leave the model with the weights that had the lowest.
+    Train until the held-out loss stops falling. The model ends with the weights that had the lowest held-out loss.
 
-    The state is kept in ``folder``: the same call again goes on where it was interrupted, with the same result as though it
-    had not been.
+    The training state is saved in ``folder``. Calling the function again with the same arguments resumes an interrupted
+    training, with the same result as without the interruption.
 
-    :param model: on the device to train on
-    :param logger: SB3's, for the losses
-    :param progress: show a bar
-    :param figures: further ones to log at each look at the held-out set, by name
-    :param evaluate_first: also evaluate before the first step, so that a model that only gets worse is left untrained
-    :raises InputError: for settings out of range, or a state in ``folder`` that cannot be read
+    :param model: model on the device to train on
+    :param train_set: windows to train on
+    :param held_out: windows to evaluate on
+    :param settings: training settings
+    :param folder: folder for the training state
+    :param logger: SB3 logger for the losses
+    :param seed: seed for the order of the batches
+    :param progress: show a progress bar
+    :param metrics: function that returns further metrics by name; they are logged at each evaluation
+    :param evaluate_first: also evaluate before the first step, so that a model that only gets worse keeps its initial weights
+    :raises InputError: for settings that are out of range, a diverging loss, and a state in ``folder`` that cannot be read
     """
     settings.check()
-    state = _State(model, settings, folder / STATE)
+    state = TrainingState(model, settings, folder / STATE)
     state.resume()
-    every = settings.eval_every or max(settings.steps // 20, math.ceil(len(held_out.eval_indices()) / settings.batch_size))
-    stream = _batches(train_set, settings.batch_size, seed, state.step)
+    batches = _batches(train_set, settings.batch_size, seed, skip=state.step)
+    evaluation = _Evaluation(model, held_out, settings, state, logger, metrics)
+    held_out_batches = math.ceil(len(held_out.eval_indices()) / settings.batch_size)
+    # By default, evaluation sees at most as many batches as training
+    eval_every = settings.eval_every or max(settings.steps // 20, held_out_batches)
     bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=None if progress else True)
-
-    def look() -> None:
-        held_out_loss, bits = evaluate_language_model(model, held_out, settings.batch_size)
-        if not math.isfinite(held_out_loss):
-            raise InputError(f"training diverged: the held-out loss is {held_out_loss}; a lower learning rate would help")
-        state.keep(held_out_loss, bits)
-        bar.set_postfix(held_out=f"{held_out_loss:.4f}", best=f"{state.best_loss:.4f}")
-        logger.record("pretrain/steps", state.step, exclude="tensorboard")
-        logger.record("pretrain/held_out_loss", held_out_loss)
-        logger.record("pretrain/learning_rate", learning_rate(max(state.step - 1, 0), settings))
-        for slot, value in zip(model.slots, bits, strict=True):
-            if not math.isnan(value):
-                logger.record(f"bits/{slot.name}", value)
-        for name, value in ({} if figures is None else figures()).items():
-            logger.record(name, value)
-        logger.dump(state.step)
-        state.save()
-
     if evaluate_first and not state.best_weights:
-        look()
+        evaluation.run(bar)
+    # Stop after the last step, or when the held-out loss has not improved for `patience` evaluations
     while state.step < settings.steps and state.stale < settings.patience:
+        # Learning-rate schedule: warm-up, then cosine decay
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
-        loss = _gradient_step(model, next(stream), state.optimizer, settings)
+        # One AdamW step on the next-token loss of a batch
+        loss = _gradient_step(model, next(batches), state.optimizer, settings)
         state.step += 1
         bar.update()
         logger.record_mean("pretrain/loss", loss)
-        if state.step % every == 0 or state.step == settings.steps:
-            look()
+        # Held-out loss, early stopping and checkpoint
+        if state.step % eval_every == 0 or state.step == settings.steps:
+            evaluation.run(bar)
     bar.close()
+    # Return to the weights with the lowest held-out loss
     model.load_state_dict(state.best_weights)
     model.eval()
     return TrainResult(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
 
 
+class _Evaluation(NamedTuple):
+    """Evaluates a model during training, logs the losses and saves the training state."""
+
+    model: DHMMGPT2
+    held_out: SequenceDataset
+    settings: TrainingSettings
+    state: "TrainingState"
+    logger: Logger
+    metrics: Callable[[], dict[str, float]] | None
+
+    def run(self, bar: "tqdm[Any]") -> None:
+        """
+        Evaluate once.
+
+        :param bar: progress bar that shows the losses
+        :raises InputError: when the held-out loss is NaN or infinite
+        """
+        state, logger = self.state, self.logger
+        loss, bits = evaluate_language_model(self.model, self.held_out, self.settings.batch_size)
+        if not math.isfinite(loss):
+            raise InputError(f"training diverged: the held-out loss is {loss}; a lower learning rate would help")
+        state.update_best(loss, bits)
+        bar.set_postfix(held_out=f"{loss:.4f}", best=f"{state.best_loss:.4f}")
+        logger.record("pretrain/steps", state.step, exclude="tensorboard")
+        logger.record("pretrain/held_out_loss", loss)
+        logger.record("pretrain/learning_rate", learning_rate(max(state.step - 1, 0), self.settings))
+        for slot, value in zip(self.model.slots, bits, strict=True):
+            if not math.isnan(value):
+                logger.record(f"bits/{slot.name}", value)
+        if self.metrics is not None:
+            for name, value in self.metrics().items():
+                logger.record(name, value)
+        logger.dump(state.step)
+        state.save()
+
+
 def steps_done(folder: Path) -> int:
     """
-    Gradient steps after which the training in a folder resumes; −1 when it has not begun, since step 0 may be logged, too.
+    Return the gradient step after which the training in a folder resumes.
 
-    :raises InputError: when its state cannot be read
+    The result is −1 when there is no saved state, because step 0 can be logged, too.
+
+    :raises InputError: when the state cannot be read
     """
     path = folder / STATE
     return int(load_torch(path, _FORMAT)["step"]) if path.exists() else -1
 
 
 def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> float:
-    """Take one step and return the loss before it."""
+    """Take one gradient step and return the loss before it."""
     model.train()
     device = model.slot_ids.device
     batch = Batch(*(part.to(device) for part in batch))
@@ -158,88 +198,97 @@ def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimiz
 
 def seconds_per_step(model: DHMMGPT2, train_set: SequenceDataset, settings: TrainingSettings, tries: int = 3) -> float:
     """
-    Measure how long a gradient step takes, on a copy of the model: the fastest of a few.
+    Measure the duration of a gradient step on a copy of the model.
 
-    Time in which other processes had the CPU does not count, so that a busy machine measures about the same.
+    Time in which other processes used the CPU does not count, so a busy machine gives about the same result as an idle one.
+
+    :param model: model to measure; it is not changed
+    :param train_set: windows to train on
+    :param settings: training settings
+    :param tries: number of steps to measure; the fastest one counts
     """
     copied = deepcopy(model)
     optimizer = torch.optim.AdamW(copied.parameters(), lr=0.0)
-    stream = _batches(train_set, settings.batch_size, 0, 0)
+    batches = _batches(train_set, settings.batch_size, seed=0, skip=0)
     seconds = []
     with torch.random.fork_rng():
         for _ in range(tries):
-            batch = next(stream)
-            began = time.perf_counter(), time.process_time()
+            batch = next(batches)
+            began, cpu_began = time.perf_counter(), time.process_time()
             _gradient_step(copied, batch, optimizer, settings)
-            seconds.append(min(time.perf_counter() - began[0], time.process_time() - began[1]))
+            seconds.append(min(time.perf_counter() - began, time.process_time() - cpu_began))
     return min(seconds)
 
 
 @torch.no_grad()
-def evaluate_language_model(model: DHMMGPT2, windows: SequenceDataset, batch_size: int) -> tuple[float, NDArray[np.float64]]:
+def evaluate_language_model(model: DHMMGPT2, dataset: SequenceDataset, batch_size: int) -> tuple[float, NDArray[np.float64]]:
     """
-    The loss over every label of a set once.
+    Compute the loss over every label of a dataset.
 
-    :return: weighted mean in nats per token, and mean per slot in bits (C,), NaN where the weights are 0
+    :param model: model to evaluate
+    :param dataset: windows to evaluate on
+    :param batch_size: largest number of windows in a forward pass
+    :return: weighted mean in nats per token, and unweighted mean per slot in bits, shape (C,), NaN where all weights are 0
+    :raises InputError: when the dataset has no label with a positive weight
     """
     model.eval()
     device = model.slot_ids.device
-    nats = torch.zeros(len(model.slots), dtype=torch.float64)
-    tokens, weight = nats.clone(), nats.clone()
-    weighted = 0.0
-    for indices in _split(windows.eval_indices(), batch_size):
-        batch = Batch(*(part.to(device) for part in windows[indices]))
-        losses = (
-            model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
-            .token_loss.double()
-            .reshape(-1, len(model.slots))
-        )
-        weights = (batch.weights * (batch.labels >= 0)).double().reshape(-1, len(model.slots))
+    slots = len(model.slots)
+    nats = torch.zeros(slots, dtype=torch.float64)  # per slot: sum of the losses, number of labels, sum of the weights
+    labels, total_weight = nats.clone(), nats.clone()
+    weighted_nats = 0.0
+    for indices in _chunks(dataset.eval_indices(), batch_size):
+        batch = Batch(*(part.to(device) for part in dataset[indices]))
+        output = model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
+        losses = output.token_loss.double().reshape(-1, slots)
+        weights = (batch.weights * (batch.labels >= 0)).double().reshape(-1, slots)
         counted = weights > 0
         nats += (losses * counted).sum(dim=0).cpu()
-        tokens += counted.sum(dim=0).cpu()
-        weighted += float((losses * weights).sum())
-        weight += weights.sum(dim=0).cpu()
-    if not weight.sum() > 0:
+        labels += counted.sum(dim=0).cpu()
+        weighted_nats += float((losses * weights).sum())
+        total_weight += weights.sum(dim=0).cpu()
+    if not total_weight.sum() > 0:
         raise InputError("the held-out episodes hold nothing to predict: give more episodes, or weights that are not all 0")
-    return weighted / float(weight.sum()), (nats / tokens / math.log(2)).numpy()
+    return weighted_nats / float(total_weight.sum()), (nats / labels / math.log(2)).numpy()
 
 
 def frequency_bits(train_set: SequenceDataset, held_out: SequenceDataset, slot_ids: Tensor) -> NDArray[np.float64]:
     """
-    Held-out bits per slot of a model that knows only how often each id stands in each slot (add-one smoothing).
+    Compute the held-out bits per slot of a baseline that only knows how frequent each id is (with add-one smoothing).
 
-    :param slot_ids: ``model.slot_ids``, (C, n)
-    :return: (C,)
+    :param train_set: windows whose ids are counted
+    :param held_out: windows to evaluate on
+    :param slot_ids: the model's ``slot_ids``, shape (C, n)
+    :return: bits per slot, shape (C,); NaN where all weights are 0
     """
     starts = slot_ids[:, 0].cpu()
     sizes = (slot_ids >= 0).sum(dim=1).cpu()
 
-    def counts(windows: SequenceDataset) -> list[Tensor]:
-        total = [torch.zeros(int(size), dtype=torch.long) for size in sizes]
-        for indices in _split(windows.eval_indices(), 4096):
-            batch = windows[indices]
-            labels = batch.labels.masked_fill(batch.weights == 0, -1).reshape(-1, len(starts))
-            for slot, column, start in zip(total, labels.T, starts, strict=True):
-                slot += torch.bincount(column[column >= 0] - start, minlength=len(slot))
-        return total
+    def count_ids(dataset: SequenceDataset) -> list[Tensor]:
+        counts = [torch.zeros(int(size), dtype=torch.long) for size in sizes]
+        for indices in _chunks(dataset.eval_indices(), 4096):
+            batch = dataset[indices]
+            labels = batch.labels.masked_fill(batch.weights == 0, PAD_ID).reshape(-1, len(starts))
+            for count, column, start in zip(counts, labels.T, starts, strict=True):
+                count += torch.bincount(column[column >= 0] - start, minlength=len(count))
+        return counts
 
     bits = []
-    for seen, met in zip(counts(train_set), counts(held_out), strict=True):
-        probability = (seen + 1) / (seen + 1).sum()
-        bits.append(float(-(met * probability.log2()).sum() / met.sum()))  # NaN where the weights are 0
+    for train_count, held_out_count in zip(count_ids(train_set), count_ids(held_out), strict=True):
+        probability = (train_count + 1) / (train_count + 1).sum()
+        bits.append(float(-(held_out_count * probability.log2()).sum() / held_out_count.sum()))
     return np.array(bits)
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    """Return the learning rate of a gradient step: linear warm-up, then cosine decay to a tenth of the peak."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    share = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(share, 1.0)))
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
 
 
-def _split(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def _chunks(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return np.array_split(indices, math.ceil(len(indices) / size))
 
 
@@ -247,55 +296,74 @@ def _mixed_precision(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _batches(windows: SequenceDataset, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
-    """Endless batches, in an order that depends on the seed alone; an epoch shows every step about once."""
+def _batches(dataset: SequenceDataset, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
+    """
+    Yield batches without end. Their order depends only on the seed.
 
-    def order_of(epoch: int) -> NDArray[np.int64]:
-        return windows.shuffled_indices(np.random.default_rng([seed, epoch]))
+    An epoch shows each environment step about once. Windows overlap, so it takes a fraction 1 / length of the indices.
 
-    per_epoch = max(len(order_of(0)) // windows.length // batch_size, 1)
+    :param dataset: windows to fetch
+    :param batch_size: number of windows in a batch
+    :param seed: seed for the order
+    :param skip: number of batches to leave out, those taken before an interruption
+    """
+
+    def indices_of(epoch: int) -> NDArray[np.int64]:
+        return dataset.shuffled_indices(np.random.default_rng([seed, epoch]))
+
+    per_epoch = max(len(indices_of(0)) // dataset.length // batch_size, 1)
     epoch, first = divmod(skip, per_epoch)
     while True:
-        order = order_of(epoch)
+        indices = indices_of(epoch)
         for i in range(first, per_epoch):
-            yield windows[order[i * batch_size : (i + 1) * batch_size]]
+            yield dataset[indices[i * batch_size : (i + 1) * batch_size]]
         epoch, first = epoch + 1, 0
 
 
-_KEPT = ("step", "best_step", "stale", "best_loss", "best_bits", "best_weights", "seconds")
-"""Attributes of the state that its file holds as they are."""
+_SAVED = ("step", "best_step", "stale", "best_loss", "best_bits", "best_weights", "seconds")
+"""Attributes of the training state that its file contains unchanged."""
 
 
-class _State:
-    """Everything that training changes, and its file."""
+class TrainingState:
+    """
+    Everything that changes during training, and the file it is saved in.
+
+    :param model: model that is trained
+    :param settings: training settings
+    :param path: file of the state
+    """
 
     def __init__(self, model: DHMMGPT2, settings: TrainingSettings, path: Path) -> None:
         self.model, self.path = model, path
+        # Weight decay acts on the transformer's matrices: not on biases and norms, and not on the latent layer
         decayed = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith("chain.")]
         rest = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith("chain.")]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
-        self.step = self.best_step = self.stale = 0
+        self.step = self.best_step = 0
+        self.stale = 0
+        """Number of evaluations since the lowest held-out loss."""
         self.best_loss = math.inf
         self.best_bits: list[float] = []
         self.best_weights: dict[str, Any] = {}
-        self.seconds, self.began = 0.0, time.perf_counter()
-        """Of training before this process, and when it began here."""
+        self.seconds = 0.0
+        """Seconds of training in earlier processes."""
+        self.began = time.perf_counter()
 
     def elapsed(self) -> float:
-        """Seconds of training, interruptions apart."""
+        """Return the seconds of training, without the time between an interruption and its resumption."""
         return self.seconds + time.perf_counter() - self.began
 
-    def keep(self, loss: float, bits: NDArray[np.float64]) -> None:
-        """Remember the weights if they are the best so far."""
+    def update_best(self, loss: float, bits: NDArray[np.float64]) -> None:
+        """Copy the weights if their held-out loss is the lowest so far."""
         self.stale += 1
         if loss < self.best_loss:
             self.stale, self.best_step, self.best_loss, self.best_bits = 0, self.step, loss, bits.tolist()
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def save(self) -> None:
-        """Write the state."""
-        content = {name: getattr(self, name) for name in _KEPT} | {
+        """Write the state to its file."""
+        content = {name: getattr(self, name) for name in _SAVED} | {
             "seconds": self.elapsed(),
             "run": run_checksum(self.path.parent),
             "format": _FORMAT,
@@ -306,13 +374,18 @@ class _State:
         save_torch(self.path, content)
 
     def resume(self) -> None:
-        """Read the state if there is one."""
-        if self.path.exists():
-            content = load_torch(self.path, _FORMAT)
-            check_same_run(self.path, content.get("run"), self.path.parent)
-            with reading(self.path):
-                self.model.load_state_dict(content["weights"])
-                self.optimizer.load_state_dict(content["optimizer"])
-                torch.set_rng_state(content["torch_rng"])
-                for name in _KEPT:
-                    setattr(self, name, content[name])
+        """
+        Read the state from its file, if there is one.
+
+        :raises InputError: when the file cannot be read or belongs to another run
+        """
+        if not self.path.exists():
+            return
+        content = load_torch(self.path, _FORMAT)
+        check_same_run(self.path, content.get("run"), self.path.parent)
+        with reading(self.path):
+            self.model.load_state_dict(content["weights"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            torch.set_rng_state(content["torch_rng"])
+            for name in _SAVED:
+                setattr(self, name, content[name])

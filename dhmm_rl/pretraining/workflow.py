@@ -47,7 +47,7 @@ class PretrainingData(NamedTuple):
     The rollouts of all sources, split by episodes.
 
     :param mixture: rollouts and weight of each source
-    :param splits: for each source, the numbers of the training episodes and those of the held-out episodes
+    :param splits: numbers of the training episodes and of the held-out episodes of each source
     """
 
     mixture: list[WeightedRollouts]
@@ -67,7 +67,7 @@ class Datasets(NamedTuple):
     SequenceDataset of the token streams.
 
     :param train: windows of the training episodes, dithered if the settings ask for it
-    :param train_exact: the same windows without dither
+    :param train_exact: windows of the training episodes, without dither
     :param held_out: windows of the held-out episodes, without dither
     """
 
