@@ -360,8 +360,13 @@ def test_models_that_imitate_nobody_are_no_prior() -> None:
 def test_a_prior_is_saved_and_loaded(tmp_path: Path) -> None:
     env, checkpoint = pretrained(imitates=True)
     model = SequencePPO("DHMMPolicy", env, n_steps=32, batch_size=64, pretrained=checkpoint, critic_warmup=1).learn(256)
-    assert model.rollout_buffer.prior is not None
-    assert model.rollout_buffer.prior.shape == (4, 32, 1, 3)  # DONE and two actions, however many bins observations have
+    assert model.rollout_buffer.prior_log_probs is not None
+    assert model.rollout_buffer.prior_log_probs.shape == (
+        4,
+        32,
+        1,
+        3,
+    )  # DONE and two actions, however many bins observations have
     model.save(tmp_path / "model")
     loaded = SequencePPO.load(tmp_path / "model", env=env)
     assert loaded.policy.prior is not None

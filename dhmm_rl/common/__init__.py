@@ -9,6 +9,7 @@ from dhmm_rl.common.buffers import SegmentSamples, SequenceRolloutBuffer
 from dhmm_rl.common.distributions import ActionTokens, check_masks
 from dhmm_rl.common.language_model_actor import LanguageModelActor
 from dhmm_rl.common.policies import DHMMFeaturesExtractor, DHMMPolicy, as_ids
+from dhmm_rl.common.sequence_on_policy_algorithm import SequenceOnPolicyAlgorithm
 from dhmm_rl.common.sequence_policy import SequencePolicy
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "EvalCallbackWithMasks",
     "LanguageModelActor",
     "SegmentSamples",
+    "SequenceOnPolicyAlgorithm",
     "SequencePolicy",
     "SequenceRolloutBuffer",
     "WithActionMasks",

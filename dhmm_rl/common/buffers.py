@@ -31,7 +31,7 @@ class SegmentSamples(NamedTuple):
     :param advantages: (B · T,)
     :param returns: (B · T,)
     :param masks: legal choices, (B · T, all choices); ``None`` without masks
-    :param prior: log-probabilities of the pretrained policy, (B · T, action slots, n); ``None`` without one
+    :param prior_log_probs: log-probabilities of the pretrained policy, (B · T, action slots, n); ``None`` without one
     :param following: the tokens of the step that follows each, -1 where none is known, (B, T, C)
     """
 
@@ -44,7 +44,7 @@ class SegmentSamples(NamedTuple):
     advantages: Tensor
     returns: Tensor
     masks: Tensor | None
-    prior: Tensor | None
+    prior_log_probs: Tensor | None
     following: Tensor
 
 
@@ -81,7 +81,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.burn_in, self.stored_action, self.masked = burn_in, stored_action, masked
         slots = (observation_space.shape or (1,))[-1]
         self.tokens = np.full((burn_in + buffer_size, n_envs, slots), PAD_ID, dtype=np.int32)
-        self.prior: Tensor | None = None
+        self.prior_log_probs: Tensor | None = None
         self.pos = 0
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
@@ -95,7 +95,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.masks = np.ones((*shape, self.masked), dtype=np.bool_)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
-        self.prior = None
+        self.prior_log_probs = None
         self.pos, self.full, self.generator_ready = 0, False, False
 
     def add_step(
@@ -154,7 +154,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 stored["advantages"][envs].flatten(),
                 stored["returns"][envs].flatten(),
                 stored["masks"][envs].flatten(0, 1) if self.masked else None,
-                self.prior[envs].flatten(0, 1) if self.prior is not None else None,
+                self.prior_log_probs[envs].flatten(0, 1) if self.prior_log_probs is not None else None,
                 following,
             )
 
