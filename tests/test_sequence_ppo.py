@@ -269,7 +269,7 @@ def test_illegal_actions_are_never_taken_and_have_no_part_in_updates(tmp_path: P
     model.learn(64, EvalCallbackWithMasks(env, n_eval_episodes=20, eval_freq=8, verbose=0, warn=False))
     model.save(tmp_path / "model")
     for forgetful in (model, SequencePPO.load(tmp_path / "model")):
-        with pytest.warns(UserWarning, match="without the action masks"):
+        with pytest.warns(UserWarning, match="without the environment's action masks"):
             forgetful.predict(np.asarray(env.reset()))
     with pytest.raises(InputError, match="forbids every action"):
         model.predict(np.asarray(env.reset()), action_masks=np.zeros((4, 3), dtype=bool))

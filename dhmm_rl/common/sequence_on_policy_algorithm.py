@@ -23,10 +23,10 @@ from torch import Tensor
 from dhmm_rl.common.buffers import SequenceRolloutBuffer
 from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.common.sequence_policy import SequencePolicy
+from dhmm_rl.data.random_actions import action_masks_of
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, ModelState, load_checkpoint
-from dhmm_rl.data.random_actions import action_masks_of
 
 UNMASKED = (
     "predict was called without the environment's action masks, so it may choose illegal actions; call: "
