@@ -236,7 +236,7 @@ def _group_fields(fields: list[tuple[int, int, FieldPlan]]) -> list[FieldGroup]:
         some = [(column, slot, plan) for column, slot, plan in fields if kind is _kind(plan)]
         if some:
             columns, places, plans = zip(*some, strict=True)
-            parts.append(FieldGroup(_index(columns), _index(places), kind(plans)))
+            parts.append(FieldGroup(as_index(columns), as_index(places), kind(plans)))
     return parts
 
 
@@ -263,8 +263,8 @@ def _categories(plans: Sequence[FieldPlan]) -> Quantizer:
     return Categories([plan.name for plan in plans], first, counts)
 
 
-def _index(places: Sequence[int]) -> Index:
-    """A slice where there are no gaps: slicing copies nothing."""
-    if places[-1] - places[0] + 1 == len(places):
-        return slice(places[0], places[-1] + 1)
-    return np.array(places)
+def as_index(indices: Sequence[int]) -> Index:
+    """Return increasing indices as a slice where they have no gaps, so that indexing copies nothing, else as an array."""
+    if indices and indices[-1] - indices[0] + 1 == len(indices):
+        return slice(indices[0], indices[-1] + 1)
+    return np.array(indices, dtype=np.int64)
