@@ -20,7 +20,7 @@ from dhmm_rl.plotting import save_figure
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, wrap
-from dhmm_rl.runs.evaluation import show_numbers
+from dhmm_rl.runs.evaluate import show_numbers
 
 TEACHING = ("--episodes", "50", "--steps", "1500", "--length", "64")
 WAYS = {"warm-up and KL": {}, "neither": {"critic_warmup": 0, "prior_kl": 0.0}}

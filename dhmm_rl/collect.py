@@ -10,7 +10,7 @@ from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import remove_leftovers
 from dhmm_rl.pretraining.sources import MINARI, RANDOM, CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.runs.evaluation import show_numbers
+from dhmm_rl.runs.evaluate import show_numbers
 
 
 @dataclass

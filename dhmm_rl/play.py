@@ -19,9 +19,10 @@ from dhmm_rl.model import load_checkpoint
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.recipes.agents import with_masks
 from dhmm_rl.recipes.environments import make_envs, supports_rgb_array, wrap
-from dhmm_rl.runs.evaluation import GREEDY, SAMPLED, eval_limit, evaluate, show_numbers
+from dhmm_rl.runs.evaluate import GREEDY, SAMPLED, evaluate, show_numbers
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import SavedAgent, read_best
+from dhmm_rl.runs.time_limits import eval_limit
 from dhmm_rl.tokens import Tokenizer
 
 VIDEO_SUFFIXES = (".mp4", ".gif")

@@ -28,23 +28,20 @@ from dhmm_rl.recipes.agents import make_agent, rollout_size
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, supports_rgb_array, unfitted_tokenizer, wrap
 from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint, save_best
+from dhmm_rl.runs.evaluate import ACTIONS, GREEDY, SAMPLED, better_actions, preserve_random_state
 from dhmm_rl.runs.evaluation import (
-    ACTIONS,
     EVAL_SHARE,
-    FIGURES,
     FINAL_EPISODES,
-    GREEDY,
-    SAMPLED,
-    Evaluation,
-    better_actions,
-    check_positions,
+    FINAL_EVALUATIONS,
+    EvalSettings,
+    EvaluationCallback,
     check_share,
-    kept_random_state,
 )
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.plots import plot_curve
 from dhmm_rl.runs.run import Run, removed_if_failed
 from dhmm_rl.runs.saved_agents import BEST_AGENT, read_best, read_checkpoint
+from dhmm_rl.runs.time_limits import check_positions
 from dhmm_rl.tokens import Tokenizer
 
 PRETRAINING_SHARE = 0.5
@@ -143,17 +140,13 @@ def train(run: Run, args: Args, device: str) -> None:
         return wrap(envs, run.agent, tokenizer, training=False)
 
     share = run.args.get("eval_share", EVAL_SHARE)
-    evaluation = Evaluation(
-        run.folder,
-        run.env,
-        make_eval_env,
-        clock,
+    eval_settings = EvalSettings(
         every=run.env.eval_every,
         episodes=run.env.eval_episodes,
         final_episodes=run.args.get("final_episodes", FINAL_EPISODES),
         share=math.inf if share is None else share,
-        checkpoint=checkpoint,
     )
+    evaluation = EvaluationCallback(run.folder, run.env, make_eval_env, clock, eval_settings, checkpoint)
     agent.set_logger(make_logger(run.folder, "ppo", agent.num_timesteps))
     with closing(agent.logger):
         agent.learn(
@@ -267,7 +260,7 @@ def allow_pretraining(run: Run, tokenizer: Tokenizer, needed: float, device: str
     """
     if needed <= SHORT_PRETRAINING:
         return needed
-    with kept_random_state(), warnings.catch_warnings():
+    with preserve_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run's own agent gives them
         venv = make_envs(run.env, run.agent.n_envs, run.seed, run.agent)
         agent = make_agent(run.agent, wrap(venv, run.agent, tokenizer, training=True), run.seed, device, None)
@@ -298,16 +291,19 @@ def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int
 
 
 def finish(
-    run: Run, agent: OnPolicyAlgorithm, evaluation: Evaluation, pretraining_steps: int, device: str, trust: bool
+    run: Run, agent: OnPolicyAlgorithm, evaluation: EvaluationCallback, pretraining_steps: int, device: str, trust: bool
 ) -> None:
     """Evaluate the last agent and the best one, keep the better, plot, and say where everything is."""
     seconds = evaluation.clock.training
-    last = {name: evaluation.evaluate_last(agent, name == GREEDY, FIGURES - i) for i, name in enumerate(ACTIONS)}
+    last = {name: evaluation.evaluate_last(agent, name == GREEDY, FINAL_EVALUATIONS - i) for i, name in enumerate(ACTIONS)}
     best, best_steps = last, agent.num_timesteps
     if evaluation.best is not None and np.mean(evaluation.returns[evaluation.best]) > last[GREEDY].mean:
         saved = read_best(run.folder, device, trust)
         other = saved.build(run.agent)
-        kept = {name: evaluation.evaluate_best(other, saved, name == GREEDY, FIGURES - 2 - i) for i, name in enumerate(ACTIONS)}
+        kept = {
+            name: evaluation.evaluate_best(other, saved, name == GREEDY, FINAL_EVALUATIONS - 2 - i)
+            for i, name in enumerate(ACTIONS)
+        }
         if max(found.mean for found in kept.values()) > max(found.mean for found in last.values()):
             best, best_steps = kept, other.num_timesteps
     if best is last:

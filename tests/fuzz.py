@@ -34,7 +34,7 @@ from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.callbacks import CHECKPOINTS, CLOCK, EVALUATIONS, Clock, save_best
-from dhmm_rl.runs.evaluation import Evaluation
+from dhmm_rl.runs.evaluation import EvalSettings, EvaluationCallback
 from dhmm_rl.runs.logs import make_logger, read_log
 from dhmm_rl.runs.plots import plot_losses
 from dhmm_rl.runs.run import Run
@@ -165,15 +165,8 @@ def read_rollouts(folder: Path) -> Any:
 
 def read_evaluations(folder: Path) -> Any:
     env = EnvRecipe("x", "x", "CartPole-v1")
-    found = Evaluation(
-        folder / "run",
-        env,
-        lambda count: make_envs(env, count, 0),
-        Clock(),
-        every=1,
-        episodes=1,
-        checkpoint=folder / "run" / CHECKPOINT,
-    )
+    settings, checkpoint = EvalSettings(every=1, episodes=1), folder / "run" / CHECKPOINT
+    found = EvaluationCallback(folder / "run", env, lambda count: make_envs(env, count, 0), Clock(), settings, checkpoint)
     return found.timesteps, found.returns, found.lengths, found.best
 
 

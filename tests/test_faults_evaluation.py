@@ -28,20 +28,13 @@ from dhmm_rl.pretraining.trainer import TrainResult, train_language_model
 from dhmm_rl.pretraining.workflow import pretrain as pretrain_run
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.schema import TrainingSettings
-from dhmm_rl.runs import evaluation
+from dhmm_rl.runs import evaluation, time_limits
 from dhmm_rl.runs.callbacks import Clock
-from dhmm_rl.runs.evaluation import (
-    DURING_TRAINING,
-    Evaluated,
-    Evaluation,
-    better_actions,
-    eval_limit,
-    evaluate,
-    show_numbers,
-    time_limit,
-)
+from dhmm_rl.runs.evaluate import EvalResult, better_actions, evaluate, show_numbers
+from dhmm_rl.runs.evaluation import DURING_TRAINING, EvalSettings, EvaluationCallback
 from dhmm_rl.runs.logs import make_logger, read_log
 from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.time_limits import eval_limit, time_limit
 from dhmm_rl.tokens import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens hardly tell")  # of a few short episodes
@@ -202,7 +195,7 @@ def test_the_limit_of_evaluations_is_far_above_what_an_environment_enforces_itse
 def test_an_environment_without_a_limit_is_trained_played_and_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "ENDLESS", 20)
+    monkeypatch.setattr(time_limits, "ENDLESS", 20)
     folder, result = train(tmp_path, env="Lasting-v0")
     out = capsys.readouterr().out
     limit = result["eval_limit"]
@@ -218,7 +211,7 @@ def test_an_environment_without_a_limit_is_trained_played_and_told_of(
 # Evaluations cost little
 
 
-def evaluated(tmp_path: Path, share: float, seconds: float = 0.0, every: int = 32) -> tuple[Evaluation, PPO]:
+def evaluated(tmp_path: Path, share: float, seconds: float = 0.0, every: int = 32) -> tuple[EvaluationCallback, PPO]:
     """An agent after 256 steps of training with evaluations in slow environments."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -229,9 +222,8 @@ def evaluated(tmp_path: Path, share: float, seconds: float = 0.0, every: int = 3
     def make_env(count: int) -> VecEnv:
         return make_vec_env(Lasting, count, env_kwargs={"lengths": (8,), "seconds": seconds})
 
-    callback = Evaluation(
-        tmp_path, recipe, make_env, clock, every=every, episodes=4, final_episodes=8, share=share, checkpoint=None
-    )
+    settings = EvalSettings(every, episodes=4, final_episodes=8, share=share)
+    callback = EvaluationCallback(tmp_path, recipe, make_env, clock, settings)
     agent = agent_of(make_vec_env(Lasting, 2, env_kwargs={"lengths": (5, 8)}))
     agent.learn(256, callback)
     return callback, agent
@@ -256,7 +248,7 @@ def test_without_a_limit_all_evaluations_take_place_with_all_episodes(tmp_path: 
     assert callback.timesteps == list(range(32, 257, 32))
     assert {len(returns) for returns in callback.returns} == {4}
     assert len(callback.evaluate_last(agent, False, 1).returns) in (4, 8)
-    again = Evaluation(tmp_path, callback.recipe, callback.make_env, Clock(), every=32, episodes=4, checkpoint=tmp_path)
+    again = EvaluationCallback(tmp_path, callback.recipe, callback.make_env, Clock(), EvalSettings(32, 4), tmp_path)
     assert (again.timesteps, again.returns, again.lengths) == (callback.timesteps, callback.returns, callback.lengths)
 
 
@@ -265,7 +257,7 @@ def test_evaluations_of_different_numbers_of_episodes_are_kept(tmp_path: Path) -
     callback.returns[0] = callback.returns[0][:1]
     callback.lengths[0] = callback.lengths[0][:1]
     callback._save()
-    again = Evaluation(tmp_path, callback.recipe, callback.make_env, Clock(), every=128, episodes=4, checkpoint=tmp_path)
+    again = EvaluationCallback(tmp_path, callback.recipe, callback.make_env, Clock(), EvalSettings(128, 4), tmp_path)
     assert again.returns == callback.returns
 
 
@@ -277,10 +269,10 @@ def test_weights_do_not_depend_on_evaluations(tmp_path: Path) -> None:
 
 def test_fewer_environments_are_evaluated_where_steps_are_expensive(tmp_path: Path) -> None:
     callback, agent = evaluated(tmp_path, share=0.2, every=10_000)
-    callback.episodes = callback.final_episodes = 20
+    callback.settings = replace(callback.settings, episodes=20, final_episodes=20)
     counts = []
     for step_seconds in (1e-5, 1e-2, 1.0):
-        callback._stepping = step_seconds * callback._stepped
+        callback._rollout_seconds = step_seconds * callback._rollout_steps
         counts.append(callback._count_envs())
     assert counts[0] == 20
     assert counts[0] > counts[1] >= counts[2] == 1
@@ -332,8 +324,8 @@ def test_the_better_of_greedy_and_sampled_actions_is_reported_and_played(
 
 
 def test_chance_does_not_make_sampled_actions_better() -> None:
-    def of(*returns: float) -> Evaluated:
-        return Evaluated(np.array(returns), np.ones(len(returns), dtype=np.int64), 0, 0.0)
+    def of(*returns: float) -> EvalResult:
+        return EvalResult(np.array(returns), np.ones(len(returns), dtype=np.int64), 0, 0.0)
 
     assert better_actions(of(1, 9, 5, 2), of(2, 9, 5, 2)) == "greedy"
     assert better_actions(of(1, 1, 1, 2), of(2, 9, 5, 2)) == "sampled"
@@ -346,10 +338,10 @@ def test_the_last_and_the_best_agent_are_both_named(
 ) -> None:
     """The best agent of an evaluation with luck may be worse than the last: it is evaluated again."""
 
-    def found(agent: Any, env: VecEnv, episodes: int, *, greedy: bool = True, **limits: Any) -> Evaluated:
+    def found(agent: Any, env: VecEnv, episodes: int, *, greedy: bool = True, **limits: Any) -> EvalResult:
         lucky = 1031.5 if best_is_better or episodes == 20 else 200.0
         mean = (lucky if agent.num_timesteps == 256 else 426.25) - (not greedy)
-        return Evaluated(np.array([mean - 12, mean + 12]), np.array([5, 5]), 0, 0.0)
+        return EvalResult(np.array([mean - 12, mean + 12]), np.array([5, 5]), 0, 0.0)
 
     monkeypatch.setattr(evaluation, "evaluate", found)
     _, result = train(tmp_path, env="Alternating-v0", steps=1024, eval_every=256, eval_share=np.inf)

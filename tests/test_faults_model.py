@@ -25,8 +25,8 @@ from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
 from dhmm_rl.model import bayes_filter as hmm
 from dhmm_rl.model.generation import choose
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.runs.evaluation import check_positions
 from dhmm_rl.runs.logs import QuotedCSV, make_logger, read_log
+from dhmm_rl.runs.time_limits import check_positions
 from dhmm_rl.tokens import Slot, Tokenizer
 
 NAMES = ["pixels[3,4,0]", 'the "left" wheel', "speed, angle", "Größe", "two\nlines", "plain", ""]

@@ -44,13 +44,11 @@ WIDE_CONSTRUCTORS = {"DHMMGPT2", "SequencePPO", "SequenceA2C"}  # users know the
 NOT_YET: dict[str, str] = {
     "file: model/dhmm_gpt2.py": "the configuration, the cache and the slot decoder move out",
     "file: data/rollouts.py": "checks and files move out",
-    "file: runs/evaluation.py": "settings move out",
     "function: data.collect.collect": "becomes an object with settings",
     "function: languages.evaluation.write_traces": "is cut into steps",
     "function: languages.plots.save_automaton": "is cut into steps",
     "function: model.generation.generate": "is cut into steps",
     "function: ppo.finish": "is cut into steps",
-    "function: runs.evaluation.evaluate": "takes settings as an object",
     "imports of: python -m dhmm_rl.recipes": "the package's own module imports everything at once",
 }
 

@@ -26,7 +26,7 @@ from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.environments import restore_normalization
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.callbacks import Clock
-from dhmm_rl.runs.evaluation import Evaluation
+from dhmm_rl.runs.evaluation import EvalSettings, EvaluationCallback
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.tokens import Tokenizer
 
@@ -160,7 +160,7 @@ def test_files_of_a_run_that_are_cut_short_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clock.json cannot be read"):
         Clock(tmp_path)
     with pytest.raises(InputError, match=r"evaluations.npz cannot be read"):
-        Evaluation(tmp_path, recipe, lambda count: env, Clock(), every=1, episodes=1, checkpoint=tmp_path)
+        EvaluationCallback(tmp_path, recipe, lambda count: env, Clock(), EvalSettings(1, 1), tmp_path)
     with pytest.raises(InputError, match=r"vecnormalize.pkl cannot be read"):
         restore_normalization(env, tmp_path / "vecnormalize.pkl", training=True)
     with pytest.raises(InputError, match=r"there is no .*gone.pkl"):

@@ -30,10 +30,10 @@ from dhmm_rl.pretraining.trainer import (
 )
 from dhmm_rl.recipes.environments import make_envs, unfitted_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
-from dhmm_rl.runs.evaluation import check_positions
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
 from dhmm_rl.runs.run import Run
+from dhmm_rl.runs.time_limits import check_positions
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fitting import ROWS
 from dhmm_rl.tokens.reports import format_report, group_by_array
