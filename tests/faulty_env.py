@@ -1,5 +1,6 @@
 """An environment with a fault of any kind, in a module that starts fast: processes of their own import it."""
 
+import math
 import os
 import signal
 from typing import Any
@@ -19,8 +20,10 @@ class Faulty(gym.Env[Any, Any]):
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - as in Gymnasium
 
-    def __init__(self, fault: str = "", episode: int = 1) -> None:
+    def __init__(self, fault: str = "", episode: int = 1, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
         self.fault, self.episode, self.episodes, self.t = fault, episode, 0, 0
         if fault == "raises in its constructor":
             self.break_down()
@@ -30,10 +33,23 @@ class Faulty(gym.Env[Any, Any]):
     def break_down(self) -> Any:
         raise ZeroDivisionError("the engine is out of oil")
 
+    def render(self) -> Any:
+        match self.fault:
+            case "raises in render":
+                self.break_down()
+            case "no picture":
+                return None
+            case "a picture of floats":
+                return np.zeros((32, 32, 3))
+        return np.zeros((32, 32, 3), dtype=np.uint8)
+
+    def fails(self) -> bool:
+        return self.episodes == self.episode
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.episodes, self.t = self.episodes + 1, 0
-        if self.episodes == self.episode:
+        if self.fails():
             if self.fault == "raises in reset":
                 self.break_down()
             if self.fault == "no info of reset":
@@ -43,7 +59,7 @@ class Faulty(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         self.t += 1
         values: list[Any] = [self.observation_space.sample(), 1.0, self.t == 5, False, {}]
-        if self.episodes == self.episode and self.t == 3:
+        if self.fails() and self.t == 3:
             match self.fault:
                 case "raises in step":
                     self.break_down()
@@ -57,6 +73,10 @@ class Faulty(gym.Env[Any, Any]):
                     values[1] = "1.0"
                 case "an array for a reward":
                     values[1] = np.ones(2)
+                case "a reward of NaN":
+                    values[1] = math.nan
+                case "an observation of NaN":
+                    values[0] = np.full(2, np.nan, dtype=np.float32)
                 case "no end":
                     values[2] = None
                 case "no info":

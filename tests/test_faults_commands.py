@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from dhmm_rl.cli import run_command
 from dhmm_rl.common import DHMMPolicy
-from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.errors import InputError, install_command, python_command
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.model import DHMMGPT2
@@ -117,6 +118,16 @@ def test_hints_name_the_python_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert python_command() == "python"
     monkeypatch.setattr(sys, "executable", "/opt/my python/bin/python")
     assert python_command() == "'/opt/my python/bin/python'"
+
+
+@pytest.mark.parametrize("extra", ["images", "minari", "minigrid", "popgym"])
+def test_hints_say_how_to_install_what_an_extra_requires(extra: str) -> None:
+    """The command names packages that an index has, which this project is not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    words = shlex.split(install_command(extra))
+    assert words[1:4] == ["-m", "pip", "install"]
+    names = [requirement.partition(">=")[0] for requirement in words[4:]]  # the bounds are those of the installed version
+    assert names == [requirement.partition(">=")[0] for requirement in project["optional-dependencies"][extra]]
 
 
 # Values of recipes. What a key may hold is written here a second time, key by key, so that the schema cannot be wrong unseen.

@@ -96,8 +96,13 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def render(self) -> Any:
-        """Draw."""
-        return self._call("render")
+        """Return what the environment draws, after a check that it is an image where an image was asked for."""
+        frame = self._call("render")
+        if self.render_mode == "rgb_array" and not (
+            isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+        ):
+            raise self._returned("render", frame, "it must return an image: an array of bytes, (height, width, 3)")
+        return frame
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
