@@ -109,10 +109,10 @@ def test_no_action_is_chosen_by_weights_that_are_no_numbers(
     env = streams(actions=actions)
     agent = algorithm("DHMMPolicy", env, device="cpu", policy_kwargs={"features_extractor_kwargs": MODEL, "action_head": head})
     spoil(agent.policy, value)
-    with pytest.raises(InputError, match="no action to take: its action probabilities are NaN or infinite"):
+    with pytest.raises(InputError, match=r"predictions are not finite numbers \(NaN or infinity\), so nothing can be chosen"):
         agent.predict(env.reset(), deterministic=deterministic)
     if deterministic:
-        with pytest.raises(InputError, match="no action to take"):
+        with pytest.raises(InputError, match="predictions are not finite numbers"):
             agent.learn(64)
 
 
@@ -122,7 +122,7 @@ def test_no_action_is_chosen_by_a_language_model_that_is_no_numbers(deterministi
     tokenizer = Tokenizer(env.observation_space, env.action_space)
     actor = LanguageModelActor(DHMMGPT2.from_tokenizer(tokenizer, **MODEL), tokenizer)
     spoil(actor.model, np.nan)
-    with pytest.raises(InputError, match="no action to take"):
+    with pytest.raises(InputError, match="predictions are not finite numbers"):
         actor.predict(np.asarray(env.reset()), deterministic=deterministic)
 
 

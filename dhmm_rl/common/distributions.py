@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
+from dhmm_rl.model.generation import check_predictions
 from dhmm_rl.tokens import DONE, PAD_ID, Tokenizer
 from dhmm_rl.tokens.action_masks import validate_masks
 
@@ -128,7 +128,7 @@ class ActionTokens(Distribution):
         drawn = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
-            refuse_unusable(log_probs.isnan())
+            check_predictions(log_probs)
             picked = log_probs.argmax(dim=-1) if greedy else torch.multinomial(log_probs.exp(), 1)[:, 0]
             ids[:, j] = self.ids[j, picked]
             drawn.append(log_probs)
@@ -146,20 +146,6 @@ class ActionTokens(Distribution):
 
     def _decoded(self, ids: Tensor) -> Tensor:
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
-
-
-def refuse_unusable(unusable: Tensor) -> None:
-    """
-    Refuse to choose actions by numbers that are NaN or infinite: the likeliest of them would be an arbitrary action.
-
-    :param unusable: which of the numbers are
-    :raises InputError: when any is
-    """
-    if unusable.any():
-        raise InputError(
-            "the policy has no action to take: its action probabilities are NaN or infinite, because its weights are, for "
-            "example after training diverged; use an earlier checkpoint or a lower learning rate"
-        )
 
 
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:

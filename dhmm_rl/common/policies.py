@@ -13,10 +13,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from dhmm_rl.common.distributions import ActionTokens, refuse_unusable
+from dhmm_rl.common.distributions import ActionTokens
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, Tables
+from dhmm_rl.model.generation import check_predictions
 from dhmm_rl.tokens import Tokenizer
 
 
@@ -155,7 +156,7 @@ class DHMMPolicy(ActorCriticPolicy):
             if masks is not None:
                 raise InputError("action masks are for action tokens; action_head = 'gaussian' cannot obey them")
             mean = self.action_net(features)
-            refuse_unusable(~(mean + self.log_std + self.log_std.exp()).isfinite())
+            check_predictions((mean + self.log_std + self.log_std.exp())[..., None])
             return self.action_dist.proba_distribution(mean, self.log_std)
         model = self.language_model
         shape = model.chain.shape if model.chain is not None else (0, 0)

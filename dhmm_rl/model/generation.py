@@ -19,14 +19,14 @@ from dhmm_rl.tokens import DONE, PAD_ID
 
 def check_predictions(logits: Tensor) -> None:
     """
-    Refuse to choose where there is nothing to choose from.
+    Refuse to choose tokens or actions by numbers that are NaN or infinite: the likeliest of them would be arbitrary.
 
-    :param logits: or log-probabilities, (..., n); minus infinity for what must not be chosen
+    :param logits: logits or log-probabilities, (..., n); minus infinity for an entry that must not be chosen
     :raises InputError: for a row with NaN or infinity in it, or without any finite value
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise InputError(
-            "the model's predictions are not finite numbers (NaN or infinity), so no token can be chosen: its weights have "
+            "the model's predictions are not finite numbers (NaN or infinity), so nothing can be chosen: its weights have "
             "diverged or were damaged; use an earlier checkpoint, or train again with a lower learning rate"
         )
 
