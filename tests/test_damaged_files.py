@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from dhmm_rl.data import Rollouts
-from dhmm_rl.data.rollouts import Episode
+from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import read_json, write_json
 from tests.fuzz import FORMATS, fuzz, outcome, write_all

@@ -16,7 +16,7 @@ from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
-from dhmm_rl.data.rollouts import Episode
+from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.sources import CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
@@ -230,7 +230,7 @@ def put(index: Any, value: Any) -> Callable[[Any], Any]:
 
 SPOILT = {
     "NaN": (spoil("observations", put((2, 1), np.nan)), "observation[1] is NaN"),
-    "no category": (spoil("actions", put(3, 7)), "action is 7, which is no category of it"),
+    "no category": (spoil("actions", put(3, 7)), "action is 7, which is not one of its categories"),
     "too few actions": (spoil("actions", lambda values: values[:-2]), "rewards, "),
     "wrong shape": (spoil("observations", lambda values: values[:, :3]), "its observations are not of the dataset's space"),
     "an end too early": (spoil("truncations", put(0, True)), "it goes on after an end"),

@@ -67,7 +67,6 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/data/collect.py": 3,
     "dhmm_rl/data/datasets.py": 7,
     "dhmm_rl/data/minari_datasets.py": 5,
-    "dhmm_rl/data/rollouts.py": 18,
     "dhmm_rl/envs/tasks/tapes.py": 5,
     "dhmm_rl/envs/tasks/tiger.py": 4,
     "dhmm_rl/envs/wrappers/faults.py": 4,

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from dhmm_rl import VecTokenStream
 from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset, collect
-from dhmm_rl.data.rollouts import Episode
+from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.sources import (
     CollectSettings,

@@ -12,8 +12,10 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from dhmm_rl.data.episodes import Episode
+from dhmm_rl.data.packing import ARRAY_SPACES, pack
 from dhmm_rl.data.random_actions import action_masks_of, random_policy
-from dhmm_rl.data.rollouts import ARRAY_SPACES, Episode, Rollouts, pack
+from dhmm_rl.data.rollouts import Rollouts
 from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain_scalars
 from dhmm_rl.tokens.action_masks import choices_per_field

@@ -19,7 +19,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from dhmm_rl.data.rollouts import ARRAY_SPACES, Episode, Notice, Rollouts, pack, report_skipped_episodes, unpack
+from dhmm_rl.data.episodes import Episode, Notice, report_skipped_episodes
+from dhmm_rl.data.packing import ARRAY_SPACES, pack, unpack
+from dhmm_rl.data.rollouts import Rollouts
 from dhmm_rl.errors import InputError, install_command
 from dhmm_rl.files import atomic_write, read_json, reading, remove_leftovers
 from dhmm_rl.tokens import FieldSpace

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.data import Rollouts, collect, read_minari
 from dhmm_rl.data.collect import Policy
-from dhmm_rl.data.rollouts import Notice
+from dhmm_rl.data.episodes import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.recipes import EnvRecipe

@@ -26,7 +26,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from dhmm_rl.common import DHMMPolicy
-from dhmm_rl.data.rollouts import Notice
+from dhmm_rl.data.episodes import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
 from dhmm_rl.runs.run import Run

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dhmm_rl.data import MixedDataset, Rollouts, StreamDataset
-from dhmm_rl.data.rollouts import Episode
+from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
