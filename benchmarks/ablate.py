@@ -31,11 +31,11 @@ from dhmm_rl.validation import did_you_mean
 
 class Study(NamedTuple):
     """
-    What is learned, and how long.
+    A language to learn, and for how long.
 
-    :param language: its name
-    :param options: of the language, other than its own
-    :param sizes: on which models are judged, the largest of the training first
+    :param language: name of the language
+    :param options: options of the language that differ from its defaults
+    :param sizes: sizes of the evaluated instances; the first is the largest size of the training
     :param steps: gradient steps
     :param states: latent states of the models that have them
     """
@@ -68,35 +68,35 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "mutation 0.01": {"mutation": 0.01},
     "LSTM": None,
 }
-"""What is changed of DHMM-GPT2's keywords. The LSTM has as many parameters as DHMM-GPT2."""
+"""Changed keywords of DHMM-GPT2. ``None`` is the LSTM, which has about as many parameters as DHMM-GPT2."""
 
 
 @dataclass
 class Args:
     """
-    Train DHMM-GPT2, and it without one of its parts, on the same sentences for as many steps, and compare.
+    Compare DHMM-GPT2 with variants that lack one of its parts, trained on the same sentences for equally many steps.
 
-    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    Each run is a process of its own on one thread. Complete runs are not repeated.
     """
 
     languages: tuple[str, ...] = tuple(STUDIES)
-    """Languages."""
+    """Languages to learn."""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """What is compared."""
+    """Models to compare."""
     seeds: int = 3
-    """How many seeds, from 0 on."""
+    """Number of seeds; the first is 0."""
     steps: int | None = None
     """Gradient steps. Default: those of each language's study."""
     instances: int = 200
-    """On how many instances of each size a model is judged."""
+    """Number of instances of each size on which a model is evaluated."""
     jobs: int = 2
-    """Runs side by side."""
+    """Number of runs at the same time."""
     out: Path = Path("runs/ablation")
     """Folder for the results of the runs, the table of runs (runs.csv), the report (report.md) and the plot."""
 
 
 class Job(NamedTuple):
-    """One run; ``path`` is where its result is kept."""
+    """One run; its result is written to ``path``."""
 
     study: Study
     variant: str
@@ -105,8 +105,8 @@ class Job(NamedTuple):
     path: Path
 
 
-class Kept(Protocol):
-    """What every job has: a seed, and where its result is kept."""
+class SavedJob(Protocol):
+    """A job with a seed, whose result is written to ``path``."""
 
     @property
     def seed(self) -> int: ...
@@ -115,7 +115,7 @@ class Kept(Protocol):
     def path(self) -> Path: ...
 
 
-AnyJob = TypeVar("AnyJob", bound=Kept)
+AnyJob = TypeVar("AnyJob", bound=SavedJob)
 
 
 def main(args: Args) -> None:
@@ -126,9 +126,9 @@ def main(args: Args) -> None:
 
 def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) -> list[Job]:
     """
-    The runs that are asked for.
+    List the runs that the arguments ask for.
 
-    :raises InputError: for a number below 1 and for a name that is not known
+    :raises InputError: for a number below 1 and for an unknown name
     """
     check_counts(args, "seeds", "jobs", "instances")
     for given, known in ((args.languages, studies), (args.variants, variants)):
@@ -147,7 +147,7 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
 
 
 def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], processes: int) -> list[dict[str, Any]]:
-    """The results of jobs in their order, so many processes side by side; jobs that are complete are not done again."""
+    """Return the results of jobs in the order of the jobs, from several processes. Complete jobs are not repeated."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn) as pool, tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
         results = []
@@ -158,7 +158,7 @@ def run_all(do: Callable[[AnyJob], dict[str, Any]], jobs: Sequence[AnyJob], proc
 
 
 def complete(do: Callable[[AnyJob], dict[str, Any]], job: AnyJob) -> dict[str, Any]:
-    """Do one job, or read its result when it is complete."""
+    """Do one job, or read its result if it is complete."""
     if job.path.exists():
         found: dict[str, Any] = json.loads(job.path.read_text(encoding="utf-8"))
         return found
@@ -171,9 +171,9 @@ def complete(do: Callable[[AnyJob], dict[str, Any]], job: AnyJob) -> dict[str, A
 
 def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language[Any], Any]:
     """
-    A variant's model, trained on a study's language.
+    Train a variant's model on a study's language.
 
-    :param folder: where the training's state is kept
+    :param folder: folder for the state of the training
     :return: the language and the model
     """
     language = replace(LANGUAGES[study.language], **study.options)
@@ -189,13 +189,13 @@ def train(study: Study, variant: str, seed: int, folder: Path) -> tuple[Language
 def fit(
     model: Any, train_set: SequenceDataset, held_out: SequenceDataset, settings: TrainingSettings, folder: Path, seed: int
 ) -> None:
-    """Train a model without logs; ``folder`` keeps the state from which an interrupted training goes on."""
+    """Train a model without logs. An interrupted training resumes from the state in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     train_language_model(model, train_set, held_out, settings, folder=folder, logger=Logger(None, []), seed=seed)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train a model and judge it."""
+    """Train a model and evaluate it."""
     study = job.study
     began = time.process_time()
     language, model = train(study, job.variant, job.seed, job.path.with_suffix(""))
@@ -211,7 +211,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def make_model(language: Language[Any], study: Study, variant: str) -> Any:
-    """The model of a variant; every one sees the whole of the longest sentence."""
+    """Make the model of a variant. The window of each holds the longest sentence."""
     keywords = model_settings(language, study.sizes) | {"layers": 1, "num_states": study.states}
     changed = VARIANTS[variant]
     if changed is not None:
@@ -220,12 +220,12 @@ def make_model(language: Language[Any], study: Study, variant: str) -> Any:
 
 
 def count(model: torch.nn.Module) -> int:
-    """How many parameters are trained."""
+    """Return the number of trained parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
-    """The table of runs, the report and the plot."""
+    """Write the table of runs, the report and the plot."""
     with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["language", "variant", "seed", "steps", "parameters", "seconds", "size", "exact", "tokens", "nats"])

@@ -1,5 +1,5 @@
 """
-``python -m benchmarks.explore``: whether mutation finds traces that are right where the likeliest is not, against temperature.
+``python -m benchmarks.explore``: right traces where the likeliest trace is wrong: found by mutation, found by temperature.
 
 Shapes: I instances, n traces drawn for each.
 """
@@ -35,20 +35,20 @@ STUDIES = {
         Study("addition", {"sizes": (1, 3), "format": "carry", "coupling": "learned", "max_position": 12}, (4,), 600, 16),
     )
 }
-"""Judged where the likeliest trace is often wrong: sorting after a short training, addition beyond the training's sizes."""
+"""Instances for which the likeliest trace is often wrong: sorting after a short training, addition of longer numbers."""
 VARIANTS = ("DHMM-GPT2", "mutation 0.01")
 KS = (1, 4, 16, 64)
 BATCH = 1024
-"""How many traces are written side by side."""
+"""Number of traces that are generated at the same time."""
 Rows = Sequence[dict[str, Any]]
-"""Of the table of runs: each of one run and one way."""
+"""Rows of the table of runs, one for each run and sampling configuration."""
 
 
-class Way(NamedTuple):
+class SamplingConfig(NamedTuple):
     """
-    A way of drawing traces.
+    How traces are sampled.
 
-    :param temperature: of the tokens; 0 takes the likeliest
+    :param temperature: temperature of the tokens; 0 takes the likeliest
     :param mutation: probability per step that the belief jumps to a random state
     """
 
@@ -57,30 +57,30 @@ class Way(NamedTuple):
 
 
 WAYS = (
-    *(Way(0.0, mutation) for mutation in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)),
-    *(Way(temperature, 0.0) for temperature in (0.3, 0.6, 1.0, 1.5, 2.0)),
-    *(Way(temperature, mutation) for temperature in (0.6, 1.0, 1.5) for mutation in (0.01, 0.1)),
+    *(SamplingConfig(0.0, mutation) for mutation in (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)),
+    *(SamplingConfig(temperature, 0.0) for temperature in (0.3, 0.6, 1.0, 1.5, 2.0)),
+    *(SamplingConfig(temperature, mutation) for temperature in (0.6, 1.0, 1.5) for mutation in (0.01, 0.1)),
 )
-COLOURS = {(False, False): "Greys", (True, False): "Reds", (False, True): "Blues", (True, True): "Greens"}
-"""Of the plot's lines, by whether a temperature and whether mutation draws."""
+COLORS = {(False, False): "Greys", (True, False): "Reds", (False, True): "Blues", (True, True): "Greens"}
+"""Color maps of the plot's lines, by whether temperature is above 0 and whether mutation is."""
 
 
 @dataclass
 class Args(ablate.Args):
     """
-    Train models, draw traces of every instance in several ways, and count the instances that some of k traces solve.
+    Train models, sample traces of every instance in several ways, and count the instances that at least one of k traces solves.
 
-    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    Each run is a process of its own on one thread. Complete runs are not repeated.
     """
 
     languages: tuple[str, ...] = tuple(STUDIES)
-    """Languages."""
+    """Languages to learn."""
     variants: tuple[str, ...] = VARIANTS
-    """Models: trained without and with mutation."""
+    """Models to compare: one trained without mutation, one trained with it."""
     instances: int = 50
-    """On how many instances a model is judged."""
+    """Number of instances on which a model is evaluated."""
     draws: int = 64
-    """How many traces are drawn for each instance in each way."""
+    """Number of traces that are sampled for each instance in each way."""
     out: Path = Path("runs/exploration")
     """Folder for the results of the runs, the table of runs (runs.csv), the report (report.md) and the plot."""
 
@@ -94,7 +94,7 @@ def main(args: Args) -> None:
 
 
 def explore(job: Job, draws: int) -> dict[str, Any]:
-    """Train a model and count what its traces come to, drawn in every way."""
+    """Train a model, sample traces in every way, and count the right ones."""
     study = job.study
     language, model = train(study, job.variant, job.seed, job.path.with_suffix(""))
     instances = draw(language, [study.sizes[0]] * job.instances, job.seed + study.sizes[0])
@@ -106,11 +106,11 @@ def explore(job: Job, draws: int) -> dict[str, Any]:
 
 class Tally(NamedTuple):
     """
-    Of the n traces of each instance, I each:
+    Counts over the n traces of each instance; every list has I entries.
 
-    :param solved: how many are legal and come to the right result
-    :param legal: how many the executor performs to their end
-    :param different: how many there are that are not the same
+    :param solved: number of traces that are legal and come to the right result
+    :param legal: number of traces that the executor performs to their end
+    :param different: number of distinct traces
     """
 
     solved: list[int]
@@ -119,9 +119,14 @@ class Tally(NamedTuple):
 
 
 def tally(
-    model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], way: Way, draws: int, generator: torch.Generator
+    model: DHMMGPT2,
+    language: Language[Any],
+    instances: Sequence[Any],
+    way: SamplingConfig,
+    draws: int,
+    generator: torch.Generator,
 ) -> Tally:
-    """Draw traces of every instance and execute them."""
+    """Sample traces of every instance and execute them."""
     steps = max(len(language.trace(instance)) for instance in instances)
     repeated = [instance for instance in instances for _ in range(draws)]
     traces: list[list[str]] = []
@@ -148,23 +153,24 @@ def tally(
 
 def solved_at(k: int, draws: int, solved: int) -> float:
     """
-    The probability that k traces, drawn from some without replacement, hold one of those that are right: the unbiased
-    estimator of pass@k, ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374, section 2.1).
+    Estimate the probability that at least one of k traces is right, from n sampled traces.
 
-    :param draws: n
-    :param solved: c, how many of them are right
+    This is the unbiased estimator of pass@k, ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374, section 2.1).
+
+    :param draws: n, the number of sampled traces
+    :param solved: c, the number of right ones among them
     """
     return 1 - comb(draws - solved, k) / comb(draws, k)
 
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
-    """The table of runs, the report and the plot."""
+    """Write the table of runs, the report and the plot."""
     draws = results[0]["draws"]
     ks = [k for k in KS if k <= draws]
     names = ["language", "variant", "seed", "steps", "size", "draws"]
     rows = [
         {name: result[name] for name in names}
-        | {name: way[name] for name in Way._fields}
+        | {name: way[name] for name in SamplingConfig._fields}
         | {f"solved@{k}": mean(solved_at(k, draws, solved) for solved in way["solved"]) for k in ks}
         | {"legal": mean(way["legal"]) / draws, "different": mean(way["different"])}
         for result in results
@@ -180,7 +186,7 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 
 def group(rows: Rows, *names: str) -> dict[Any, Rows]:
-    """The rows that have the same values under these names, by these values."""
+    """Group rows by their values in the columns of these names."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -188,13 +194,13 @@ def group(rows: Rows, *names: str) -> dict[Any, Rows]:
 
 
 def shares(rows: Rows, ks: Sequence[int]) -> NDArray[np.float64]:
-    """Shares of the instances that the best of k traces solves, (rows x ks)."""
+    """Return the shares of instances that the best of k traces solves, (rows x ks)."""
     return np.array([[row[f"solved@{k}"] for k in ks] for row in rows])
 
 
 def table(rows: Rows, ks: Sequence[int]) -> str:
-    """A row for each model and way of drawing."""
-    head = ["language", "model", *Way._fields, *(f"k = {k}" for k in ks), "legal", "different"]
+    """Return a Markdown table with a row for each model and sampling configuration."""
+    head = ["language", "model", *SamplingConfig._fields, *(f"k = {k}" for k in ks), "legal", "different"]
     seeds = {row["seed"] for row in rows}
     lines = [
         "### Share of the instances that the best of k traces solves",
@@ -208,7 +214,7 @@ def table(rows: Rows, ks: Sequence[int]) -> str:
         "| --- " * len(head) + "|",
     ]
     for model, of_model in group(rows, "language", "variant").items():
-        ways = group(of_model, *Way._fields)
+        ways = group(of_model, *SamplingConfig._fields)
         columns = {way: shares(runs, ks).T for way, runs in ways.items()}  # (ks x seeds)
         for way, runs in ways.items():
             cells = [*model, *(f"{value:g}" for value in way)]
@@ -224,13 +230,13 @@ def table(rows: Rows, ks: Sequence[int]) -> str:
 
 
 def plot(path: Path, rows: Rows, ks: Sequence[int]) -> None:
-    """The same shares against k, a panel for each model; what is drawn by more of something is darker."""
+    """Plot the same shares against k, in one panel for each model. Higher temperatures and mutation rates are darker."""
     models = group(rows, "language", "variant")
     with save_figure(path, (3 * len(models) + 2.5, 3.5)) as figure:
         for place, ((language, variant), of_model) in enumerate(models.items()):
             axes = figure.add_subplot(1, len(models), place + 1)
-            ways = group(of_model, *Way._fields)
-            for explored, colors in COLOURS.items():
+            ways = group(of_model, *SamplingConfig._fields)
+            for explored, colors in COLORS.items():
                 alike = [way for way in ways if (way[0] > 0, way[1] > 0) == explored]
                 for way, strength in zip(alike, np.linspace(1, 0.4, len(alike))[::-1], strict=True):
                     label = f"temperature {way[0]:g}, mutation {way[1]:g}"

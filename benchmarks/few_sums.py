@@ -1,4 +1,4 @@
-"""``python -m benchmarks.few_sums``: how many sums of three digits addition is learned from."""
+"""``python -m benchmarks.few_sums``: how many three-digit sums does it take to learn addition?"""
 
 import csv
 from dataclasses import dataclass
@@ -24,33 +24,33 @@ Format = Literal["plain", "reversed"]
 COUPLINGS: tuple[Coupling, ...] = ("none", "relative")
 DIGITS = 3
 PUBLISHED = {"plain": (0.0, 0.004, 0.017, 0.811), "reversed": (0.0, 0.016, 0.306, 0.998)}
-"""Of a GPT-2 of 10.6 million parameters with 500, 1,000, 2,000 and 5,000 sums: Lee et al. 2023, arXiv 2307.03381."""
+"""Shares for a GPT-2 of 10.6 million parameters with 500, 1,000, 2,000 and 5,000 sums: Lee et al. 2023, arXiv 2307.03381."""
 
 
 @dataclass
 class Args:
     """
-    Train on so many sums of three digits, again and again, and see how many others are right.
+    Train on a fixed set of three-digit sums for many epochs, and evaluate on unseen sums.
 
-    Each run is a process of its own on one thread; runs that are complete are not repeated.
+    Each run is a process of its own on one thread. Complete runs are not repeated.
     """
 
     sums: tuple[int, ...] = (500, 1000, 2000, 5000)
-    """How many sums there are to learn from."""
+    """Numbers of sums to train on."""
     steps: int = 1000
-    """Gradient steps, the same for all."""
+    """Gradient steps of every run."""
     seeds: int = 3
-    """How many seeds, from 0 on."""
+    """Number of seeds; the first is 0."""
     instances: int = 1000
-    """On how many unseen sums a model is judged."""
+    """Number of unseen sums on which a model is evaluated."""
     jobs: int = 2
-    """Runs side by side."""
+    """Number of runs at the same time."""
     out: Path = Path("runs/few-sums")
     """Folder for the results of the runs, the table of runs (runs.csv) and the report (report.md)."""
 
 
 class Job(NamedTuple):
-    """One run; ``path`` is where its result is kept."""
+    """One run; its result is written to ``path``."""
 
     format: Format
     coupling: Coupling
@@ -78,7 +78,7 @@ def main(args: Args) -> None:
 
 
 def draw_sums(language: Addition, job: Job) -> tuple[list[Sum], list[Sum], list[Sum]]:
-    """Different sums to learn from; and, none of them among those, sums that choose the best step and sums to judge by."""
+    """Draw three disjoint sets of sums: to train on, to choose the best step with, and to evaluate on."""
     known = list(dict.fromkeys(draw(language, [DIGITS] * 2 * job.sums, job.seed)))[: job.sums]
     drawn = draw(language, [DIGITS] * 2 * (job.instances + HELD_OUT), job.seed + 1)
     learned = set(known)
@@ -87,7 +87,7 @@ def draw_sums(language: Addition, job: Job) -> tuple[list[Sum], list[Sum], list[
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train a model and judge it."""
+    """Train a model and evaluate it."""
     language = Addition(sizes=(DIGITS, DIGITS), format=job.format, coupling=job.coupling)
     known, held_out, judged = draw_sums(language, job)
     torch.manual_seed(job.seed)
@@ -100,7 +100,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
-    """The table of runs and the report."""
+    """Write the table of runs and the report."""
     with atomic_write(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(results[0]))
         writer.writeheader()

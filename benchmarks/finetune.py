@@ -1,4 +1,4 @@
-"""``python -m benchmarks.finetune``: what the first updates of PPO do to a policy that was pretrained on a teacher."""
+"""``python -m benchmarks.finetune``: the effect of PPO's first updates on a policy that was pretrained on a teacher."""
 
 import json
 import subprocess
@@ -29,19 +29,19 @@ WAYS = {"warm-up and KL": {}, "neither": {"critic_warmup": 0, "prior_kl": 0.0}}
 @dataclass
 class Args:
     """
-    Pretrain on a teacher's rollouts, then train by PPO, and look at the policy after every update.
+    Pretrain on a teacher's rollouts, then train by PPO, and evaluate the policy after every update.
 
-    For every seed there is a teacher (the mlp agent), a language model pretrained on 50 of its episodes, and two beginnings of
-    PPO from it: with the critic's warm-up and the KL to the pretrained policy, and with neither. What is complete is not
+    For every seed there is a teacher (the mlp agent) and a language model pretrained on 50 of its episodes. PPO starts from
+    this model twice: with the critic's warm-up and the KL to the pretrained policy, and with neither. Complete runs are not
     repeated.
     """
 
     env: str = "CartPole-v1"
-    """Environment."""
+    """Environment to train on."""
     seeds: int = 10
-    """How many seeds, from 0 on."""
+    """Number of seeds; the first is 0."""
     updates: int = 20
-    """Updates of the policy to look at; those of the critic's warm-up come before them."""
+    """Evaluated updates of the policy. Those of the critic's warm-up come before them."""
     episodes: int = 20
     """Episodes of an evaluation."""
     out: Path = Path("runs/finetune")
@@ -75,7 +75,7 @@ def main(args: Args) -> None:
 
 
 def pretrained(args: Args, seed: int) -> Path:
-    """A language model that learned from a teacher, by the commands that the README gives for it."""
+    """Pretrain a language model on a teacher, by the commands that the documentation gives for it."""
     root = args.out / f"seed{seed}"
     teacher = root / args.env / "mlp" / "1"
     model = root / args.env / "pretrain" / "1" / "pretrained.pt"
@@ -89,7 +89,7 @@ def pretrained(args: Args, seed: int) -> Path:
 
 
 def finetune(args: Args, seed: int, changes: dict[str, Any], device: str) -> list[float]:
-    """Mean returns before the first update of the policy and after each."""
+    """Return the mean returns before the first update of the policy and after each update."""
     checkpoint = load_checkpoint(pretrained(args, seed), device)
     env_recipe, recipe = load_recipes(args.env, "dhmm-gpt2")
     recipe.ppo.update(changes)
@@ -99,28 +99,35 @@ def finetune(args: Args, seed: int, changes: dict[str, Any], device: str) -> lis
     )
     agent = make_agent(recipe, env, seed, device, checkpoint)
     warmup = recipe.ppo.get("critic_warmup", 4)
-    look = Look(evaluation, args.episodes, warmup + args.updates + 1)
-    agent.learn(env_recipe.budget, callback=look)  # schedules fall as in a whole run, which stops early
-    return look.returns[warmup:]
+    callback = EvalEveryUpdate(evaluation, args.episodes, warmup + args.updates + 1)
+    agent.learn(env_recipe.budget, callback=callback)  # schedules decay as in a whole run, although this one stops early
+    return callback.returns[warmup:]
 
 
-class Look(BaseCallback):
-    """Evaluates before every rollout, so after every update, and stops learning after so many looks."""
+class EvalEveryUpdate(BaseCallback):
+    """
+    Evaluates the policy before every rollout, and so after every update.
 
-    def __init__(self, env: VecEnv, episodes: int, looks: int) -> None:
+    :param env: environments to evaluate in
+    :param episodes: number of episodes of an evaluation
+    :param evaluations: number of evaluations after which learning stops
+    """
+
+    def __init__(self, env: VecEnv, episodes: int, evaluations: int) -> None:
         super().__init__()
-        self.env, self.episodes, self.looks, self.returns = env, episodes, looks, list[float]()
+        self.env, self.episodes, self.evaluations = env, episodes, evaluations
+        self.returns: list[float] = []
 
     def _on_rollout_start(self) -> None:
         mean, _ = evaluate_policy(self.model, self.env, self.episodes)
         self.returns.append(float(np.mean(mean)))
 
     def _on_step(self) -> bool:
-        return len(self.returns) < self.looks
+        return len(self.returns) < self.evaluations
 
 
 def plot(args: Args, returns: dict[str, NDArray[np.float64]]) -> None:
-    """Mean over seeds and the range of the seeds, against updates."""
+    """Plot the mean and the range of the seeds against updates."""
     with save_figure(args.out / "returns.png", (8, 4.5)) as figure:
         axes = figure.add_subplot()
         for way, values in returns.items():

@@ -1,5 +1,5 @@
 """
-An LSTM that is a language model as DHMM-GPT2 is one, to be compared with it.
+An LSTM language model with the interface of DHMM-GPT2, for comparison.
 
 Shapes: B sequences, T tokens, V ids.
 """
@@ -16,10 +16,10 @@ from dhmm_rl.tokens import Slot
 
 class LSTMLanguageModel(nn.Module):
     """
-    Embedding, one LSTM, a linear head. Position ids are not read: an LSTM counts by itself.
+    An embedding, one LSTM layer and a linear head. Position ids are ignored: an LSTM counts by itself.
 
-    :param vocab_size: V
-    :param width: of the embedding and of the LSTM
+    :param vocab_size: number of ids, V
+    :param width: width of the embedding and of the LSTM
     """
 
     def __init__(self, vocab_size: int, width: int) -> None:
@@ -33,7 +33,7 @@ class LSTMLanguageModel(nn.Module):
 
     @classmethod
     def of_size(cls, vocab_size: int, parameters: int) -> "LSTMLanguageModel":
-        """The widest that has at most so many parameters."""
+        """Make the widest model that does not exceed a number of parameters."""
         width = 1
         while _count(vocab_size, width + 1) <= parameters:
             width += 1
@@ -41,10 +41,10 @@ class LSTMLanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **ignored: Any) -> ModelOutput:
         """
-        Predict what follows every token.
+        Predict the next token at every position.
 
-        :param input_ids: (B, T); negative is nothing
-        :param labels: (B, T); negative ones are ignored
+        :param input_ids: token ids (B, T); negative ids are padding
+        :param labels: following ids (B, T); negative labels are ignored
         """
         hidden = self.lstm(self.embedding(input_ids.clamp_min(0)))[0]
         logits = self.head(hidden)

@@ -20,7 +20,13 @@ Results = Sequence[dict[str, Any]]
 
 
 class Estimate(NamedTuple):
-    """:param low: and :param high: the ends of the 95 % interval"""
+    """
+    A mean with its interval.
+
+    :param mean: interquartile mean
+    :param low: lower end of the 95 % interval
+    :param high: upper end of the 95 % interval
+    """
 
     mean: float
     low: float
@@ -32,9 +38,9 @@ class Estimate(NamedTuple):
 
 def interquartile_mean(values: NDArray[np.float64]) -> Estimate:
     """
-    Mean of the middle half of the seeds, and its percentile bootstrap interval; one seed has no interval.
+    Mean of the middle half of the seeds with its percentile bootstrap interval. A single seed has no interval.
 
-    :param values: (S,)
+    :param values: one value for each seed, (S,)
     """
     mean = float(stats.trim_mean(values, 0.25))
     if len(values) < 2 or np.ptp(values) == 0:
@@ -46,20 +52,20 @@ def interquartile_mean(values: NDArray[np.float64]) -> Estimate:
 
 
 def steps_to_stay(result: dict[str, Any], threshold: float) -> float:
-    """Environment steps of the first evaluation from which on every one reaches the threshold; infinite when none is."""
+    """Environment steps from which on every evaluation reaches the threshold; infinite if the last one does not."""
     below = [i for i, value in enumerate(result["eval_returns"]) if value < threshold]
     first = below[-1] + 1 if below else 0
     return float(result["eval_steps"][first]) if first < len(result["eval_steps"]) else np.inf
 
 
 def seconds_to_stay(result: dict[str, Any], threshold: float) -> float:
-    """Seconds of training, evaluations apart, until then."""
+    """Seconds of training, without evaluations, until :func:`steps_to_stay`."""
     steps = steps_to_stay(result, threshold)
     return float(result["eval_seconds"][result["eval_steps"].index(steps)]) if np.isfinite(steps) else np.inf
 
 
 def first_steps(result: dict[str, Any], threshold: float) -> float:
-    """Environment steps of the first evaluation that reaches the threshold; infinite when none does."""
+    """Environment steps of the first evaluation that reaches the threshold; infinite if none does."""
     reached = [step for step, value in zip(result["eval_steps"], result["eval_returns"], strict=True) if value >= threshold]
     return float(reached[0]) if reached else np.inf
 
@@ -68,7 +74,7 @@ def write_report(out: Path, results: Results, solved_at: Mapping[str, float | No
     """
     Write ``report.md`` and a plot for every environment.
 
-    :param solved_at: by environment, the mean return at which it counts as solved
+    :param solved_at: mean return at which an environment counts as solved, by the name of the environment
     """
     sections = []
     for env in dict.fromkeys(result["env"] for result in results):
@@ -80,7 +86,7 @@ def write_report(out: Path, results: Results, solved_at: Mapping[str, float | No
 
 
 def table(env: str, results: Results, threshold: float | None) -> str:
-    """A Markdown table of one environment's agents; ``threshold`` is the mean return at which it counts as solved."""
+    """Return a Markdown table of one environment's agents; ``threshold`` is the mean return at which it counts as solved."""
     lines = [
         f"### {env}",
         "",
@@ -108,7 +114,7 @@ def table(env: str, results: Results, threshold: float | None) -> str:
 
 
 def plot(path: Path, env: str, results: Results) -> None:
-    """Interquartile mean of the return and its interval, against environment steps."""
+    """Plot the interquartile mean of the return and its interval against environment steps."""
     with save_figure(path, (8, 4.5)) as figure:
         axes = figure.add_subplot()
         for agent in dict.fromkeys(result["agent"] for result in results):
@@ -129,12 +135,12 @@ def plot(path: Path, env: str, results: Results) -> None:
 
 
 def _number(value: float) -> str:
-    """Three digits, or as many as the number has before its point."""
+    """Format a number with three digits, or with all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _steps(values: NDArray[np.float64]) -> str:
-    """Seeds that never got there count as infinite, so the middle half may be, too."""
+    """Format the interquartile mean of steps. A seed that never got there counts as infinite, so the mean can be infinite."""
     with np.errstate(invalid="ignore"):
         middle = np.sort(values)[len(values) // 4 : len(values) - len(values) // 4]
     return (

@@ -28,20 +28,20 @@ class Args:
     Train every agent on every environment with every seed, by `python -m dhmm_rl.ppo`, and report.
 
     Each run is a process of its own on one thread. Runs that are complete are not repeated, runs that were interrupted are
-    resumed: the same command again always goes on. When a run fails, the others are still done; the command then lists the
+    resumed when the same command is given again. When a run fails, the others are still done. The command then lists the
     failures and exits with status 1.
     """
 
     envs: tuple[str, ...] = ("CartPole-v1",)
-    """Environments."""
+    """Environments to train on."""
     agents: tuple[str, ...] = ("dhmm-gpt2", "mlp")
     """Agents; 'dhmm-gpt2:none' is dhmm-gpt2 without pretraining."""
     seeds: int = 10
-    """How many seeds, from 0 on."""
+    """Number of seeds; the first is 0."""
     steps: int | None = None
     """Environment steps that PPO takes. Default: the recipes' budgets."""
     jobs: int = 2
-    """Runs side by side; more than there are cores makes every wall-clock time worthless."""
+    """Number of runs at the same time. With more runs than cores, wall-clock times mean nothing."""
     eval_share: float = math.inf
     """Share of the seconds of training that evaluations may take, see `python -m dhmm_rl.ppo --help`. Without a limit all
     evaluations of the recipes take place, whatever the machine's speed."""
@@ -59,13 +59,13 @@ COLUMNS = (
     "final_return",
     "final_return_std",
 )
-"""What a run's row holds as single values."""
+"""Columns with one value per run."""
 SERIES = ("eval_steps", "eval_returns", "eval_seconds")
-"""What a run's row holds as lists, one entry an evaluation."""
+"""Columns with a list per run, one entry for each evaluation."""
 
 
 class Job(NamedTuple):
-    """One run to be done: ``agent`` may end in ``:none``."""
+    """One run to do. ``agent`` may end in ``:none``."""
 
     env: str
     agent: str
@@ -109,12 +109,12 @@ def main(args: Args) -> None:
 
 
 def job_folder(job: Job, args: Args) -> Path:
-    """The folder of a job: its log, and under it the folder of its run."""
+    """Return the folder of a job. It holds the job's log and the folder of its run."""
     return args.out / "runs" / Path(job.agent.replace(":", "-")).name / f"seed{job.seed}"
 
 
 def find_run(job: Job, args: Args) -> Path | None:
-    """The folder of a job's run, if the run has begun."""
+    """Return the folder of a job's run, ``None`` if the run has not begun."""
     env_recipe, agent_recipe = load_recipes(job.env, job.agent.removesuffix(":none"))
     found = newest_first((job_folder(job, args) / env_recipe.name / agent_recipe.name).glob("*/run.json"))
     return found[0].parent if found else None
@@ -122,9 +122,9 @@ def find_run(job: Job, args: Args) -> Path | None:
 
 def run_job(job: Job, args: Args) -> dict[str, Any]:
     """
-    Do one run, or resume it, or read it when it is complete.
+    Do one run, resume it, or read its result if it is complete.
 
-    :raises InputError: when the run fails, with the last line that it said, or when it was begun with another number of steps
+    :raises InputError: if the run fails, with the last line that it printed, or if it was begun with another number of steps
     """
     folder = find_run(job, args)
     run = None if folder is None else Run.open(folder, trust=True)  # nothing that it names is imported
@@ -134,7 +134,7 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
         return result | {"agent": job.agent}
     command = ["dhmm_rl.ppo", "--quiet"]
     if folder is not None:
-        (folder / "result.json").unlink(missing_ok=True)  # there may be a damaged one
+        (folder / "result.json").unlink(missing_ok=True)  # it may be damaged
         named = load_recipes(job.env, job.agent.removesuffix(":none"))[0]
         trust = run is not None and (run.env.id, run.env.wrappers) == (named.id, named.wrappers)  # the user named them, too
         command += ["--resume", str(folder), *(["--trust"] if trust else [])]
@@ -142,7 +142,7 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
         agent, none = job.agent.removesuffix(":none"), job.agent.endswith(":none")
         command += ["--env", job.env, "--agent", agent, "--seed", str(job.seed), "--runs", str(job_folder(job, args))]
         command += ["--eval-share", str(args.eval_share)]
-        # In a folder of its own, auto is what the recipe says.
+        # The run has a folder of its own, so `auto` finds no earlier model and does what the recipe says.
         command += ["--pretrained", "none" if none else "auto", *(["--steps", str(args.steps)] if args.steps else [])]
     log = job_folder(job, args) / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -157,13 +157,13 @@ def run_job(job: Job, args: Args) -> dict[str, Any]:
     folder = find_run(job, args)
     result = None if folder is None else read_result(folder)
     if status != 0 or result is None:
-        reason = lines[-1] if lines else "it said nothing"
+        reason = lines[-1] if lines else "it printed nothing"
         raise InputError(f"python -m {' '.join(command)} failed with status {status}: {reason} (see {log})")
     return result | {"agent": job.agent}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a run; ``None`` when the run is not complete, or when the result cannot be read."""
+    """Read the result of a run; ``None`` if the run is not complete or its result cannot be read."""
     try:
         result = read_json(folder / "result.json")
     except (FileNotFoundError, ValueError):
@@ -178,7 +178,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def write_runs(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """One row per run."""
+    """Write the table of runs, one row per run."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, *SERIES])

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.throughput``: environment steps a second of rollouts, of updates and of both, agent beside agent."""
+"""``python -m benchmarks.throughput``: environment steps per second of rollouts, of updates and of both, for several agents."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,19 +24,19 @@ ENDLESS = "Pendulum-v1"
 @dataclass
 class Args:
     """
-    Measure how many environment steps a second agents do.
+    Measure the environment steps per second of agents.
 
-    Agents take turns, so that what else the machine does hits all of them; figures are medians over the turns.
+    Agents take turns, so that other work on the machine affects all of them alike. The figures are medians over the turns.
     """
 
     env: str = "CartPoleNoVel-v1"
-    """Environment."""
+    """Environment to train on."""
     agents: tuple[str, ...] = ("dhmm-gpt2", "gpt2", "mlp", "mlp-framestack", "lstm")
-    """Agents."""
+    """Agents to measure. The last one is the reference of the ratios."""
     own_settings: bool = False
-    """Each agent under its own recipe's settings, not all under those below."""
+    """Use the settings of each agent's recipe. Default: the settings below for all agents."""
     n_envs: int = 16
-    """Environments side by side."""
+    """Number of environments."""
     n_steps: int = 64
     """Steps of each environment in a rollout."""
     batch_size: int = 256
@@ -44,21 +44,21 @@ class Args:
     n_epochs: int = 5
     """Passes over a rollout in an update."""
     turns: int = 5
-    """How often every agent is measured."""
+    """Number of measurements of every agent."""
     seconds: float = 5.0
-    """How long, at least, every time."""
+    """Minimum length of a measurement, in seconds."""
     embed_sizes: tuple[int, ...] = (64, 128, 256)
-    """Widths at which dhmm-gpt2's updates are held against the machine's matrix products; none to skip that."""
+    """Widths at which dhmm-gpt2's updates are compared with the machine's matrix products. None skips the comparison."""
     endless: int = 50_000
-    """Steps of one endless episode, at whose end a step is held against one at step 500; 0 to skip that."""
+    """Length of one endless episode, to compare a step at its end with a step at 500. 0 skips the comparison."""
     device: str = "cpu"
-    """Device of the agents."""
+    """Device to train on."""
     threads: int = 1
     """CPU threads. Small models are faster with one."""
 
 
 class Speed(NamedTuple):
-    """Environment steps a second."""
+    """Environment steps per second."""
 
     rollouts: float
     updates: float
@@ -72,7 +72,7 @@ def main(args: Args) -> None:
     agents = {name: build(args, name, device) for name in args.agents}
     turns: dict[str, list[Speed]] = {name: [] for name in agents}
     for agent in agents.values():
-        learn_for(agent, 0.0)  # the first time, memory is found and threads are started
+        learn_for(agent, 0.0)  # the first call allocates memory and starts threads
     for _ in range(args.turns):
         for name, agent in agents.items():
             turns[name].append(learn_for(agent, args.seconds))
@@ -96,7 +96,7 @@ def main(args: Args) -> None:
 
 
 def build(args: Args, name: str, device: str, embed_size: int | None = None) -> BaseAlgorithm:
-    """An agent on its environments."""
+    """Make an agent on its environments."""
     env, agent = load_recipes(args.env, name)
     if not args.own_settings:
         same = {"n_steps": args.n_steps, "batch_size": args.batch_size, "n_epochs": args.n_epochs}
@@ -109,7 +109,7 @@ def build(args: Args, name: str, device: str, embed_size: int | None = None) -> 
 
 
 def _constant(agent: AgentRecipe) -> AgentRecipe:
-    """Schedules fall to 0 over a budget; a measurement has none."""
+    """Replace schedules by their initial values, because a measurement has no budget over which they could decay."""
     ppo = {
         name: float(value.removeprefix("lin_")) if str(value).startswith("lin_") else value for name, value in agent.ppo.items()
     }
@@ -117,7 +117,7 @@ def _constant(agent: AgentRecipe) -> AgentRecipe:
 
 
 def learn_for(agent: BaseAlgorithm, seconds: float) -> Speed:
-    """Let an agent learn for some time, at least one rollout and update."""
+    """Let an agent learn for some seconds, or for one rollout and update if they take longer."""
     spent = {"collect_rollouts": 0.0, "train": 0.0}
     steps = 0
     while not steps or sum(spent.values()) < seconds:
@@ -128,7 +128,7 @@ def learn_for(agent: BaseAlgorithm, seconds: float) -> Speed:
 
 
 class timed:
-    """Adds up the seconds that an agent spends in some of its methods."""
+    """Context manager that adds up the seconds an agent spends in some of its methods."""
 
     def __init__(self, agent: BaseAlgorithm, spent: dict[str, float]) -> None:
         self.agent, self.spent = agent, spent
@@ -152,7 +152,7 @@ class timed:
 
 
 def update_rate(args: Args, embed_size: int, device: str) -> float:
-    """Floating-point operations a second that dhmm-gpt2's updates do in matrix products and attention."""
+    """Measure floating-point operations per second of dhmm-gpt2's updates in matrix products and attention."""
     agent = build(args, "dhmm-gpt2", device, embed_size)
     learn_for(agent, 0.0)
     with FlopCounterMode(display=False) as counter:
@@ -166,7 +166,7 @@ def update_rate(args: Args, embed_size: int, device: str) -> float:
 
 
 def product_rate(device: str, size: int = 1024, times: int = 5) -> float:
-    """Floating-point operations a second of large matrix products in single precision."""
+    """Measure floating-point operations per second of large matrix products in single precision."""
     a, b = torch.randn(2, size, size, device=device)
     seconds = []
     for _ in range(times):
@@ -177,7 +177,7 @@ def product_rate(device: str, size: int = 1024, times: int = 5) -> float:
 
 
 def endless(last: int, device: str) -> Sequence[float]:
-    """Steps a second around step 500 and around step ``last`` of an episode that never ends."""
+    """Measure steps per second around step 500 and around step ``last`` of an episode that does not end."""
     env = VecTokenStream(make_vec_env(lambda: gym.make(ENDLESS, max_episode_steps=10**9), 1), history=1)
     agent = SequencePPO("DHMMPolicy", env, device=device)
     observation: Any = env.reset()

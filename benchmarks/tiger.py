@@ -1,4 +1,4 @@
-"""``python -m benchmarks.tiger RUN``: an agent on the tiger problem against what is exactly known of it."""
+"""``python -m benchmarks.tiger RUN``: an agent on the tiger problem, compared with the exact solution."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,9 @@ class Args:
     """
     Compare an agent's discounted return on the tiger problem with the optimal one, and its belief with the exact one.
 
-    Agent and optimal policy play the same tigers and hear the same noises as long as they act alike, so their difference is
-    known far better than either return. The agent is that of the run's last checkpoint: which one is best can hardly be told
-    by returns, whose noise is larger than what separates good agents here.
+    The agent and the optimal policy play the same tigers and hear the same noises as long as they act alike. The difference of
+    their returns is therefore known far better than either return. The agent is the one of the run's last checkpoint: the
+    noise of returns is larger here than the differences between good agents, so returns hardly tell which one is best.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -46,14 +46,14 @@ class Args:
     """CPU threads."""
 
 
-class Played(NamedTuple):
+class Episodes(NamedTuple):
     """
     One episode of every environment, E environments and T steps.
 
-    :param returns: discounted, (E,)
-    :param actions: (T, E)
-    :param observations: what was heard before each action, (T, E)
-    :param beliefs: the agent's, before each action, (T, E, N · K); empty for the optimal policy
+    :param returns: discounted returns (E,)
+    :param actions: actions (T, E)
+    :param observations: observations before each action, (T, E)
+    :param beliefs: beliefs of the agent before each action, (T, E, N · K); empty for the optimal policy
     """
 
     returns: NDArray[np.float64]
@@ -73,7 +73,7 @@ def main(args: Args) -> None:
         raise InputError(f"{args.run} has no checkpoint yet")
     agent = read_checkpoint(checkpoint, device).build(run.agent)
     if not isinstance(agent, SequencePPO) or run.env.id != "dhmm_rl/Tiger-v0":
-        raise InputError(f"{args.run} is no run of SequencePPO on Tiger-v0")
+        raise InputError(f"{args.run} is not a run of SequencePPO on Tiger-v0")
     best = float(tiger_values(args.gamma, horizon=HORIZON)[0][HORIZON])
     mine, optimal = play_agent(agent, args), play_optimal(args)
     difference = mine.returns - optimal.returns
@@ -88,12 +88,12 @@ def main(args: Args) -> None:
 
 
 def environments(args: Args) -> VecEnv:
-    """All episodes side by side; the same every time."""
+    """Make one environment for each episode; the same ones at every call."""
     return make_vec_env(lambda: gym.make("dhmm_rl/Tiger-v0", max_episode_steps=STEPS + 1), args.episodes, seed=args.seed)
 
 
-def play_agent(agent: SequencePPO, args: Args) -> Played:
-    """The agent takes its likeliest actions."""
+def play_agent(agent: SequencePPO, args: Args) -> Episodes:
+    """Let the agent take its likeliest actions."""
     env = VecTokenStream(environments(args), agent.policy.tokenizer, history=1)
     state: Any = None
     beliefs = []
@@ -108,8 +108,8 @@ def play_agent(agent: SequencePPO, args: Args) -> Played:
     return played._replace(beliefs=np.stack(beliefs))
 
 
-def play_optimal(args: Args) -> Played:
-    """The optimal policy, which counts what it heard."""
+def play_optimal(args: Args) -> Episodes:
+    """Let the optimal policy act, which counts the observations."""
     choices = tiger_values(args.gamma, horizon=HORIZON)[1]
     count = np.zeros(args.episodes, dtype=np.int64)
     last = np.full(args.episodes, -1)
@@ -123,7 +123,7 @@ def play_optimal(args: Args) -> Played:
     return _play(environments(args), act, lambda heard: heard, args)
 
 
-def _play(env: VecEnv, act: Any, heard_of: Any, args: Args) -> Played:
+def _play(env: VecEnv, act: Any, heard_of: Any, args: Args) -> Episodes:
     observation: Any = env.reset()
     returns, actions, heard = np.zeros(args.episodes), [], []
     for t in range(STEPS):
@@ -131,24 +131,24 @@ def _play(env: VecEnv, act: Any, heard_of: Any, args: Args) -> Played:
         actions.append(act(observation))
         observation, rewards, _, _ = env.step(actions[-1])
         returns += args.gamma**t * rewards
-    return Played(returns, np.stack(actions), np.stack(heard), np.empty((STEPS, args.episodes, 0), dtype=np.float32))
+    return Episodes(returns, np.stack(actions), np.stack(heard), np.empty((STEPS, args.episodes, 0), dtype=np.float32))
 
 
-def exact_beliefs(played: Played) -> NDArray[np.float64]:
-    """The probability that the tiger is on the left before each action, (T, E)."""
+def exact_beliefs(played: Episodes) -> NDArray[np.float64]:
+    """Return the probability that the tiger is on the left before each action, (T, E)."""
     before = np.concatenate([played.actions[:1], played.actions[:-1]])
     return np.stack([tiger_beliefs(a, o) for a, o in zip(before.T, played.observations.T, strict=True)], axis=1)
 
 
-def agreement(played: Played, args: Args) -> float:
-    """Share of actions that are optimal given the exact belief."""
+def agreement(played: Episodes, args: Args) -> float:
+    """Return the share of actions that are optimal given the exact belief."""
     exact = exact_beliefs(played).clip(1e-12, 1 - 1e-12)
     count = np.rint(np.log(exact / (1 - exact)) / np.log(0.85 / 0.15)).astype(int)
     return float((tiger_values(args.gamma, horizon=HORIZON)[1][HORIZON + count] == played.actions).mean())
 
 
-def correlation(played: Played) -> float:
-    """Between the exact belief and its least-squares read-out, fitted on half of the episodes and judged on the others."""
+def correlation(played: Episodes) -> float:
+    """Return the correlation of the exact belief with its least-squares read-out, fitted on one half of the episodes."""
     exact, half = exact_beliefs(played), played.returns.shape[0] // 2
     inputs = np.concatenate([played.beliefs, np.ones_like(played.beliefs[..., :1])], axis=-1)
     fitted, *_ = np.linalg.lstsq(inputs[:, :half].reshape(-1, inputs.shape[-1]), exact[:, :half].ravel(), rcond=None)

@@ -1,9 +1,9 @@
 """
-How fast observations become tokens, and what part of a rollout step that is.
+The speed of tokenization, and its share of a rollout step.
 
 ``python -m benchmarks.tokenizing`` prints, for batches of CartPole and MiniGrid observations on one core: fields tokenized per
 second, the time of a batch, and its share of a step of a SequencePPO rollout in as many environments. Where observations are
-flattened one by one because SB3 cannot hold them (MiniGrid's texts), the time of that is counted.
+flattened one by one because SB3 cannot hold them (MiniGrid's texts), flattening is included.
 """
 
 import time
@@ -26,14 +26,14 @@ from dhmm_rl.tokens import Tokenizer
 
 @dataclass
 class Args:
-    """Tokenizing: fields per second, and the share of a rollout step."""
+    """Measure tokenized fields per second, and the share of tokenization in a rollout step."""
 
     env: str | None = None
-    """One environment, any Gymnasium id. Default: CartPole-v1 and minigrid:MiniGrid-DoorKey-5x5-v0."""
+    """Environment, any Gymnasium id. Default: CartPole-v1 and minigrid:MiniGrid-DoorKey-5x5-v0."""
     envs: int | None = None
     """Environments in a batch. Default: 64 of CartPole, 16 of any other."""
     seconds: float = 2.0
-    """How long to measure each."""
+    """Length of each measurement, in seconds."""
 
 
 def main(args: Args) -> None:
@@ -45,7 +45,7 @@ def main(args: Args) -> None:
 
 
 def measure(env_id: str, envs: int, seconds: float) -> None:
-    """Print one line."""
+    """Measure one environment and print a line."""
     try:
         venv = DummyVecEnv([lambda: flatten_if_needed(gym.make(env_id))] * envs)
     except (gym.error.Error, ImportError) as error:
@@ -73,7 +73,7 @@ def measure(env_id: str, envs: int, seconds: float) -> None:
 
 
 def seconds_a_call(function: Callable[[int], Any], seconds: float) -> float:
-    """The least mean over bursts of calls, which other work on the machine disturbs least."""
+    """Return the smallest mean over bursts of calls, which other work on the machine disturbs least."""
     best, until = np.inf, time.perf_counter() + seconds
     while time.perf_counter() < until:
         began = time.perf_counter()

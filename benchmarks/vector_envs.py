@@ -1,4 +1,4 @@
-"""``python -m benchmarks.vector_envs``: steps a second of an environment, as SB3 and as Gymnasium put many side by side."""
+"""``python -m benchmarks.vector_envs``: environment steps per second in the vector environments of SB3 and Gymnasium."""
 
 import time
 from dataclasses import dataclass, replace
@@ -17,21 +17,22 @@ from dhmm_rl.recipes.environments import make_envs, make_tokenizer
 @dataclass
 class Args:
     """
-    Measure how many environment steps a second are made under random actions, with no agent.
+    Measure environment steps per second under random actions, without an agent.
 
-    The ways take turns, so that what else the machine does hits all of them; figures are medians over the turns.
+    Vector environments take turns, so that other work on the machine affects all of them alike. The figures are medians over
+    the turns.
     """
 
     env: str = "CartPole-v1"
-    """Environment."""
+    """Environment to step."""
     n_envs: tuple[int, ...] = (1, 8, 64)
-    """Environments side by side."""
+    """Numbers of environments."""
     ways: tuple[Literal["dummy", "subproc", "gymnasium"], ...] = ("dummy", "gymnasium")
     """Values of a recipe's key 'vectorization'. Each process of 'subproc' needs about 300 MB."""
     turns: int = 3
-    """How often everything is measured."""
+    """Number of measurements of each."""
     seconds: float = 1.0
-    """How long, at least, every time."""
+    """Minimum length of a measurement, in seconds."""
 
 
 def main(args: Args) -> None:
@@ -39,7 +40,7 @@ def main(args: Args) -> None:
     if args.turns < 1 or min(args.n_envs, default=0) < 1:
         raise InputError("turns and n_envs must be at least 1")
     recipe, _ = load_recipes(args.env, "dhmm-gpt2")
-    print(f"{args.env}: environment steps a second, without / with VecTokenStream, medians of {args.turns}")
+    print(f"{args.env}: environment steps per second, without / with VecTokenStream, medians of {args.turns}")
     print(f"{'environments':<14}" + "".join(f"{way:>22}" for way in args.ways))
     for n_envs in args.n_envs:
         plain = [make_envs(replace(recipe, vectorization=way), n_envs, seed=0) for way in args.ways]
@@ -52,7 +53,7 @@ def main(args: Args) -> None:
 
 
 def speed(env: VecEnv, seconds: float) -> float:
-    """Environment steps a second."""
+    """Measure environment steps per second."""
     actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
     env.reset()
     steps, began = 0, time.perf_counter()

@@ -107,7 +107,7 @@ def test_steps_to_a_threshold_first_and_for_good() -> None:
     assert first_steps(run, 501) == np.inf
 
 
-def played_at_random(episodes: int, steps: int, seed: int) -> tuple[tiger.Played, torch.Tensor]:
+def played_at_random(episodes: int, steps: int, seed: int) -> tuple[tiger.Episodes, torch.Tensor]:
     """Mostly listening, sometimes opening a door; with the token stream, (E, T, C)."""
     rng = np.random.default_rng(seed)
     actions = np.where(rng.random((steps, episodes)) < 0.8, LISTEN, rng.integers(LISTEN, OPEN_RIGHT + 1, (steps, episodes)))
@@ -116,7 +116,7 @@ def played_at_random(episodes: int, steps: int, seed: int) -> tuple[tiger.Played
     seen += [np.asarray(env.step(action)[0])[:, 0] for action in actions[:-1]]
     heard = np.stack([env.tokenizer.decode_observation(tokens[:, 1:]) for tokens in seen])
     nothing = np.empty((steps, episodes, 0), dtype=np.float32)
-    return tiger.Played(np.zeros(episodes), actions, heard, nothing), torch.as_tensor(np.stack(seen, axis=1))
+    return tiger.Episodes(np.zeros(episodes), actions, heard, nothing), torch.as_tensor(np.stack(seen, axis=1))
 
 
 def test_the_belief_that_is_learned_from_tigers_follows_the_exact_one() -> None:
@@ -215,7 +215,7 @@ def test_a_tally_counts_what_executor_and_answer_say_of_each_trace(monkeypatch: 
     texts = ["2 0 END", "3 0 END", "2 0 END", "2 END", *["4 0 END"] * 4]
     monkeypatch.setattr(explore, "BATCH", 3)
     monkeypatch.setattr(explore, "write_traces", lambda *given, **_: [texts.pop(0).split() for _ in given[2]])
-    found = explore.tally(DHMMGPT2(15), language, instances, explore.Way(1.0, 0.0), 4, torch.Generator())
+    found = explore.tally(DHMMGPT2(15), language, instances, explore.SamplingConfig(1.0, 0.0), 4, torch.Generator())
     assert found == explore.Tally(solved=[2, 4], legal=[3, 4], different=[3, 1])
 
 

@@ -307,7 +307,7 @@ def test_a_benchmark_lists_failures_at_the_end_and_reports_the_rest(
 def test_a_benchmarks_run_that_dies_without_a_word_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = benchmark.Args(agents=("mlp",), out=tmp_path)
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(InputError, match="failed with status 1: it said nothing"):
+    with pytest.raises(InputError, match="failed with status 1: it printed nothing"):
         benchmark.run_job(benchmark.Job("CartPole-v1", "mlp", 0), args)
 
 

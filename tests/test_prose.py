@@ -116,21 +116,6 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/tokens/plan.py": 10,
     "dhmm_rl/tokens/simple_spaces.py": 1,
     "dhmm_rl/tokens/tokenizer.py": 3,
-    "benchmarks/ablate.py": 4,
-    "benchmarks/explore.py": 5,
-    "benchmarks/few_sums.py": 1,
-    "benchmarks/finetune.py": 1,
-    "benchmarks/lstm.py": 2,
-    "benchmarks/report.py": 1,
-    "benchmarks/throughput.py": 2,
-    "benchmarks/tiger.py": 2,
-    "envs/AutoencodeEasy.toml": 1,
-    "envs/AutoencodeHard.toml": 1,
-    "envs/AutoencodeMedium.toml": 1,
-    "envs/RepeatFirstHard.toml": 1,
-    "envs/RepeatPreviousEasy.toml": 1,
-    "envs/RepeatPreviousHard.toml": 1,
-    "envs/RepeatPreviousMedium.toml": 1,
 }
 
 
