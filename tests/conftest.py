@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Fixtures and helpers that tests share."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ settings.load_profile("steady")
 
 @pytest.fixture(autouse=True)
 def _steady() -> None:
-    """One thread and the same numbers in every run."""
+    """Use one thread, and the same random numbers in every run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
@@ -32,7 +32,7 @@ def cartpole() -> Tokenizer:
 
 
 def within_one_bin(tokenizer: Tokenizer, values: np.ndarray[Any, Any]) -> None:
-    """Discrete fields come back exactly, binned ones within one bin of where clipping left them; images may differ."""
+    """Check that decoding returns discrete fields exactly, and binned ones within one bin of the clipped value."""
     codec = tokenizer.observation_codec
     ids = codec.encode(values)
     assert (ids >= codec.starts[:-1]).all()

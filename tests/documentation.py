@@ -63,9 +63,9 @@ def commands(page: Path) -> list[list[str]]:
 
 def parse(words: list[str]) -> Any:
     """
-    The arguments of a command as it would parse them.
+    Parse the arguments of a command.
 
-    :raises SystemExit: for options that do not exist and values that they do not take
+    :raises SystemExit: for unknown options and invalid values
     """
     module, *arguments = words
     args = getattr(import_module(module), "Args", None) or import_module(f"{module}.__main__").Args

@@ -1,4 +1,4 @@
-"""An environment with a fault of any kind, in a module that starts fast: processes of their own import it."""
+"""An environment with a fault of any kind. The module imports little, because worker processes import it."""
 
 import math
 import os
@@ -12,10 +12,10 @@ from gymnasium import spaces
 
 class Faulty(gym.Env[Any, Any]):
     """
-    Episodes of 5 steps, in one of which something is wrong.
+    Episodes of 5 steps, one of which has a fault.
 
-    :param fault: what
-    :param episode: in which episode
+    :param fault: kind of the fault; none if empty
+    :param episode: number of the episode with the fault
     """
 
     observation_space = spaces.Box(-1, 1, (2,))

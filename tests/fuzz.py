@@ -1,8 +1,8 @@
 """
 ``python -m tests.fuzz``: every file format, truncated, with a flipped bit, and with another file in its place.
 
-A damaged file must be refused in one line (:class:`InputError`) or read with the same result. Recipes and logs hold no
-checksum, since people write the ones and other programs the others: of these only tracebacks count.
+A damaged file must be refused in one line (:class:`InputError`) or read with the same result. Recipes are written by people
+and logs by other programs, so they hold no checksum: for these only tracebacks count as failures.
 """
 
 import hashlib
@@ -65,9 +65,9 @@ batch_size = 8
 class Format(NamedTuple):
     """
     :param path: file in a :class:`Folder`
-    :param read: reads it and returns what it held
+    :param read: function that reads the file and returns its content
     :param checked: whether the file holds a checksum
-    :param bound: whether the file says of which run it is; any model can be the one to start from
+    :param bound: whether the file names its run; a model does not, because any run can start from any model
     """
 
     path: Path
@@ -77,7 +77,7 @@ class Format(NamedTuple):
 
 
 def write_all(folder: Path, seed: int) -> None:
-    """A run, rollouts, and everything else that is written, in a folder."""
+    """Write a run, rollouts and files of every other format into a folder."""
     folder.mkdir(parents=True)
     (folder / "agent.toml").write_text(AGENT_TOML, encoding="utf-8")
     (folder / "env.toml").write_text('description = "x"\nid = "CartPole-v1"\n[tokens]\nbins = 5\n', encoding="utf-8")
@@ -121,7 +121,7 @@ def write_all(folder: Path, seed: int) -> None:
 
 
 def digest(value: Any) -> Any:
-    """Plain values of anything that was read; arrays as checksums."""
+    """Return the plain values of anything that was read, with checksums in place of arrays."""
     if isinstance(value, torch.Tensor):
         value = value.numpy()
     if isinstance(value, np.ndarray):
@@ -215,7 +215,7 @@ FORMATS: dict[str, Format] = {
 
 
 def outcome(what: Format, folder: Path, expected: Any) -> str:
-    """What reading a file that may be damaged ends in."""
+    """Read a file that may be damaged, and return how that ended."""
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
@@ -228,7 +228,7 @@ def outcome(what: Format, folder: Path, expected: Any) -> str:
 
 
 def damage(original: bytes, others: list[bytes], kind: int, rng: np.random.Generator) -> bytes:
-    """A file cut short, with a flipped bit, or with others' content."""
+    """Truncate a file, flip one of its bits, or replace its content by that of another file."""
     if kind == 0:
         return original[: int(rng.integers(len(original)))]
     if kind == 1:
@@ -240,11 +240,11 @@ def damage(original: bytes, others: list[bytes], kind: int, rng: np.random.Gener
 
 def fuzz(name: str, folder: Path, other: Path, damages: int, seed: int = 0) -> Counter[str]:
     """
-    Damage one file in turn and count what reading it ends in.
+    Damage one file at a time and count how reading it ended.
 
     :param folder: good files, see :func:`write_all`
-    :param other: those of another run, which differ
-    :param damages: how many; a fifth of them swaps
+    :param other: files of another run, with different content
+    :param damages: number of damages; a fifth of them are swaps
     """
     what, rng = FORMATS[name], np.random.default_rng(seed)
     path = folder / what.path
@@ -263,7 +263,7 @@ def fuzz(name: str, folder: Path, other: Path, damages: int, seed: int = 0) -> C
 
 
 def main() -> None:
-    """Print a table; exit status 1 for a traceback, several lines or a different result."""
+    """Print a table. Exit with status 1 after a traceback, an error of several lines or a different result."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder, other = Path(temporary) / "good", Path(temporary) / "other"

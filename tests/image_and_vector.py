@@ -1,4 +1,4 @@
-"""An environment whose observations are a small picture and a vector: move a red square onto the green one."""
+"""An environment with a small image and a vector as observations: move a red square onto the green one."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """
 Processes that are killed: ``python -m tests.killing quick|operations|moments FOLDER``, and for moments ``[KILLS [SEED]]``.
 
-Every run is a fork of this process, so that what takes long, the imports, happens once. Where the system permits it, the fork
-is the first process of a PID namespace of its own, as in a container.
+Every run is a fork of this process, so that the imports, which take long, happen once. Where the system permits it, the fork
+is the first process of its own PID namespace, as in a container.
 """
 
 import ctypes
@@ -64,7 +64,7 @@ n_steps = 64
 
 
 def start_ppo(root: Path) -> None:
-    """Pretrain and train an agent, or resume that."""
+    """Pretrain and train an agent, or resume an interrupted run."""
     env, agent = str(root.parent / "toy.toml"), str(root.parent / "small.toml")
     args = ppo.Args(env, agent, steps=640, pretrained="new", runs=root, quiet=True)
     args.eval_share, args.final_episodes = math.inf, 4
@@ -73,14 +73,14 @@ def start_ppo(root: Path) -> None:
 
 
 def start_pretrain(root: Path) -> None:
-    """Pretrain a model, or resume that."""
+    """Pretrain a model, or resume an interrupted run."""
     args = pretrain.Args(str(root.parent / "toy.toml"), agent=str(root.parent / "small.toml"), runs=root, quiet=True)
     for folder in unfinished(root, "pretrained.pt"):
         pretrain.main(pretrain.Args(resume=folder, quiet=True) if folder else args)
 
 
 def start_languages(root: Path) -> None:
-    """Train a model of a language, or resume that."""
+    """Train a model of a language, or resume an interrupted run."""
     model, sizes = ("embed_size=8", "heads=1", "num_states=2"), ("sizes=2,4",)
     args = languages.Args("parity", sizes, model, steps=12, eval_every=3, instances=5, runs=root, quiet=True)
     for folder in unfinished(root, "result.json"):
@@ -88,7 +88,7 @@ def start_languages(root: Path) -> None:
 
 
 def start_collect(root: Path) -> None:
-    """Collect rollouts, which is not resumed but done again."""
+    """Collect rollouts. An interrupted collection starts from the beginning."""
     complete = (root / "rollouts").exists()
     try:
         collect.main(collect.Args(str(root / "rollouts"), episodes=40, quiet=True))
@@ -98,7 +98,7 @@ def start_collect(root: Path) -> None:
 
 
 def start_benchmark(root: Path) -> None:
-    """Run a benchmark of two agents, or resume it."""
+    """Run a benchmark of two agents, or resume an interrupted run."""
     envs, agents = (str(root.parent / "toy.toml"),), (str(root.parent / "mlp.toml"),)
     benchmark.main(benchmark.Args(envs, agents, seeds=1, steps=640, jobs=1, out=root))
 
@@ -113,7 +113,7 @@ STARTS: dict[str, Work] = {
 
 
 def unfinished(root: Path, last: str) -> Iterator[Path | None]:
-    """The folder of a run that lacks its last file; ``None`` when there is no run yet."""
+    """Yield the folder of a run that is not complete, ``None`` if there is no run yet."""
     folders = [path.parent for path in root.glob("*/*/*/run.json")]
     assert len(folders) <= 1, "a second run was begun"
     if not folders:
@@ -124,12 +124,12 @@ def unfinished(root: Path, last: str) -> Iterator[Path | None]:
 
 class Child:
     """
-    Some work in a process of its own.
+    A process that does some work.
 
     :param work: work to do
     :param root: folder to do it in
-    :param before: called first, in the process
-    :param first: whether it is the first process of a namespace, or thinks so
+    :param before: function that the process calls first
+    :param first: whether it is the first process of a namespace, or at least has the process id 1 in Python
     """
 
     def __init__(self, work: Work, root: Path, before: Callable[[], object] = lambda: None, first: bool = True) -> None:
@@ -165,18 +165,18 @@ class Child:
             os._exit(status)
 
     def wait(self) -> int:
-        """The exit status; ``KILLED`` when it killed itself."""
+        """Return the exit status; ``KILLED`` if the process killed itself."""
         return os.waitstatus_to_exitcode(os.waitpid(self.outer, 0)[1])
 
     def kill(self) -> bool:
-        """Kill it, and say whether that was in time."""
+        """Kill the process, and return whether it was still running."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         return self.wait() == 256 - signal.SIGKILL
 
 
 def die_before(operation: int) -> None:
-    """Let this process die before its n-th file operation from now on."""
+    """Let this process die before its n-th file operation from now on; 0 is the next one."""
     left = operation
 
     def counted(function: Callable[..., object]) -> Callable[..., object]:
@@ -194,7 +194,7 @@ def die_before(operation: int) -> None:
 
 
 def killed(work: Work, root: Path, operation: int) -> bool:
-    """Do some work that is killed before a file operation; whether it was, or ended before."""
+    """Do some work that is killed before a file operation. Return whether it was killed or ended before."""
     status = Child(work, root, lambda: die_before(operation)).wait()
     assert status in (0, KILLED), (root.parent / f"{root.name}.log").read_text()
     return status == KILLED
@@ -208,9 +208,9 @@ def finish(work: Work, root: Path) -> None:
 
 def state(root: Path) -> dict[str, Any]:
     """
-    What a command wrote that must not depend on kills: names of files, and the steps that were logged.
+    Return what must not depend on kills: the names of files and the logged steps.
 
-    TensorBoard's files and the parts of CSV files have other names after a resume.
+    The files of TensorBoard and the parts of CSV files are left out, because their names differ after a resume.
     """
     found: dict[str, Any] = {}
     names = {str(path.relative_to(root)) for path in root.rglob("*")}
@@ -244,7 +244,7 @@ def write(folder: Path, content: str) -> None:
 
 
 def writes(folder: Path) -> None:
-    """A write killed before any file operation leaves the old content or the new; what else it leaves can be removed."""
+    """Kill a write before each of its file operations. It must leave the old content or the new, and removable leftovers."""
     root = folder / "writes"
     write(root, "old")
     seen = set()
@@ -267,13 +267,13 @@ def prepare(folder: Path) -> None:
 
 
 def quick(folder: Path) -> None:
-    """A few operations of the quick commands."""
+    """Kill the quick commands before a few of their operations."""
     writes(folder)
     operations(folder, 45, ("languages", "collect"))
 
 
 def operations(folder: Path, every: int = 3, names: Sequence[str] = ("ppo", "pretrain", "languages", "collect")) -> None:
-    """Kill commands before every n-th of their file operations: once resumed, they end as if they had not been killed."""
+    """Kill commands before every n-th of their file operations. Resumed, they must end as if they had not been killed."""
     prepare(folder)
     for name in names:
         work = STARTS[name]

@@ -1,4 +1,4 @@
-"""Every action space that SB3's PPO has, as tokens; masks laid out as sb3-contrib has them."""
+"""Every action space that SB3's PPO takes, as tokens, and masks in the layout of sb3-contrib."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ MODEL = {"embed_size": 16, "heads": 2, "num_states": 3, "window": 4}
 
 
 class Obedient(gym.Env[Any, Any]):
-    """Takes any action of its space, and no other; an illegal one, where there are masks, is an error."""
+    """An environment that accepts the actions of its space and raises an error for any other and for illegal ones."""
 
     observation_space = spaces.Discrete(2)
 
@@ -60,7 +60,7 @@ class Obedient(gym.Env[Any, Any]):
         return np.int64(self.steps % 2), 1.0, self.steps == 7, False, {}
 
     def draw_mask(self) -> np.ndarray[Any, Any]:
-        """Random, with at least one choice in every field."""
+        """Draw a random mask with at least one legal choice in every field."""
         fields = [self.np_random.random(size) < 0.6 for size in self.choices]
         for field in fields:
             field[self.np_random.integers(len(field))] = True
@@ -71,7 +71,7 @@ class Obedient(gym.Env[Any, Any]):
 
 
 def _widths(action_space: spaces.Space[Any]) -> list[int]:
-    """Ids of every action slot; the first has RESET's place and DONE before its choices."""
+    """Number of ids of every action slot; those of the first include RESET and DONE."""
     return [
         slot.stop - max(slot.start, 0) + (j == 0)
         for j, slot in enumerate(Tokenizer(spaces.Discrete(2), action_space).slots[:-1])

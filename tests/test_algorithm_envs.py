@@ -1,4 +1,4 @@
-"""Algorithms as environments: one conformance test for all, and oracles that score the most there is."""
+"""Algorithms as environments: one conformance test for all, and oracles with the highest possible score."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ Policy = Iterator[tuple[int, int, int]]
 
 
 def oracle(env: TapeTask) -> Policy:
-    """Actions that solve a task by what is seen alone: sent symbols, it yields what to do."""
+    """Generator that solves a task from what is seen: it receives symbols and yields actions."""
     seen: Any
     match env:
         case Copy():
@@ -67,7 +67,7 @@ def oracle(env: TapeTask) -> Policy:
 
 
 def play(env: gym.Env[Any, Any]) -> float:
-    """The oracle's return in one episode."""
+    """Play one episode with an oracle and return its return."""
     task = env.unwrapped
     assert isinstance(task, TapeTask)
     policy: Any = oracle(task)
@@ -187,7 +187,7 @@ def test_the_oracle_sorts_every_array_in_half_the_time(size: int, seed: int) -> 
 
 
 def sort(env: SortEnv, places: Any) -> float:
-    """The return of comparing at given places, and swapping where the numbers are out of order."""
+    """Compare at given positions, swap numbers that are out of order, and return the return."""
     total, terminated, truncated = 0.0, False, False
     while not terminated and not truncated:
         i = next(places)

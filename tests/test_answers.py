@@ -1,4 +1,4 @@
-"""What a model answers in a language: in one pass, one token at a time, and what the executor says of it."""
+"""Answers of a model in a language: in one pass, token by token, and the verdict of the executor."""
 
 from dataclasses import replace
 from typing import Any

@@ -108,7 +108,7 @@ def test_steps_to_a_threshold_first_and_for_good() -> None:
 
 
 def played_at_random(episodes: int, steps: int, seed: int) -> tuple[tiger.Episodes, torch.Tensor]:
-    """Mostly listening, sometimes opening a door; with the token stream, (E, T, C)."""
+    """Play at random, mostly listening. Return the episodes and their token stream, (E, T, C)."""
     rng = np.random.default_rng(seed)
     actions = np.where(rng.random((steps, episodes)) < 0.8, LISTEN, rng.integers(LISTEN, OPEN_RIGHT + 1, (steps, episodes)))
     env = VecTokenStream(make_vec_env(lambda: gym.make("dhmm_rl/Tiger-v0"), episodes, seed=seed), history=1)

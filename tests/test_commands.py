@@ -156,7 +156,7 @@ def test_minari_datasets_are_written_read_and_mixed(finished: Path, monkeypatch:
 
 
 def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
-    """Kill a process as soon as something lies in its folder."""
+    """Kill a process as soon as a file appears in its folder."""
     deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -194,7 +194,7 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
 
 
 def test_help_teaches() -> None:
-    """Every option stands there with what its docstring says of it."""
+    """The help shows every option with its docstring."""
     for module in (pretrain, ppo, play, collect, languages):
         name = module.__name__.removesuffix(".__main__").rpartition(".")[2]
         out = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""What a GPU computes is what a CPU computes, and what is trained on one goes on on the other. Skipped where there is none."""
+"""GPU and CPU compute the same, and a training can move from one to the other. Skipped without a GPU."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damaged files: refused in one line, or read with the same result. ``make fuzz`` tries many more damages."""
+"""Damaged files are refused in one line or read with the same result. ``make fuzz`` tries many more damages."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Good files, and those of another run."""
+    """Folders with the good files of two runs."""
     root = tmp_path_factory.mktemp("files")
     with redirect_stdout(StringIO()):
         write_all(root / "good", 0)

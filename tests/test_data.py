@@ -1,4 +1,4 @@
-"""Collecting, keeping and cutting up rollouts."""
+"""Collecting, saving and splitting rollouts."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dhmm_rl.tokens import DONE, PAD_ID, RESET, Tokenizer
 
 
 class Counter(gym.Env[NDArray[np.float32], np.int64]):
-    """Observation t is the step's number; ends by itself at 3, 4, 5 … in turn when asked to, else by its time limit."""
+    """The observation is the number of the step. Episodes end after 3, 4, 5, … steps if asked to, else at the time limit."""
 
     observation_space = spaces.Box(0, 100, (1,))
     action_space = spaces.Discrete(3, start=1)
@@ -213,7 +213,7 @@ def test_foreign_spaces_and_no_episodes_are_refused(cartpole: Tokenizer) -> None
 
 
 class Hands(gym.Env[Any, Any]):
-    """Two cards, of which the first repeats the last action; over after as many steps as the second says."""
+    """Two cards. The first repeats the last action; the second is the number of steps until the episode ends."""
 
     action_space = spaces.Discrete(3)
 

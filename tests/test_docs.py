@@ -1,4 +1,4 @@
-"""What the documentation shows is what runs."""
+"""The code and the commands in the documentation run."""
 
 import json
 import re

@@ -49,7 +49,7 @@ class Toy(gym.Env[Any, Any]):
     """
     Episodes of a few steps with any spaces.
 
-    :param masks: what ``action_masks`` returns; without it there are no masks
+    :param masks: masks that ``action_masks`` returns; ``None`` for an environment without masks
     """
 
     def __init__(
@@ -86,7 +86,7 @@ def streams(**kwargs: Any) -> VecEnv:
     return VecTokenStream(toys(**kwargs), history=1)
 
 
-# Numbers that are none
+# Weights that are NaN or infinite
 
 
 def spoil(model: torch.nn.Module, value: float) -> None:
@@ -272,7 +272,7 @@ def test_masks_from_infos_are_checked_like_any_others() -> None:
 
 
 class Look(BaseCallback):
-    """Notes what SB3's callbacks can read at every step and around a rollout."""
+    """Records what SB3's callbacks can read at every step and around a rollout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -419,7 +419,7 @@ def test_a_model_with_masks_is_copied_and_pickled(again: Callable[[Any], Any]) -
 
 
 class Forgetful(VecEnvWrapper):
-    """Gives no ``terminal_observation``."""
+    """A vector environment without ``terminal_observation``."""
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()

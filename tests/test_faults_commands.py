@@ -162,7 +162,7 @@ WRONG: list[Any] = [
 
 
 def may_hold(path: tuple[str, ...], value: Any) -> bool:
-    """Whether a key may hold one of the values of :data:`WRONG`."""
+    """Return whether a key may have one of the values of :data:`WRONG`."""
     parent, name = ("", *path)[-2:]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     finite = number and abs(value) < 1e301
@@ -203,7 +203,7 @@ def may_hold(path: tuple[str, ...], value: Any) -> bool:
 
 
 def paths_of(table: Table) -> list[tuple[str, ...]]:
-    """Where the keys of a table, and of the tables in it, are."""
+    """Yield the paths of all keys of a table, including those of tables inside it."""
     found = []
     for key, value in table.items():
         found += [(key,), *((key, *path) for path in (paths_of(value) if isinstance(value, dict) else []))]
@@ -211,7 +211,7 @@ def paths_of(table: Table) -> list[tuple[str, ...]]:
 
 
 def paths_of_schema(kind: Any) -> list[tuple[str, ...]]:
-    """Where the keys of a dataclass of the schema, and of those in it, are."""
+    """Yield the paths of all keys of a dataclass of the schema, including those of dataclasses inside it."""
     found: list[tuple[str, ...]] = []
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         found.append((name,))
@@ -223,13 +223,13 @@ def paths_of_schema(kind: Any) -> list[tuple[str, ...]]:
 
 
 def with_value(table: Table, path: tuple[str, ...], value: Any) -> Table:
-    """A copy of a table in which a key has another value."""
+    """Return a copy of a table with another value for one key."""
     first, *rest = path
     return table | {first: with_value(table.get(first, {}), tuple(rest), value) if rest else value}
 
 
 def recipes_with_keys() -> Iterator[tuple[Callable[[Any, str], Any], Table, tuple[str, ...]]]:
-    """Every key of every recipe that ships, and every key of the schema: how it is read, a right table, and its place."""
+    """Yield every key of the shipped recipes and of the schema: a function that reads it, a valid table, and its path."""
     for kind, read in (("envs", env_from_table), ("agents", agent_from_table)):
         for name in list_recipes(kind):
             table = {"name": name, **({"id": name} if kind == "envs" else {})}
@@ -365,14 +365,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_checksum(path: Path) -> Table:
-    """What a JSON file holds, apart from the checksum that anybody who changes it can leave out."""
+    """Return the content of a JSON file without its checksum, which anybody who changes the file can leave out."""
     content: Table = json.loads(path.read_text())
     assert content.pop("checksum")
     return content
 
 
 def hostile_folder(tmp_path: Path, run_folder: Path, part: str, changes: Table) -> None:
-    """A folder in which modules lie that create a marker when they are imported, and a run that names them."""
+    """A folder with modules that create a marker when they are imported, and with a run that names them."""
     for place in ("evil.py", "evil_package/__init__.py", "evil_package/inside.py", "evil_folder/inside.py", "minigrid.py"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text(MARKER)

@@ -1,4 +1,4 @@
-"""Evaluations that hang, cost too much or say too little; pretraining that costs too much or is not this run's."""
+"""Evaluations that hang, cost too much or report too little; pretraining that costs too much or belongs to another run."""
 
 import json
 import random
@@ -62,9 +62,9 @@ n_epochs = 1
 
 class Lasting(gym.Env[Any, Any]):
     """
-    Reward 1 for every step; an episode lasts as long as asked, or for ever where actions are the same all the time.
+    Reward 1 for every step, and episodes of given lengths.
 
-    :param lengths: of one episode after the other, 0 for one without an end
+    :param lengths: lengths of the episodes in turn; 0 for an episode that does not end
     """
 
     observation_space = spaces.Box(-1, 1, (1,))
@@ -88,7 +88,7 @@ class Lasting(gym.Env[Any, Any]):
 
 
 class Alternating(gym.Env[Any, Any]):
-    """Eight steps; reward 1 for an action other than the last. Who always does the likeliest gets nothing."""
+    """Eight steps with reward 1 for an action other than the last one. A greedy policy gets nothing."""
 
     observation_space = spaces.Box(-1, 1, (1,))
     action_space = spaces.Discrete(2)
@@ -105,7 +105,7 @@ class Alternating(gym.Env[Any, Any]):
 
 
 class Pictures(gym.Env[Any, Any]):
-    """Random pictures beside a vector."""
+    """Random images with a vector."""
 
     observation_space = spaces.Dict({"image": spaces.Box(0, 255, (8, 8, 3), np.uint8), "vector": spaces.Box(-1, 1, (2,))})
     action_space = spaces.MultiDiscrete([2, 3])
@@ -141,7 +141,7 @@ def agent_of(env: VecEnv, **settings: Any) -> PPO:
 
 
 def train(tmp_path: Path, **changes: Any) -> tuple[Path, dict[str, Any]]:
-    """``python -m dhmm_rl.ppo`` here; the run's folder and what it found."""
+    """Run ``python -m dhmm_rl.ppo`` in this process; return the folder and the result of the run."""
     arguments: dict[str, Any] = {"agent": "mlp", "steps": 256, "final_episodes": 4, "runs": tmp_path, "quiet": True}
     ppo.main(ppo.Args(**(arguments | changes)))
     folder = max(tmp_path.glob("*/*/*/result.json"), key=lambda path: path.stat().st_mtime_ns).parent
@@ -212,7 +212,7 @@ def test_an_environment_without_a_limit_is_trained_played_and_told_of(
 
 
 def evaluated(tmp_path: Path, share: float, seconds: float = 0.0, every: int = 32) -> tuple[EvaluationCallback, PPO]:
-    """An agent after 256 steps of training with evaluations in slow environments."""
+    """Train an agent for 256 steps with evaluations in slow environments."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
@@ -380,7 +380,7 @@ def test_returns_are_shown_with_the_digits_of_their_scale(values: tuple[float, .
 
 
 def noise(tmp_path: Path, settings: TrainingSettings) -> tuple[TrainResult, list[dict[str, str]]]:
-    """Training on a few episodes of noise, of which nothing can be learned but by heart."""
+    """Train on a few episodes of noise, which can only be memorized."""
     env = DummyVecEnv([Pictures])
     space = spaces.Box(-1, 1, (6,))
     rng = np.random.default_rng(0)
@@ -459,7 +459,7 @@ def recipes(tmp_path: Path) -> tuple[EnvRecipe, AgentRecipe]:
 def pretrained(
     tmp_path: Path, env: EnvRecipe, agent: AgentRecipe, command: str = "pretrain", seed: int = 0, **args: Any
 ) -> Path:
-    """A run that holds a language model, untrained."""
+    """Make a run with an untrained language model."""
     kept: dict[str, Any] = {"data": [], "top": None, "episodes": None, "changes": {}, "env": "CartPole-v1", "agent": "small"}
     run = Run.create(tmp_path, command, env, agent, seed, (kept if command == "pretrain" else {}) | args)
     tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, spaces.Discrete(2), env.tokens.get("bins", 10))

@@ -1,4 +1,4 @@
-"""Faults of models and their logs, by kind: each ends in one line that says what is wrong, or is gone."""
+"""Faults of models and their logs, by kind: each is fixed or ends in one line that says what is wrong."""
 
 import csv
 import json
@@ -68,7 +68,7 @@ def test_plain_names_are_logged_as_stable_baselines_does(tmp_path: Path) -> None
 
 
 def damaged(model: DHMMGPT2, part: str, value: float) -> DHMMGPT2:
-    """The model with one value of one parameter replaced in every row."""
+    """Return the model with one value in every row of one parameter replaced."""
     dict(model.named_parameters())[part].data.view(-1).fill_(value)
     return model.eval()
 
@@ -166,7 +166,7 @@ def test_scalars_of_numpy_are_plain_in_a_models_settings(tmp_path: Path) -> None
 
 
 def of(slotted: bool, cartpole: Tokenizer, **settings: Any) -> tuple[DHMMGPT2, Tensor]:
-    """A small model, of flat sequences or of CartPole's streams, and ids (3, 6) or (3, 6, C)."""
+    """Return a small model for flat sequences or CartPole's streams, and ids (3, 6) or (3, 6, C)."""
     settings = {"embed_size": 16, "heads": 2, **settings}
     if not slotted:
         return DHMMGPT2(10, **settings), torch.randint(10, (3, 6))
@@ -314,7 +314,7 @@ def test_empty_batches_give_empty_results(
 
 
 def certain(seed: int, cartpole: Tokenizer) -> tuple[DHMMGPT2, Tensor, Tensor]:
-    """A random model with transitions and emissions from soft to certain, and ids with labels."""
+    """Return a random model with transitions and emissions from soft to deterministic, and ids with labels."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     settings = {

@@ -1,4 +1,4 @@
-"""Work and memory that many slots and images take. Whatever can be counted is counted: clocks differ between machines."""
+"""Work and memory for many slots and images. Tests count calls where they can, because clocks differ between machines."""
 
 import json
 import subprocess
@@ -34,14 +34,14 @@ def pictures(count: int, side: int) -> np.ndarray[Any, Any]:
 
 
 def of_pictures(side: int) -> Tokenizer:
-    """A tokenizer of images, whose codes are drawn at random."""
+    """Return a tokenizer of images with random codes."""
     space = spaces.Box(0, 255, (side, side, 3), np.uint8)
     codes = pictures(64, side // 8).reshape(64, -1)
     return Tokenizer(space, spaces.Discrete(3), codebooks={"observation": codes})
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of every call of a method, as they come."""
+    """Record the arguments of every call of a method."""
     calls: list[tuple[Any, ...]] = []
     original: Callable[..., Any] = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""Faults of tokenizers and of what they read: the kinds that were found, and their siblings."""
+"""Faults of tokenizers and of the data that they read, by kind."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from dhmm_rl.tokens.plan import UNBOUNDED
 
 
 class Drawn(gym.Env[Any, Any]):
-    """Episodes of five steps whose observations are drawn from a space, or made by a function of the random numbers."""
+    """Episodes of five steps with observations that are sampled from a space or made by a function of random numbers."""
 
     def __init__(self, space: spaces.Space[Any], observe: Callable[[np.random.Generator], Any] | None = None) -> None:
         self.observation_space, self.action_space = space, spaces.Discrete(2)
@@ -52,7 +52,7 @@ class Drawn(gym.Env[Any, Any]):
 
 
 class Acting(Drawn):
-    """The same with other actions."""
+    """The same environment with other actions."""
 
     def __init__(self, actions: spaces.Space[Any]) -> None:
         super().__init__(spaces.Box(-1, 1, (1,), np.float32))
@@ -124,7 +124,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Any]] = {
 
 
 def told_apart(tokenizer: Tokenizer, values: Any) -> None:
-    """Every field uses more than two ids and is decoded to within half its spread."""
+    """Check that every field uses more than two ids and is decoded to within half its spread."""
     assert tokenizer.report is not None
     ids = tokenizer.encode_observation(values)
     back = tokenizer.decode_observation(ids).astype(np.float64)
@@ -160,7 +160,7 @@ def test_values_can_be_told_apart_wherever_they_lie(
 
 
 class Wide(gym.ObservationWrapper[Any, Any, Any]):
-    """CartPole in a Box that says nothing, as a file of one's own may have it."""
+    """CartPole with bounds that are far too wide, as a user's environment may have them."""
 
     def __init__(self, env: gym.Env[Any, Any], low: float = -1000, high: float = 1100) -> None:
         super().__init__(env)
@@ -414,7 +414,7 @@ def test_streams_whose_tokens_say_nothing_tell_it_and_fitted_ones_do_not(
 
 
 class Thermostat(gym.Env[Any, Any]):
-    """Temperature 20 ± 1 and pressure 1013 ± 5, whose mean tells a hidden regime; actions name the warm side and the regime."""
+    """Temperature 20 ± 1 and pressure 1013 ± 5. The pressure tells a hidden regime; actions name warmth and regime."""
 
     observation_space, action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Discrete(4)
 

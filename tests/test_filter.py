@@ -1,4 +1,4 @@
-"""The filter against brute force, and the bounds that dithering guarantees (DESIGN, section 4)."""
+"""The filter compared with brute force, and the bounds that dithering guarantees."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def test_filter_equals_enumeration_of_every_path(seed: int, steps: int, states: 
 
 
 def two_filters(seed: int, states: int, floor: float, steps: int) -> Tensor:
-    """Beliefs of two filters that are fed the same tokens from different starts, (2, steps + 1, K), in double precision."""
+    """Return beliefs (2, steps + 1, K) of two filters that read the same tokens from different starts, in double precision."""
     generator = torch.Generator().manual_seed(seed)
     transitions = hmm.dither(random_rows(1, 2, states, states, generator=generator, sharpness=8.0), floor).double()
     gates = random_rows(1, steps, 1, 2, generator=generator).double().expand(2, -1, -1, -1)

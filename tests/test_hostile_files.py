@@ -1,4 +1,4 @@
-"""Files that try to run code: none does so when a command reads it, unless the user says --trust."""
+"""Files that try to run code when a command reads them: none can, unless the user gives --trust."""
 
 import base64
 import contextlib
@@ -44,14 +44,14 @@ batch_size = 8
 
 
 class Bomb:
-    """Makes the marker, a folder, when it is unpickled."""
+    """An object that creates the marker, a folder, when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (MARKER,)
 
 
 def hostile_zip(path: Path) -> None:
-    """An SB3 zip with one more entry; of another environment, so that a command that trusts it ends soon."""
+    """Write an SB3 zip with one more entry. It is for another environment, so a command that trusts it ends soon."""
     buffer = io.BytesIO()
     PPO("MlpPolicy", "MountainCar-v0", n_steps=8, batch_size=8).save(buffer)
     with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(path, "w") as bad:
@@ -90,7 +90,7 @@ def hostile_npz(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run in it whose files are all as they should be, and rollouts."""
+    """A folder with a run and rollouts, all files intact."""
     folder = tmp_path_factory.mktemp("good")
     (folder / "agent.toml").write_text(AGENT_TOML)
     env, recipe = load_recipes("CartPole-v1", str(folder / "agent.toml"))
@@ -109,7 +109,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, in which the command runs."""
+    """A copy of the folder, in which the command runs."""
     shutil.copytree(good, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
@@ -162,7 +162,7 @@ def edited_run(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], Non
 
 
 def minari_dataset(with_spaces: bool) -> Callable[[Path], None]:
-    """One whose environment is whatever os.mkdir makes."""
+    """Write a dataset that names os.mkdir as its environment."""
 
     def write(_: Path) -> None:
         record_to = collect.Args("minari:small/good-v0", episodes=2, n_envs=2, quiet=True)
@@ -241,7 +241,7 @@ NEVER |= {
 
 
 def hostile_language(path: Path) -> None:
-    """A run of a language that the current folder has."""
+    """Write a run of a language that a module of the current folder defines."""
     run = {"command": "languages", "name": "hostile_module:Language", "language": {}, "model": {}, "settings": {}}
     path.write_text(json.dumps(run | {"beyond": [], "instances": 1, "seed": 0}), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Images and grids as tokens, and what fitting makes of data."""
+"""Images and grids as tokens, and fitting to data."""
 
 import pickle
 from pathlib import Path

@@ -36,7 +36,7 @@ from dhmm_rl.runs.run import Run, create_folder, pretraining_runs, writing
 
 
 def killing(*arguments: object) -> None:
-    """Run a case of ``tests/killing.py``."""
+    """Run one case of ``tests/killing.py``."""
     command = [sys.executable, "-m", "tests.killing", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 def make_run(root: Path, command: str) -> Path:
-    """The folder of a run that has only begun."""
+    """Return the folder of a run that has only begun."""
     if command == "languages":
         language, settings = LANGUAGES["parity"], TrainingSettings()
         return LanguageRun.create(root, "parity", language, {"window": 80}, settings, (80,), 5, 0).folder

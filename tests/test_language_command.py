@@ -1,4 +1,4 @@
-"""``python -m dhmm_rl.languages``: trains, resumes, judges and shows."""
+"""``python -m dhmm_rl.languages``: training, resuming, evaluating and showing traces."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Token languages: what is written can be read, executed and learned, and nothing is right by accident."""
+"""Token languages: traces can be parsed, executed and learned, and no wrong trace counts as right."""
 
 import math
 import time
@@ -336,7 +336,7 @@ def test_arrays_with_duplicates_are_sorted(language: Sorting, array: list[int]) 
 def test_end_is_legal_exactly_when_the_comparisons_leave_no_other_order(
     language: Sorting, array: list[int], choices: list[str]
 ) -> None:
-    """Against brute force: every array that would have compared alike must come out sorted."""
+    """Compare with brute force: every array with the same results of comparisons must end up sorted."""
     trace: list[str] = []
     outcomes: list[tuple[int, int, int]] = []  # items compared and the sign of their difference
     items, sweep, step = list(range(len(array))), 0, 0
@@ -406,7 +406,7 @@ def test_numbers_have_the_position_of_their_place() -> None:
 @pytest.mark.parametrize("language", [language for language in SORTING if not language.reach], ids=repr)
 @given(size=sizes, seed=seeds)
 def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int) -> None:
-    """A number is found at its place in the array; a pass ends, or begins, where its mark says."""
+    """A number is at its place in the array. A pass begins or ends at its mark."""
     instance = save_figure(language, size, seed)
     tokens = [*language.prompt(instance), *language.trace(instance)]
     places = language.positions(tokens)
@@ -431,7 +431,7 @@ def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int)
 
 @given(size=st.integers(1, 20), seed=seeds)
 def test_what_a_comparison_needs_stands_in_reach_at_the_same_places(size: int, seed: int) -> None:
-    """The larger number of the comparison before, the smaller one above and one further; a row ends below the one above."""
+    """Tokens that a comparison needs are at fixed distances: in the comparison before it and in the row above."""
     language = BubbleSort()
     instance = save_figure(language, size, seed)
     tokens = [*language.prompt(instance), *language.trace(instance)]
@@ -508,7 +508,7 @@ def test_an_impossible_symbol_is_named() -> None:
 
 @given(word=st.lists(st.integers(0, 2), min_size=1, max_size=12), alpha=st.floats(0.1, 5))
 def test_in_context_predictions_are_the_posteriors(word: list[int], alpha: float) -> None:
-    """Against the ratio of marginal likelihoods of all transitions (Dirichlet-multinomial)."""
+    """Compare with the ratio of marginal likelihoods of all transitions (Dirichlet-multinomial)."""
     process = InContextChains(concentration=alpha)
 
     def log_evidence(word: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""What the latent chain has become: read back from chains that were built by hand, and drawn."""
+"""The automaton that a latent chain has learned, read from chains that were built by hand, and drawn."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 def chain_of(language: Language[Any], transitions: Floats, shown: Floats, start: Floats) -> DHMMGPT2:
-    """A model that is a chain with these probabilities: transitions (M, K, K), shown (K, V), start (K,)."""
+    """Return a model of a chain with these probabilities: transitions (M, K, K), emissions (K, V), start (K,)."""
     matrices, states, _ = transitions.shape
     model = DHMMGPT2(len(language.tokens), layers=0, num_states=states, matrices=matrices, dither=1e-6)
     assert model.chain is not None
@@ -44,9 +44,9 @@ def chain_of(language: Language[Any], transitions: Floats, shown: Floats, start:
 
 def automaton_chain(language: Automaton, copies: int, spare: int, rng: np.random.Generator) -> DHMMGPT2:
     """
-    A chain that runs an automaton: an input chooses the matrix that moves, nothing the one that stays.
+    Return a chain that runs an automaton. An input chooses a matrix that moves; padding chooses the matrix that stays.
 
-    Each state has several latent states, which move to any of those that the table says, and some are not in use.
+    Each state of the automaton has several latent states. Some latent states are not in use.
     """
     states, inputs = len(language.states), len(language.inputs)
     stands_for = np.concatenate([np.repeat(np.arange(states), copies), rng.integers(states, size=spare)])
@@ -76,7 +76,7 @@ def instances(language: Language[Any], size: int = 40, count: int = 100) -> list
 
 
 def is_the_automaton(found: LatentAutomaton | None, language: Language[Any]) -> bool:
-    """Whether its states are named by what they predict, and tokens lead where the table says and nowhere else."""
+    """Return whether states are named by their predictions and tokens lead exactly where the table says."""
     if found is None or not isinstance(language, Automaton):
         return False
     named = [language.tokens[int(row.argmax())] for row in found.predicted]

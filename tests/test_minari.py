@@ -1,4 +1,4 @@
-"""Minari's datasets: what one side writes the other reads, and what is wrong with them is named."""
+"""Minari's datasets: both sides read what the other writes, and errors name what is wrong."""
 
 import sys
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Cards(gym.Env[Any, Any]):
-    """Two cards a step, cut off after four."""
+    """Two cards per step; episodes are truncated after four steps."""
 
     observation_space, action_space = CARDS, spaces.Discrete(2)
 
@@ -97,7 +97,7 @@ FREE, ONE_OF = spaces.Text(5, charset="abc "), Strings(["a", "b c"])
 
 
 def in_two_ways(mission: spaces.Space[Any], order: str = "za") -> spaces.Dict:
-    """A Dict that SB3 cannot hold: a Dict inside, and a text."""
+    """A Dict that SB3 cannot hold, because it contains another Dict and a text."""
     parts = {"z": spaces.Dict({"pair": CARDS}), "a": mission}
     return spaces.Dict([(key, parts[key]) for key in order])
 
@@ -114,7 +114,7 @@ def nested_rollouts(space: FieldSpace) -> Rollouts:
 
 @pytest.mark.parametrize("mission", [FREE, ONE_OF], ids=str)
 def test_what_sb3_holds_as_fields_is_written_in_full_and_read_as_the_environment_shows_it(mission: spaces.Space[Any]) -> None:
-    """As of MiniGrid, whose missions are some strings."""
+    """MiniGrid, for example, has missions, which are strings."""
     seen = FieldSpace(in_two_ways(mission))
     rollouts = nested_rollouts(seen)
     write_minari(rollouts, ID)
@@ -157,7 +157,7 @@ Parts = dict[str, Any]
 
 
 def parts_of(rollouts: Rollouts) -> list[Parts]:
-    """Episodes as anybody would record them for Minari."""
+    """Record episodes for Minari in the usual way."""
     episodes: list[Parts] = []
     for episode in rollouts:
         ends = np.arange(len(episode.rewards)) == len(episode.rewards) - 1

@@ -1,4 +1,4 @@
-"""The model against itself step by step, against GPT-2, and on data whose entropy is known."""
+"""The model compared with its own steps and with GPT-2, and trained on data of known entropy."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from dhmm_rl.tokens import PAD_ID, Slot, Tokenizer
 
 
 def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list[int]]) -> tuple[Tensor, Tensor]:
-    """Random steps with episodes that begin in mid-batch, and their labels."""
+    """Return random steps and their labels. Some episodes begin within a sequence."""
     ids = torch.stack([torch.randint(max(s.start, 2), s.stop, (batch, steps)) for s in tokenizer.slots], dim=-1)
     ids[:, 0, 0] = 0
     for row, times in starts.items():
@@ -53,7 +53,7 @@ def test_step_by_step_equals_one_pass_through_episode_ends(
 @pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
 @pytest.mark.parametrize("num_states", [0, 4])
 def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int) -> None:
-    """Flat sequences, which no id opens: alone, behind padding in one pass, and behind padding step by step."""
+    """Flat sequences without a start id: alone, after padding in one pass, and after padding step by step."""
     model = DHMMGPT2(20, layers=2, num_states=num_states, window=7, positions=positions, max_len=32).eval()
     ids = torch.randint(20, (3, 12))
     padded = torch.cat([torch.full((3, 9), -1), ids], dim=1)
@@ -69,7 +69,7 @@ def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int)
 
 
 def with_reach(**settings: Any) -> tuple[DHMMGPT2, Tensor, Tensor]:
-    """A model of position ids on two axes, with tokens and their ids."""
+    """Return a model with position ids on two axes, tokens and their position ids."""
     model = DHMMGPT2(20, heads=2, reach=(1, 3), num_states=0, max_len=40, **settings).eval()
     return model, torch.randint(20, (3, 25)), torch.randint(0, 6, (3, 25, 2))
 

@@ -1,4 +1,4 @@
-"""The environments that this project registers: what is known of them exactly."""
+"""The environments that this project registers, compared with exact results."""
 
 import gymnasium as gym
 import numpy as np

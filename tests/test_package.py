@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds dhmm_rl alone, and works where nothing else is."""
+"""The wheel: it holds dhmm_rl alone, and works in an environment with nothing but its requirements."""
 
 import subprocess
 import sys

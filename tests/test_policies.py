@@ -31,7 +31,7 @@ def small(**settings: Any) -> dict[str, Any]:
 
 
 class RepeatCue(gym.Env[np.int64, np.int64]):
-    """The cue is shown at the first of three steps; repeating it at the last is worth 1. Without memory one gets 1/2."""
+    """The first of three steps shows a cue; repeating it at the last step gives reward 1. Without memory the mean is 1/2."""
 
     observation_space = spaces.Discrete(3)
     action_space = spaces.Discrete(2)
@@ -94,7 +94,7 @@ def test_plain_observations_are_refused_with_what_to_do() -> None:
 
 
 def test_normalized_ids_are_refused_not_read_as_other_ids() -> None:
-    """What VecNormalize does unless it is told to leave observations alone."""
+    """By default, VecNormalize normalizes observations too."""
     env = VecNormalize(make_vec_env(lambda: TokenStream(gym.make("CartPole-v1"), history=4), 2, seed=0))
     with pytest.raises(InputError, match="norm_obs=False"):
         PPO("DHMMPolicy", env, n_steps=16, batch_size=32, policy_kwargs=small()).learn(32)

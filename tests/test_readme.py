@@ -1,4 +1,4 @@
-"""What the README shows is what runs, and a reader finds it quickly."""
+"""The README's commands and code run, and a reader finds them quickly."""
 
 import re
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Every recipe that ships loads and builds; bad ones are named."""
+"""Every shipped recipe loads and builds; errors name invalid recipes."""
 
 import itertools
 from pathlib import Path

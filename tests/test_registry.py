@@ -1,4 +1,4 @@
-"""Every environment that Gymnasium knows here, as a token stream."""
+"""Every registered Gymnasium environment as a token stream."""
 
 import importlib
 from contextlib import suppress
@@ -39,27 +39,27 @@ FEW = (
 
 
 class Recorder(VecEnvWrapper):
-    """Keeps the field values of all observations."""
+    """Records the field values of all observations."""
 
     def __init__(self, venv: DummyVecEnv) -> None:
         super().__init__(venv)
         self.seen: list[NDArray[Any]] = []
 
     def reset(self) -> VecEnvObs:
-        """As the environments', kept."""
+        """Record the observations of the environments."""
         observations = self.venv.reset()
         self.seen.append(flatten(self.observation_space, observations))
         return observations
 
     def step_wait(self) -> VecEnvStepReturn:
-        """As the environments', kept."""
+        """Record the observations of the environments."""
         result = self.venv.step_wait()
         self.seen.append(flatten(self.observation_space, result[0]))
         return result
 
 
 def make(env_id: str) -> gym.Env[Any, Any]:
-    """The environment, as SB3's vector environments can hold it."""
+    """Make an environment that SB3's vector environments can hold."""
     env = gym.make(env_id, disable_env_checker=True)
     try:
         return flatten_if_needed(env)
@@ -68,7 +68,7 @@ def make(env_id: str) -> gym.Env[Any, Any]:
 
 
 def stream_through(env_id: str, steps: int) -> None:
-    """Random steps of two environments: ids in range that say what the observations were."""
+    """Step two environments at random. Ids must be in range and decode to the observations."""
     try:
         venv = Recorder(DummyVecEnv([lambda: make(env_id)] * 2))
         venv.reset()

@@ -1,4 +1,4 @@
-"""The files of agents: what comes back is what was saved, of one step, and read without pickle."""
+"""Files of agents: loading restores what was saved, all of one step, without pickle."""
 
 from pathlib import Path
 from typing import Any

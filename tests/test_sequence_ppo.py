@@ -1,4 +1,4 @@
-"""SequencePPO: acting on a state and training on segments are the same computation, and what that makes possible."""
+"""SequencePPO: acting on a cached state and training on segments are the same computation."""
 
 import warnings
 from pathlib import Path
@@ -29,7 +29,7 @@ def streams(name: str = "CartPole-v1", n_envs: int = 4, max_episode_steps: int =
 
 
 def shaken(model: SequencePPO) -> SequencePPO:
-    """With weights at which everything matters."""
+    """Return the agent with random weights, so that every part of the model matters."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -74,7 +74,7 @@ def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str
 
 
 class Stop(BaseCallback):
-    """Breaks a rollout off after some steps."""
+    """Stops a rollout after some steps."""
 
     def _on_step(self) -> bool:
         return self.n_calls % 20 != 0
@@ -82,7 +82,7 @@ class Stop(BaseCallback):
 
 @pytest.mark.parametrize("build", BUILDS, ids=str)
 def test_a_rollout_that_was_broken_off_is_gone_on_with(build: dict[str, Any]) -> None:
-    """Also when the model meets its environments in mid-episode."""
+    """This also holds when the agent starts within an episode."""
     model = shaken(SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=64, seed=0, policy_kwargs=small(**build)))
     for broken_off in (True, False, True):
         if broken_off:
@@ -100,7 +100,7 @@ def test_a_rollout_that_was_broken_off_is_gone_on_with(build: dict[str, Any]) ->
 
 
 def test_rollouts_continue_the_stream_as_though_the_model_had_read_all_of_it() -> None:
-    """One endless stream, one set of weights: the burn-in must stand for everything before it."""
+    """In one endless stream under fixed weights, the burn-in must replace everything before it."""
     model = shaken(
         SequencePPO(
             "DHMMPolicy", streams("Pendulum-v1", 2, 10**6), n_steps=16, batch_size=32, policy_kwargs=small(window=5, layers=2)
@@ -119,7 +119,7 @@ def test_rollouts_continue_the_stream_as_though_the_model_had_read_all_of_it() -
 
 
 def test_truncated_episodes_bootstrap_from_their_final_observation_in_its_state() -> None:
-    """Pendulum never terminates and time limits are no property of it: cutting an episode must not change what it is worth."""
+    """Pendulum does not terminate, and time limits are not part of its state: truncation must not change the value."""
     rewards = []
     final = []
     for limit in (12, 10**6):
@@ -238,7 +238,7 @@ def test_a_rollout_takes_four_bytes_a_token_and_little_else() -> None:
 
 
 class Masked(RepeatCue):
-    """Three choices, of which one is illegal at any time: the cue's own, before the last step."""
+    """Three choices, one of which is illegal at any time: before the last step, that of the cue."""
 
     action_space = spaces.Discrete(3)
 

@@ -1,4 +1,4 @@
-"""Learning at full length, by the commands as the README gives them."""
+"""Learning at full length, with the commands of the README."""
 
 import json
 import re
@@ -29,8 +29,8 @@ def test_the_default_command_solves_cartpole_within_its_budget(seed: int, tmp_pa
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_belief_remembers_what_attention_no_longer_sees(seed: int, tmp_path: Path) -> None:
     """
-    A corridor of four windows; a GPT-2 of the same size and window cannot know better than to guess, and never turns where
-    going on is likelier than either side.
+    The corridor is four windows long. A GPT-2 of the same size and window can only guess, and its likeliest action at the
+    junction may be to walk on.
     """
     returns = {}
     for agent in ("dhmm-gpt2", "gpt2"):
@@ -41,7 +41,7 @@ def test_the_belief_remembers_what_attention_no_longer_sees(seed: int, tmp_path:
 
 
 def test_attention_repeats_what_was_shown_32_steps_ago(tmp_path: Path) -> None:
-    """popgym's RepeatPrevious Medium; a GRU is published at -0.32 after 15 million steps (Morad et al. 2023)."""
+    """popgym's RepeatPrevious Medium; the published return of a GRU is -0.32 after 15 million steps (Morad et al. 2023)."""
     run(tmp_path, "dhmm_rl.ppo", "--env", "RepeatPreviousMedium", "--agent", "gpt2", "--quiet")
     result = json.loads((tmp_path / "runs/RepeatPreviousMedium/gpt2/1/result.json").read_text())
     assert result["ppo_steps"] <= 200_000
@@ -67,7 +67,7 @@ def test_the_agent_of_tiger_is_within_two_percent_of_the_optimum_and_its_belief_
 
 
 def test_the_belief_holds_the_first_of_831_cards(tmp_path: Path) -> None:
-    """popgym's RepeatFirst Hard; the best that is published is 0.97 after 15 million steps."""
+    """popgym's RepeatFirst Hard; the best published return is 0.97 after 15 million steps."""
     run(tmp_path, "dhmm_rl.ppo", "--env", "RepeatFirstHard", "--quiet")
     result = json.loads((tmp_path / "runs/RepeatFirstHard/dhmm-gpt2/1/result.json").read_text())
     assert result["ppo_steps"] <= 400_000

@@ -73,7 +73,7 @@ def test_a_teacher_from_a_zip_acts_as_the_model_did(algorithm: Any, policy: str,
 
 
 class Masked(gym.Env[Any, Any]):
-    """One action is legal, another every step."""
+    """An environment with one legal action, which changes at every step."""
 
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(5)
 
@@ -164,7 +164,7 @@ def test_a_teacher_trained_on_flat_observations_gets_them_flat(tmp_path: Path) -
 
 
 class Pictures(gym.Env[Any, Any]):
-    """Noise to look at."""
+    """An environment with noise as images."""
 
     observation_space, action_space = spaces.Box(0, 255, (36, 36, 3), np.uint8), spaces.Discrete(2)
 
@@ -238,7 +238,7 @@ def test_sources_written_wrong_are_named(text: str, message: str) -> None:
 
 
 def rollouts_of(returns: list[float], imitate: bool) -> Rollouts:
-    """Episodes of these returns, each of 3 steps, every observation the episode's number."""
+    """Return rollouts with these returns. Episodes have 3 steps; the observation is the number of the episode."""
     episodes = [
         Episode(np.full((4, 1), number, dtype=np.float32), np.zeros(3, dtype=np.int64), np.array([0, 0, value]), True, imitate)
         for number, value in enumerate(returns)

@@ -1,4 +1,4 @@
-"""Every space of Gymnasium as tokens."""
+"""Every Gymnasium space as tokens."""
 
 import json
 from typing import Any
@@ -74,7 +74,7 @@ ragged = st.one_of(
 
 
 def batch(space: Space, values: list[Any]) -> Any:
-    """Several values as vector environments hand them over."""
+    """Stack values as vector environments do."""
     if isinstance(space, spaces.Dict):
         return {key: batch(part, [value[key] for value in values]) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -85,7 +85,7 @@ def batch(space: Space, values: list[Any]) -> Any:
 
 
 def sample(space: Space) -> Any:
-    """A value that is no larger than declared."""
+    """Sample a value of at most the declared size."""
     if isinstance(space, spaces.Graph):
         nodes = int(space.np_random.integers(1, 7))
         return space.sample(num_nodes=nodes, num_edges=None if nodes < 3 or space.edge_space is None else nodes)
@@ -186,7 +186,7 @@ def test_what_cannot_be_tokenized_is_refused_with_what_would_help(space: Space, 
 
 def test_an_unknown_space_is_refused_by_name() -> None:
     class Colors(spaces.Space[str]):
-        """A space that nobody has heard of."""
+        """A space of the user's own class."""
 
     with pytest.raises(InputError, match="observation is a Colors"):
         Tokenizer(Colors(), spaces.Discrete(2))

@@ -1,4 +1,4 @@
-"""Training a language model: it learns, stops, resumes, and knows its baseline."""
+"""Training a language model: learning, stopping, resuming, and the baseline."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments as SB3's: the same as DummyVecEnv, whatever their way of resetting."""
+"""Gymnasium's vector environments in SB3: the same results as DummyVecEnv for every autoreset mode."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -34,7 +34,7 @@ def sync(mode: str, num_envs: int = 4) -> GymnasiumVecEnv:
 
 
 def assert_same(ours: VecEnv, theirs: VecEnv, steps: int, seed: int = 3) -> tuple[int, int]:
-    """Both go the same way under the same seed and actions; returns how many episodes terminated and how many were cut off."""
+    """Compare two environments under the same seed and actions. Return the numbers of terminated and truncated episodes."""
     sampler = np.random.default_rng(seed)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
@@ -97,7 +97,7 @@ def test_cartpole_in_processes_of_its_own_is_the_same() -> None:
 
 def composite(observation_space: spaces.Space[Any]) -> type[gym.Env[Any, Any]]:
     class Composite(gym.Env[Any, Any]):
-        """Ends at random; its infos come and go."""
+        """An environment with random ends and infos that vary from step to step."""
 
         action_space = spaces.Discrete(2)
 
@@ -132,7 +132,7 @@ def test_any_observations_and_infos_are_the_same(space: spaces.Space[Any], mode:
 
 
 def test_one_vectorized_cartpole_goes_as_it_does_alone_without_the_steps_that_reset() -> None:
-    """With N > 1 the environments share a random stream, so which of them gets which start depends on who ends when."""
+    """With N > 1 the environments share random numbers, so initial states depend on the order in which episodes end."""
     alone: VectorEnv[Any, Any, Any] = gym.make_vec("CartPole-v1", 1, "vector_entry_point", **SHORT)
     ours = make_gymnasium_vec_env("CartPole-v1", 1, **SHORT)
     ours.seed(5)
@@ -183,7 +183,7 @@ def test_many_vectorized_cartpoles_obey_the_dynamics_of_one() -> None:
 
 
 class NextStep(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]):
-    """Somebody's own: counts to 3, and resets when it is stepped on."""
+    """A user's vector environment: counts to 3, and resets at the step after the end."""
 
     num_envs = 2
     single_observation_space, observation_space = spaces.Discrete(9), spaces.MultiDiscrete([9, 9])
