@@ -18,8 +18,9 @@ env = make_vec_env(lambda: gym.make("dhmm_rl/TMaze-v0"), n_envs=32, seed=0)
 env = VecTokenStream(env, history=1)  # the policy reads one step at a time; its state remembers the rest
 env = VecNormalize(env, norm_obs=False)
 
-memory = {"window": 4, "control": "all"}  # "all": observations gate the transitions, not only actions
-settings = {"n_steps": 128, "batch_size": 512, "learning_rate": 1e-3, "target_kl": 0.03, "uniform_kl": 0.002}
+memory = {"window": 4, "ff_hidden": 128, "control": "all"}  # "all": observations gate the transitions, not only actions
+settings = {"n_steps": 64, "batch_size": 512, "ent_coef": 0.01, "target_kl": 0.03, "uniform_kl": 0.002}
+settings["learning_rate"] = lambda remaining: 1e-3 * remaining  # falls linearly
 model = SequencePPO("DHMMPolicy", env, policy_kwargs={"features_extractor_kwargs": memory}, seed=0, **settings)
 model.learn(STEPS)
 
