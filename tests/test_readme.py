@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import figure
 from tests.documentation import ROOT, blocks, commands, parse, with_small_budgets
 
 README = ROOT / "README.md"
@@ -69,3 +70,12 @@ def test_a_reader_finds_what_it_is_how_to_install_it_and_python_within_50_lines(
 def test_links_lead_to_files_that_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_figure_is_drawn_from_committed_runs_of_ten_seeds(tmp_path: Path) -> None:
+    args = figure.Args(ROOT / figure.Args.runs, tmp_path / "figure.png")
+    assert {run["seed"] for run in figure.read_runs(args.runs)} == {str(seed) for seed in range(10)}
+    agents = [run["agent"] for run in figure.read_runs(args.runs)]
+    assert {agent: agents.count(agent) for agent in agents} == dict.fromkeys(figure.LABELS, 10)
+    figure.main(args)
+    assert args.out.stat().st_size > 10_000
