@@ -13,9 +13,9 @@ from dhmm_rl.tokens.action_masks import choices_per_field
 
 class WithActionMasks:
     """
-    A model that asks an environment for its action masks at every prediction; everything else is the model's own.
+    A model that asks an environment for its action masks at every prediction. All other attributes are the model's own.
 
-    SB3's ``evaluate_policy`` hands on the state but no masks, sb3-contrib's masks but no state. With this, SB3's does both:
+    SB3's ``evaluate_policy`` passes the state but no masks, and sb3-contrib's passes masks but no state. This wrapper does both:
     ``evaluate_policy(WithActionMasks(model, env), env)``. An environment without masks changes nothing.
 
     :param model: a :class:`SequencePPO`
@@ -34,9 +34,9 @@ class WithActionMasks:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[NDArray[Any], Any]:
         """
-        Legal actions and the state for the next call; see :meth:`SequencePolicy.predict`.
+        Choose legal actions; also returns the state for the next call. See :meth:`SequencePolicy.predict`.
 
-        :raises InputError: for masks that cannot be read, or forbid everything
+        :raises InputError: for masks that cannot be read or that forbid every action
         """
         masks = {}
         if self.masked:

@@ -1,5 +1,5 @@
 """
-The part of an on-policy algorithm that acts on the model's cached state; the loss is a subclass's.
+Base of on-policy algorithms that act on the model's cached state. Subclasses add the loss.
 
 Shapes: N environments, T steps of a rollout, P steps of burn-in before it, C slots.
 """
@@ -119,7 +119,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         try:
             return super().load(path, env, *args, **kwargs)
         except ValueError as error:
-            # SB3 says only that spaces differ; say in what the tokenizers do.
+            # SB3's message says only that spaces differ; raise an error that says how the tokenizers differ
             if env is not None and "spaces do not match" in str(error):
                 saved, _, _ = load_from_zip_file(path, device="cpu", custom_objects=kwargs.get("custom_objects"))
                 space = (saved or {}).get("observation_space")
@@ -191,7 +191,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             tokens = as_ids(obs_tensor[:, -1])
             step = policy.act(tokens, state, action_masks)
             state, log_probs, values = step.state, step.log_prob, step.values[:, None]
-            # SB3's names: its callbacks know the actions as drawn and as the environment gets them
+            # SB3's names: callbacks read the actions as drawn and as the environment gets them
             actions, clipped_actions = step.unclipped, step.actions
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -222,12 +222,12 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         return True
 
     def _action_masks(self, env: VecEnv) -> NDArray[np.bool_] | None:
-        """The legal choices (N, all choices); ``None`` without masks."""
+        """Return the masks of legal choices (N, all choices), ``None`` for environments without masks."""
         return action_masks_of(env, self._choices) if self.masked else None
 
     @torch.no_grad()
     def _begin_rollout(self, buffer: SequenceRolloutBuffer) -> ModelState:
-        """Empty the buffer but for the burn-in, and return the state after the burn-in under the current parameters."""
+        """Empty the buffer except for the burn-in, and return the state after it under the current parameters."""
         if buffer.pos > 0:
             # The next burn-in begins as many steps later as the last rollout was long
             self._advance_burn_in(buffer.all_tokens()[:, : buffer.pos])
@@ -243,7 +243,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._belief = model.believe(tokens, self._belief)[:, -1]
 
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
-        """γ times the value of the final observation, in its state, of truncated episodes; 0 of others, (N,)."""
+        """Return γ times the value of the final observation where an episode was truncated, else 0, (N,)."""
         bootstrap = np.zeros(len(dones), dtype=np.float32)
         truncated = [
             i
@@ -253,7 +253,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         if truncated:
             final = np.stack([infos[i]["terminal_observation"][-1] for i in truncated])
             with torch.no_grad():
-                # Indexing copies these streams' states; the next episodes' go on from `state` itself
+                # Indexing copies the states of these streams, so `state` itself is not advanced
                 their_state = state[torch.tensor(truncated, device=self.device)]
                 features, _ = self.policy.read_step(torch.from_numpy(final).to(self.device), their_state)
                 bootstrap[truncated] = self.gamma * self.policy.values(features).cpu().numpy()

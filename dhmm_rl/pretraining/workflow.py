@@ -64,7 +64,7 @@ class PretrainingData(NamedTuple):
 
 class Datasets(NamedTuple):
     """
-    SequenceDataset of the token streams.
+    Windows of the token streams.
 
     :param train: windows of the training episodes, dithered if the settings ask for it
     :param train_exact: windows of the training episodes, without dither
