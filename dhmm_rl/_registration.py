@@ -13,7 +13,7 @@ from gymnasium.envs.registration import WrapperSpec
 VELOCITIES = {"CartPole-v1": (1, 3), "Pendulum-v1": (2,), "LunarLander-v3": (2, 3, 5)}
 """Indices of the velocities in the observations of these environments."""
 
-# Of openai/gym 0.18, gym/envs/__init__.py: thresholds, and 200 steps as the time limit
+# The thresholds, and the time limit of 200 steps, are those of openai/gym 0.18, gym/envs/__init__.py
 TAPES = {
     "Copy-v0": ("Copy", {}, 25.0),
     "DuplicatedInput-v0": ("DuplicatedInput", {}, 9.0),
@@ -52,8 +52,8 @@ def register_environments() -> None:
 
 
 if "forkserver" in multiprocessing.get_all_start_methods():
-    # Every process of a SubprocVecEnv starts as a copy of the server, which imports these modules once: the process knows the
-    # environments below, also if __main__ is a notebook, and need not import SB3 itself.
+    # Every process of a SubprocVecEnv starts as a copy of the server, which imports these modules once. So the process knows
+    # the environments below, even if __main__ is a notebook, and does not import SB3 itself.
     multiprocessing.set_forkserver_preload(["__main__", "dhmm_rl", "dhmm_rl.envs"])
 
 register_environments()

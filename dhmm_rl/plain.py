@@ -1,4 +1,4 @@
-"""NumPy's scalars and arrays as Python's own values, which JSON and ``torch.load`` can hold."""
+"""Converts NumPy scalars and arrays to plain Python values, which JSON and ``torch.load`` can hold."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def plain(value: Any) -> Any:
-    """The same value with NumPy scalars as Python's numbers and texts, and arrays and tuples as lists, at any depth."""
+    """Replace NumPy scalars by Python numbers and strings, and arrays and tuples by lists, at any depth."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_scalars(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that NumPy scalars among its arguments reach it as Python's numbers."""
+    """Decorate a function so that NumPy scalars among its arguments reach it as Python numbers."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -15,7 +15,7 @@ class WithActionMasks:
     """
     A model that asks an environment for its action masks at every prediction. All other attributes are the model's own.
 
-    SB3's ``evaluate_policy`` passes the state but no masks, and sb3-contrib's passes masks but no state. This wrapper does both:
+    SB3's ``evaluate_policy`` passes the state but no masks; sb3-contrib's passes masks but no state. This wrapper does both:
     ``evaluate_policy(WithActionMasks(model, env), env)``. An environment without masks changes nothing.
 
     :param model: a :class:`SequencePPO`

@@ -1,4 +1,4 @@
-"""Agents as recipes ask for them, new or started from a pretrained model."""
+"""Makes the agents that recipes describe, new or started from a pretrained model."""
 
 from typing import Any
 
@@ -20,12 +20,16 @@ def make_agent(
     agent: AgentRecipe, env: VecEnv, seed: int, device: str, pretrained: Checkpoint | None, keep_prior: bool = False
 ) -> OnPolicyAlgorithm:
     """
-    A new agent.
+    Make a new agent.
 
-    :param env: the environments as the agent sees them
-    :param pretrained: the language model to start from
-    :param keep_prior: make room for a pretrained policy, see :class:`SequencePolicy`, although there is no ``pretrained``
-    :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another build
+    :param agent: recipe of the agent
+    :param env: environments as the agent sees them
+    :param seed: seed of the agent
+    :param device: device to train on
+    :param pretrained: language model to start from
+    :param keep_prior: create a prior, see :class:`SequencePolicy`, although there is no pretrained model; its weights are
+        loaded later
+    :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another shape
     """
     settings: dict[str, Any] = {name: _schedule(name, value) for name, value in agent.ppo.items()}
     policy_kwargs = dict(settings.pop("policy_kwargs", {}))
@@ -48,7 +52,7 @@ def make_agent(
         )
     except InputError:
         raise
-    except (AssertionError, TypeError, ValueError) as error:  # SB3 asserts, too
+    except (AssertionError, TypeError, ValueError) as error:  # SB3 checks some settings by assertions
         raise InputError(f"the settings of agent {agent.name} do not fit: {str(error).splitlines()[0]}") from error
     if pretrained is not None and not algorithm.uses_cached_state:
         assert isinstance(made.policy, DHMMPolicy)
@@ -57,19 +61,19 @@ def make_agent(
 
 
 def with_masks(agent: Any, env: VecEnv) -> Any:
-    """The agent, asking the environments for their action masks if they have any and it can use them."""
+    """Wrap an agent so that it asks the environments for action masks, if they have masks and the agent can use them."""
     algorithm = find_algorithm(agent)
     takes_masks = isinstance(agent, LanguageModelActor) if algorithm is None else ALGORITHMS[algorithm].takes_masks
     return WithActionMasks(agent, env) if takes_masks and is_masking_supported(env) else agent
 
 
 def rollout_size(agent: BaseAlgorithm) -> int:
-    """Environment steps between two updates."""
+    """Return the number of environment steps between two updates."""
     return int(getattr(agent, "n_steps", 1)) * agent.n_envs
 
 
 def _schedule(name: str, value: Any) -> Any:
-    """``lin_0.001`` falls linearly from 0.001 to 0, as in RL-Zoo's settings."""
+    """Return the schedule of a text such as ``lin_0.001``, as in RL-Zoo's settings; return any other value as it is."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,9 +1,8 @@
 """
-What recipes hold: every key with its type, its range, its default and its meaning.
+The keys of recipes, each with its type, range, default and meaning.
 
-Each dataclass is one table of a recipe; that of ``[model]`` is :class:`dhmm_rl.model.config.ModelSettings`.
-Where a table holds keywords of a constructor (of the model, of an algorithm, of a
-policy), the defaults are the constructor's.
+Each dataclass is one table of a recipe; the table ``[model]`` is :class:`dhmm_rl.model.config.ModelSettings`. Where a table
+holds keywords of a constructor (of the model, an algorithm or a policy), the defaults are those of the constructor.
 """
 
 from dataclasses import dataclass, field
@@ -37,9 +36,9 @@ class FieldSettings:
     high: float | None = None
     """Upper edge of the last bin."""
     scale: Positive | None = None
-    """Typical size of a field without bounds: bins are uniform up to about it and grow beyond."""
+    """Typical size of the values of a field without bounds: bins are uniform up to about this size and grow beyond."""
     values: Annotated[list[float], NotEmpty()] | None = None
-    """The only values to tell apart; any other is taken for the nearest."""
+    """Values of the field, one id each; any other value gets the id of the nearest."""
     patch: Annotated[int, Range(0, 4096)] | None = None
     """Side of an image's patches, or 0 for one category per cell."""
     codes: Annotated[int, Range(2, 2**16)] | None = None
@@ -61,26 +60,26 @@ class TrainingSettings:
     """How a language model is trained."""
 
     steps: Annotated[int, Range(1, 10**9)] = 2000
-    """The most gradient steps."""
+    """Maximum number of gradient steps."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
-    """Windows in a gradient step."""
+    """Number of windows in a gradient step."""
     length: Annotated[int, Range(1, 2**20)] = 32
-    """Steps in a window."""
+    """Number of environment steps in a window."""
     learning_rate: Annotated[float, Range(0, 10, above=True)] = 3e-3
-    """Its peak, after the warm-up; it then falls to a tenth along a cosine."""
+    """Peak learning rate, after the warm-up; it then decays to a tenth along a cosine."""
     warmup: Annotated[int, Range(0, 10**9)] = 100
-    """Gradient steps over which the learning rate rises."""
+    """Number of gradient steps in which the learning rate rises to its peak."""
     weight_decay: NotNegative = 0.1
-    """AdamW's, on matrices of the transformer."""
+    """Weight decay of AdamW, on the matrices of the transformer."""
     max_grad_norm: Positive = 1.0
-    """Gradients longer than this are shortened."""
+    """Gradient-norm clipping threshold."""
     eval_every: Count | None = None
-    """Gradient steps from one evaluation on the held-out episodes to the next; a checkpoint is written each time. Default: a
-    twentieth of the steps, or as many as there are batches of held-out episodes if that is more."""
+    """Number of gradient steps between evaluations on the held-out episodes; each writes a checkpoint. Default: a twentieth of
+    the steps, or the number of held-out batches if that is larger."""
     patience: Count = 5
     """Early-stopping patience, in evaluations."""
     held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
-    """Share of the episodes that are held out."""
+    """Fraction of the episodes that are held out."""
     dither: bool = True
     """Dither the bins of real fields while training, in episodes whose actions are not imitated."""
 
@@ -112,7 +111,7 @@ class OptimizerSettings:
     betas: Annotated[list[Probability], NotEmpty(2)] | None = None
     """Decay rates of the means of gradients and of their squares."""
     eps: Positive = 1e-5
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     weight_decay: NotNegative = 0.0
     """Weight of the L2 penalty."""
     amsgrad: bool = False
@@ -162,11 +161,11 @@ class PolicySettings:
     ortho_init: bool = True
     """Whether weights are initialized orthogonally."""
     log_std_init: Annotated[float, Range(-100, 100)] = 0.0
-    """Logarithm of the deviation that Gaussian actions start with."""
+    """Initial logarithm of the standard deviation of Gaussian actions."""
     full_std: bool = True
-    """With gSDE: one deviation per feature and action instead of per feature."""
+    """With gSDE: one standard deviation per feature and action instead of one per feature."""
     use_expln: bool = False
-    """With gSDE: ``expln`` instead of the exponential for positive deviations."""
+    """With gSDE: compute standard deviations by ``expln`` instead of the exponential."""
     squash_output: bool = False
     """With gSDE: squash actions by tanh."""
     features_extractor_kwargs: ExtractorSettings | None = None
@@ -226,7 +225,7 @@ class AlgorithmSettings:
     policy_kwargs: PolicySettings | None = None
     """Keywords of the policy."""
     verbose: Annotated[int, Range(0, 2)] = 0
-    """How much the algorithm itself prints."""
+    """Verbosity of the algorithm: 0 for none, 1 for information, 2 for debugging."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ class PPOSettings(AlgorithmSettings):
     use_sde: bool = False
     """Whether to explore by gSDE (Box actions only)."""
     sde_sample_freq: Annotated[int, Range(-1, 10**9)] = -1
-    """Steps after which gSDE draws new noise; -1 for once per rollout."""
+    """Number of steps after which gSDE draws new noise; -1 for once per rollout."""
 
 
 @dataclass(frozen=True)
