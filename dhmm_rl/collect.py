@@ -1,4 +1,4 @@
-"""``python -m dhmm_rl.collect``: rollouts to keep: collected, or read and written in another form."""
+"""``python -m dhmm_rl.collect``: collects rollouts, or converts existing ones, and writes them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,34 +10,36 @@ from dhmm_rl.errors import InputError, python_command
 from dhmm_rl.files import remove_leftovers
 from dhmm_rl.pretraining.sources import MINARI, RANDOM, CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.runs.evaluate import show_numbers
 
 
 @dataclass
 class Args:
     """
-    Collect rollouts of an environment, or read some, and write them as a folder or as a Minari dataset.
+    Collect rollouts of an environment, or read existing ones, and write them as a folder or as a Minari dataset.
 
-    python -m dhmm_rl.pretrain --data takes either.
+    Both can be given to python -m dhmm_rl.pretrain --data.
     """
 
     to: str
-    """Where to: a folder that does not exist yet; or 'minari:ID' for a Minari dataset, e.g. minari:cartpole/random-v0, which
-    will lie in MINARI_DATASETS_PATH, by default ~/.minari/datasets."""
+    """Destination: a folder that does not exist yet; or 'minari:ID' for a Minari dataset, e.g. minari:cartpole/random-v0, which
+    is stored under MINARI_DATASETS_PATH, by default ~/.minari/datasets."""
     env: str = "CartPole-v1"
     """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
     data: str = RANDOM
-    """Where rollouts come from: 'random'; 'oracle', the environment's own method of that name; 'teacher:PATH', the folder of a
-    run of ppo or, with --trust, the zip of an SB3 model; 'minari:ID'; or a folder of rollouts. Options follow: '@imitate=yes'
-    or '@imitate=no', whether the actions are worth imitating; after a folder '@skip_bad=yes'."""
+    """Source of the rollouts: 'random'; 'oracle', the environment's own method of that name; 'teacher:PATH', the folder of a
+    run of ppo or, with --trust, the zip of an SB3 model; 'minari:ID'; or a folder of rollouts. Options follow the source:
+    '@imitate=yes' or '@imitate=no' says whether the actions are worth imitating; '@skip_bad=yes' leaves damaged episodes of a
+    folder out."""
     episodes: int = 200
-    """Episodes to collect."""
+    """Number of episodes to collect."""
     n_envs: int = 8
-    """Environments side by side."""
+    """Number of environments that are stepped together."""
     seed: int = 0
-    """Seeds environments and random actions."""
+    """Seed of the environments and of random actions."""
     trust: bool = False
-    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust."""
+    """Also read SB3's zips as teachers, which can run code hidden in them. The folder of a run needs no trust."""
     quiet: bool = False
     """Show no progress bar."""
 
@@ -45,6 +47,7 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     check_seed(args.seed)
+    # The destination is checked first, because collecting can take long.
     if args.to.startswith(MINARI):
         check_new_minari(args.to.removeprefix(MINARI))
     else:
@@ -52,10 +55,9 @@ def main(args: Args) -> None:
         if Path(args.to).exists():
             raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
     env, _ = load_recipes(args.env, "dhmm-gpt2")
-    settings = CollectSettings(
-        n_envs=args.n_envs, episodes=args.episodes, seed=args.seed, progress=not args.quiet, trust=args.trust
-    )
-    rollouts = load_source(Source.parse(args.data), env, settings)
+    settings = CollectSettings(n_envs=args.n_envs, episodes=args.episodes, progress=not args.quiet, trust=args.trust)
+    rollouts = load_source(Source.parse(args.data), EnvFactory(env, args.seed), settings)
+    # A Minari dataset records how it was made.
     if args.to.startswith(MINARI):
         write_minari(rollouts, args.to.removeprefix(MINARI), f"{args.data} on {env.id}, seed {args.seed}")
     else:

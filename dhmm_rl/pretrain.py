@@ -11,6 +11,7 @@ from dhmm_rl.pretraining.settings import training_settings
 from dhmm_rl.pretraining.sources import Source, check_top_fraction
 from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.runs.run import Run, removed_if_failed
 
 
@@ -91,6 +92,7 @@ def main(args: Args) -> None:
     with removed_if_failed(run.folder, new=args.resume is None), run.writing():
         checkpoint = pretrain(
             run,
+            EnvFactory(run.env, run.seed),
             allowed_seconds=None if seconds is None else lambda tokenizer, needed: seconds,
             device=device,
             progress=not args.quiet,

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import re
 import signal
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl import collect, play, ppo, pretrain
 from dhmm_rl.data import Rollouts, read_minari
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.model import load_checkpoint
+from dhmm_rl.recipes import EnvRecipe, environments
 
 SHORT = """
 description = "small and quick"
@@ -365,3 +369,21 @@ def test_bad_input_ends_in_one_line_and_status_2(what: str, bad_things: Path) ->
     assert message in lines[0]
     after = contents(bad_things)
     assert {name: after[name] for name in before} == before
+
+
+def test_ppo_builds_environments_twice_to_train_and_to_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "short.toml").write_text(SHORT)
+    builds: list[int] = []
+
+    def count_builds(env: EnvRecipe, n_envs: int, *args: Any) -> VecEnv:
+        builds.append(n_envs)
+        return make_vec_env(env, n_envs, *args)
+
+    make_vec_env = environments._make_vec_env
+    monkeypatch.setattr(environments, "_make_vec_env", count_builds)
+    for pretrained, agent in (("new", str(tmp_path / "short.toml")), ("none", "mlp")):
+        builds.clear()
+        options: dict[str, Any] = {"steps": 256, "eval_share": math.inf, "eval_episodes": 3, "final_episodes": 4}
+        ppo.main(ppo.Args(agent=agent, pretrained=pretrained, runs=tmp_path, quiet=True, **options))
+        n_envs = 2 if agent != "mlp" else 8
+        assert builds == [n_envs, 3]

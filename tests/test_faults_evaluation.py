@@ -27,6 +27,7 @@ from dhmm_rl.pretraining.reuse import find_pretrained
 from dhmm_rl.pretraining.trainer import TrainResult, train_language_model
 from dhmm_rl.pretraining.workflow import pretrain as pretrain_run
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs import evaluation, time_limits
 from dhmm_rl.runs.callbacks import Clock
@@ -424,11 +425,11 @@ def test_pretraining_takes_the_steps_that_fit_in_the_time_the_same_after_a_resum
         return needed / 2.9
 
     run = Run.create(tmp_path, "pretrain", env, agent, 0, {})
-    pretrain_run(run, allowed_seconds=third)
+    pretrain_run(run, EnvFactory(env, 0), allowed_seconds=third)
     assert "12 gradient steps of pretraining would take" in capsys.readouterr().out
     assert read_log(run.folder, "pretrain")[-1]["pretrain/steps"] == "4"
     (run.folder / "training.pt").unlink()
-    pretrain_run(run, allowed_seconds=third)
+    pretrain_run(run, EnvFactory(env, 0), allowed_seconds=third)
     assert len(asked) == 1
 
 
@@ -437,10 +438,14 @@ def test_pretraining_may_take_a_share_of_the_time_of_ppo(tmp_path: Path, monkeyp
     env, agent = load_recipes("CartPole-v1", str(tmp_path / "small.toml"))
     run = Run.create(tmp_path, "ppo", env, agent, 0, {"steps": 6400})
     tokenizer = Tokenizer(gym.make("CartPole-v1").observation_space, spaces.Discrete(2))
-    assert ppo.allow_pretraining(run, tokenizer, 29.0, "cpu") == 29.0, "a short one is not worth asking"
+    assert ppo.allowed_pretraining_seconds(run, EnvFactory(env, 0, agent), tokenizer, 29.0, "cpu") == 29.0, (
+        "a short one is not worth asking"
+    )
     monkeypatch.setattr(ppo, "SHORT_PRETRAINING", 0.0)
     monkeypatch.setattr(PPO, "learn", lambda self, *args: time.sleep(0.1))
-    assert ppo.allow_pretraining(run, tokenizer, 1e9, "cpu") == pytest.approx(0.5 * 0.1 * 6400 / 64, rel=0.3)
+    assert ppo.allowed_pretraining_seconds(run, EnvFactory(env, 0, agent), tokenizer, 1e9, "cpu") == pytest.approx(
+        0.5 * 0.1 * 6400 / 64, rel=0.3
+    )
 
 
 def test_a_limit_of_seconds_is_checked(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.sources import CollectSettings, Source, load_source
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.tokens import FieldSpace, Tokenizer
 from dhmm_rl.tokens.fields import flatten, unflatten
 from dhmm_rl.tokens.simple_spaces import Strings
@@ -148,9 +149,12 @@ def test_a_dataset_of_minigrid_is_data_of_minigrid(vectorization: str) -> None:
     pytest.importorskip("minigrid")
     env, _ = load_recipes("minigrid:MiniGrid-Empty-5x5-v0", "dhmm-gpt2")
     env = replace(env, vectorization=vectorization)
-    rollouts = load_source(Source("random"), env, CollectSettings(n_envs=2, episodes=2))
+    rollouts = load_source(Source("random"), EnvFactory(env, 0), CollectSettings(n_envs=2, episodes=2))
     write_minari(rollouts, ID)
-    assert_equal(load_source(Source(f"minari:{ID}"), env, CollectSettings(n_envs=1, episodes=1)), rollouts.with_imitate(False))
+    assert_equal(
+        load_source(Source(f"minari:{ID}"), EnvFactory(env, 0), CollectSettings(n_envs=1, episodes=1)),
+        rollouts.with_imitate(False),
+    )
 
 
 Parts = dict[str, Any]

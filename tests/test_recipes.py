@@ -15,7 +15,7 @@ from dhmm_rl.ppo import try_agent
 from dhmm_rl.pretraining.settings import training_settings
 from dhmm_rl.recipes import list_recipes, load_recipes
 from dhmm_rl.recipes.agents import make_agent
-from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
+from dhmm_rl.recipes.environments import EnvFactory, make_envs, make_tokenizer, wrap
 
 
 @pytest.mark.parametrize(("env", "agent"), [*itertools.product(list_recipes("envs"), list_recipes("agents"))])
@@ -128,7 +128,7 @@ def test_maskable_ppo_without_masks_is_refused(tmp_path: Path) -> None:
     path.write_text('description = "x"\npolicy = "MlpPolicy"\nalgorithm = "MaskablePPO"\n')
     env, agent = load_recipes("Tiger-v0", str(path))
     with pytest.raises(InputError, match="needs an environment with action masks"):
-        try_agent(env, agent, 0, None, "cpu")
+        try_agent(EnvFactory(env, 0, agent), None, "cpu")
 
 
 def test_the_module_before_a_colon_is_imported() -> None:

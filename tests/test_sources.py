@@ -30,6 +30,7 @@ from dhmm_rl.pretraining.sources import (
 from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.pretraining.workflow import sample_episodes, train_val_split
 from dhmm_rl.recipes import load_recipes
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 
@@ -334,13 +335,13 @@ def test_an_epoch_shows_each_source_as_often_as_its_weight_says(weights: list[fl
 @pytest.mark.parametrize("name", ["Copy", "DuplicatedInput", "Reverse", "RepeatCopy", "ReversedAddition", "Sort"])
 def test_an_oracle_solves_every_episode_and_is_imitated(name: str) -> None:
     env, _ = load_recipes(name, "dhmm-gpt2")
-    rollouts = load_source(Source("oracle"), env, CollectSettings(n_envs=2, episodes=8))
+    rollouts = load_source(Source("oracle"), EnvFactory(env, 0), CollectSettings(n_envs=2, episodes=8))
     assert rollouts.imitate.all()
     assert all(episode.rewards[-1] > 0 for episode in rollouts)
     assert rollouts.returns.min() > 0
     cartpole, _ = load_recipes("CartPole-v1", "dhmm-gpt2")
     with pytest.raises(InputError, match="CartPole-v1 has no oracle"):
-        load_source(Source("oracle"), cartpole, CollectSettings(n_envs=1, episodes=1))
+        load_source(Source("oracle"), EnvFactory(cartpole, 0), CollectSettings(n_envs=1, episodes=1))
 
 
 def test_sources_are_loaded_with_their_flags_and_saved(tmp_path: Path) -> None:
@@ -348,18 +349,20 @@ def test_sources_are_loaded_with_their_flags_and_saved(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "teacher.zip")
     texts = [f"teacher:{tmp_path}/teacher.zip@episodes=4@weight=3", "random@episodes=6", "random@imitate=yes@episodes=5"]
     sources = [Source.parse(text) for text in texts]
-    settings = CollectSettings(n_envs=2, episodes=9, seed=3, trust=True)
-    parts = load_sources(sources, env, tmp_path, settings)
+    settings = CollectSettings(n_envs=2, episodes=9, trust=True)
+    parts = load_sources(sources, EnvFactory(env, 3), tmp_path, settings)
     assert [(len(rollouts), rollouts.imitate.mean(), weight) for rollouts, weight in parts] == [(4, 1, 3), (6, 0, 1), (5, 1, 1)]
     (tmp_path / "teacher.zip").unlink()
-    for again, first in zip(load_sources(sources, env, tmp_path, replace(settings, trust=False)), parts, strict=True):
+    for again, first in zip(
+        load_sources(sources, EnvFactory(env, 3), tmp_path, replace(settings, trust=False)), parts, strict=True
+    ):
         assert_same(again.rollouts, first.rollouts)
         assert (again.rollouts.imitate == first.rollouts.imitate).all()
     assert len(sample_episodes(parts)) == 15
     assert len(sample_episodes(parts, max_rows=1)) == 3
     acrobot, _ = load_recipes("Acrobot-v1", "dhmm-gpt2")
     with pytest.raises(InputError, match=r"is not data of Acrobot-v1: .* the environment has it as categorical in \[0, 2\]"):
-        load_sources([Source(str(tmp_path / "rollouts-1"))], acrobot, tmp_path, settings)
+        load_sources([Source(str(tmp_path / "rollouts-1"))], EnvFactory(acrobot, 3), tmp_path, settings)
 
 
 def test_rewards_that_are_not_known_are_told(tmp_path: Path) -> None:
@@ -369,5 +372,5 @@ def test_rewards_that_are_not_known_are_told(tmp_path: Path) -> None:
     rollouts.save(tmp_path / "kept")
     notices: list[str] = []
     settings = CollectSettings(n_envs=1, episodes=1)
-    assert len(load_source(Source(str(tmp_path / "kept")), env, settings, notices.append)) == 3
+    assert len(load_source(Source(str(tmp_path / "kept")), EnvFactory(env, 0), settings, notices.append)) == 3
     assert notices == [f"note: 1 of 3 episodes of {tmp_path / 'kept'} have no return: a reward is not finite"]

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,7 @@ from dhmm_rl.data.collect import Policy
 from dhmm_rl.data.episodes import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.pretraining.teachers import load_teacher
-from dhmm_rl.recipes import EnvRecipe
-from dhmm_rl.recipes.environments import make_envs
+from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.tokens import Tokenizer
 
 RANDOM = "random"
@@ -83,7 +83,6 @@ class CollectSettings:
     :param episodes: number of episodes from each source that does not set its own
     :param max_steps: largest number of environment steps of random rollouts; ignored for a source that sets its own number of
         episodes; no limit when ``None``
-    :param seed: seed of the environments and of the random actions
     :param progress: show a progress bar
     :param trust: also read zips of teachers, which can run code
     """
@@ -91,7 +90,6 @@ class CollectSettings:
     n_envs: int
     episodes: int
     max_steps: int | None = None
-    seed: int = 0
     progress: bool = False
     trust: bool = False
 
@@ -108,50 +106,51 @@ class WeightedRollouts(NamedTuple):
     weight: float
 
 
-def load_source(source: Source, env: EnvRecipe, settings: CollectSettings, notice: Notice = print) -> Rollouts:
+def load_source(source: Source, factory: EnvFactory, settings: CollectSettings, notice: Notice = print) -> Rollouts:
     """
     Collect or load the rollouts of one source.
 
     :param source: source of the rollouts
-    :param env: recipe of the environment
+    :param factory: factory of the environments
     :param settings: settings for collecting rollouts
     :param notice: called with lines about episodes that are left out and about how a teacher observes
     :raises InputError: when the source cannot be used, or belongs to another environment
     """
-    venv = make_envs(env, settings.n_envs if source.collects else 1, settings.seed)
-    try:
-        if source.collects:
-            return _collect_source(source, env, venv, settings, notice)
-        return _load_saved(source, env, venv, notice)
-    finally:
-        venv.close()
+    if not source.collects:
+        return _load_saved(source, factory, notice)
+    if source.place == RANDOM:
+        with factory.borrow(settings.n_envs) as venv:
+            return _collect_source(source, factory, venv, settings, notice)
+    # A teacher's success can change an environment that becomes harder by itself, so the training environments are left alone.
+    with closing(factory.make(settings.n_envs)) as venv:
+        return _collect_source(source, factory, venv, settings, notice)
 
 
-def _load_saved(source: Source, env: EnvRecipe, venv: VecEnv, notice: Notice) -> Rollouts:
+def _load_saved(source: Source, factory: EnvFactory, notice: Notice) -> Rollouts:
     """Load a Minari dataset or a folder, and check that its spaces are those of the environment."""
     if source.place.startswith(MINARI):
         rollouts = read_minari(source.place.removeprefix(MINARI), imitate=source.imitate_actions, notice=notice)
     else:
         rollouts = Rollouts.load(source.place, skip_bad=source.skip_bad, notice=notice)
     try:
-        rollouts = rollouts.with_observation_space(venv.observation_space)
+        rollouts = rollouts.with_observation_space(factory.observation_space)
         tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space)
-        tokenizer.check_spaces(venv.observation_space, venv.action_space)
+        tokenizer.check_spaces(factory.observation_space, factory.action_space)
     except InputError as error:
-        raise InputError(f"{source.place} is not data of {env.id}: {error}") from error
+        raise InputError(f"{source.place} is not data of {factory.recipe.id}: {error}") from error
     unknown = int((~np.isfinite(rollouts.returns)).sum())
     if unknown:
         notice(f"note: {unknown} of {len(rollouts)} episodes of {source.place} have no return: a reward is not finite")
     return rollouts if source.imitate_actions is None else rollouts.with_imitate(source.imitate_actions)
 
 
-def _collect_source(source: Source, env: EnvRecipe, venv: VecEnv, settings: CollectSettings, notice: Notice) -> Rollouts:
+def _collect_source(source: Source, factory: EnvFactory, venv: VecEnv, settings: CollectSettings, notice: Notice) -> Rollouts:
     """Let a random policy, the environment's oracle or a teacher act."""
     policy: Policy | None = None
     if source.place == ORACLE:
-        policy = _oracle(venv, env.id)
+        policy = _oracle(venv, factory.recipe.id)
     elif source.place.startswith(TEACHER):
-        policy = load_teacher(source.place.removeprefix(TEACHER), venv, env.id, notice, trust=settings.trust)
+        policy = load_teacher(source.place.removeprefix(TEACHER), venv, factory.recipe.id, notice, trust=settings.trust)
     is_random = policy is None
     return collect(
         venv,
@@ -159,8 +158,8 @@ def _collect_source(source: Source, env: EnvRecipe, venv: VecEnv, settings: Coll
         episodes=settings.episodes if source.episodes is None else source.episodes,
         imitate=not is_random if source.imitate_actions is None else source.imitate_actions,
         max_steps=settings.max_steps if is_random and source.episodes is None else None,
-        env_id=env.id,
-        seed=settings.seed,
+        env_id=factory.recipe.id,
+        seed=factory.seed,
         deterministic=True,
         progress=settings.progress,
     )
@@ -179,7 +178,7 @@ def _oracle(venv: VecEnv, env_id: str) -> Policy:
 
 def load_sources(
     sources: Sequence[Source],
-    env: EnvRecipe,
+    factory: EnvFactory,
     folder: Path,
     settings: CollectSettings,
     top_fraction: float | None = None,
@@ -190,7 +189,7 @@ def load_sources(
     Collected rollouts are saved in ``folder``. The next call loads them from there.
 
     :param sources: sources of the rollouts
-    :param env: recipe of the environment
+    :param factory: factory of the environments
     :param folder: folder of the run
     :param settings: settings for collecting rollouts
     :param top_fraction: see :func:`imitate_top_fraction`; every episode keeps its own setting when ``None``
@@ -200,7 +199,7 @@ def load_sources(
     for number, source in enumerate(sources, start=1):
         saved = folder / ("rollouts" if len(sources) == 1 else f"rollouts-{number}")
         is_saved = source.collects and saved.exists()
-        rollouts = load_source(replace(source, place=str(saved)) if is_saved else source, env, settings)
+        rollouts = load_source(replace(source, place=str(saved)) if is_saved else source, factory, settings)
         if source.collects and not is_saved:
             rollouts.save(saved)
         mixture.append(WeightedRollouts(rollouts, source.weight))

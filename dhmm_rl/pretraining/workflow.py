@@ -28,7 +28,7 @@ from dhmm_rl.pretraining.trainer import (
     steps_done,
     train_language_model,
 )
-from dhmm_rl.recipes.environments import make_envs, unfitted_tokenizer
+from dhmm_rl.recipes.environments import EnvFactory, unfitted_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
@@ -78,6 +78,7 @@ class Datasets(NamedTuple):
 
 def pretrain(
     run: Run,
+    factory: EnvFactory,
     *,
     allowed_seconds: AllowedSeconds | None = None,
     device: str = "cpu",
@@ -88,6 +89,7 @@ def pretrain(
     Pretrain a language model and save it in the folder of the run. Resumes where it was interrupted.
 
     :param run: run that gets the rollouts, the logs and the checkpoint; its recipes and arguments are the settings
+    :param factory: factory of the run's environments
     :param allowed_seconds: time limit, which reduces the number of gradient steps; no limit when ``None``
     :param device: device to train on
     :param progress: print reports and show progress bars
@@ -102,8 +104,8 @@ def pretrain(
     settings.training.check()
     check_positions(run.agent, run.env)
 
-    unfitted = make_unfitted_tokenizer(run)  # reports what cannot be tokenized before anything is collected
-    data = load_data(run, settings, progress, trust)
+    unfitted = unfitted_tokenizer(run.env, factory)  # reports what cannot be tokenized before anything is collected
+    data = load_data(run, factory, settings, progress, trust)
     tokenizer = fit_tokenizer(run, data, unfitted, progress)
     datasets = make_datasets(run, data, tokenizer, settings)
 
@@ -117,20 +119,7 @@ def pretrain(
     return run.language_model
 
 
-def make_unfitted_tokenizer(run: Run) -> Tokenizer:
-    """
-    Make the tokenizer of the environment's recipe, not yet fitted to data.
-
-    :raises InputError: for settings that fit no field, and for spaces that cannot be tokenized
-    """
-    env = make_envs(run.env, 1, run.seed)
-    try:
-        return unfitted_tokenizer(run.env, env)
-    finally:
-        env.close()
-
-
-def load_data(run: Run, settings: PretrainingSettings, progress: bool, trust: bool) -> PretrainingData:
+def load_data(run: Run, factory: EnvFactory, settings: PretrainingSettings, progress: bool, trust: bool) -> PretrainingData:
     """
     Step 1: collect or load the rollouts, and split each source's episodes into training and held-out ones.
 
@@ -140,12 +129,11 @@ def load_data(run: Run, settings: PretrainingSettings, progress: bool, trust: bo
         n_envs=run.agent.n_envs,
         episodes=settings.episodes,
         max_steps=settings.max_random_steps,
-        seed=run.seed,
         progress=progress,
         trust=trust,
     )
     sources = [Source.parse(text) for text in settings.data]
-    mixture = load_sources(sources, run.env, run.folder, collecting, settings.top_fraction)
+    mixture = load_sources(sources, factory, run.folder, collecting, settings.top_fraction)
     splits = [train_val_split(rollouts, settings.training.held_out, run.seed) for rollouts, _ in mixture]
     if not any(len(held_out) for _, held_out in splits):
         raise InputError("pretraining needs at least 2 episodes of a source, one of them held out; there is 1")
