@@ -1,4 +1,4 @@
-"""Writing so that an interruption loses nothing: a temporary name first, moved into place when complete."""
+"""Writes files so that an interruption loses nothing: under a temporary name first, moved into place when complete."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain
 
 TEMPORARY = ".dhmm-rl-"
-"""Prefix of the folders that hold what is being written."""
+"""Prefix of the temporary folders for files that are being written."""
 
 
 @contextmanager
 def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """
-    Yield a temporary path; what the block wrote there, a file or a folder, replaces ``path`` at the end.
+    Yield a temporary path. The file or folder that the block writes there replaces ``path`` at the end.
 
-    When the block raises, what was written is removed and ``path`` is left as it was. After a power cut ``path`` holds the
-    old content or the new one. What a killed process leaves behind is removed at the next write into the same folder.
+    If the block raises, the temporary file is removed and ``path`` does not change. After a power cut ``path`` holds the old
+    content or the new one. Temporary files of killed processes are removed at the next write into the same folder.
 
     :param path: file or folder to write
-    :param replace: whether what was written may replace a folder that is not empty
-    :raises FileExistsError: when it may not, and there is such a folder
+    :param replace: whether a folder that is not empty may be replaced
+    :raises FileExistsError: if there is such a folder and it may not be replaced
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,12 @@ def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path, *, recursive: bool = True) -> None:
     """
-    Remove what killed processes were writing with :func:`atomic_write`.
+    Remove temporary files of :func:`atomic_write` that killed processes left.
 
-    What a living process writes is left alone: it holds a lock, which the operating system releases when it dies.
+    Those of living processes stay: they are locked, and the operating system releases the lock when the process dies.
 
     :param folder: folder to search
-    :param recursive: whether to search the folders below, too
+    :param recursive: whether to search subfolders, too
     """
     for temporary in list(folder.glob(f"{'**/' if recursive else ''}{TEMPORARY}*.tmp")):
         with suppress(Timeout, OSError), FileLock(temporary / ".lock", timeout=0):
@@ -68,9 +68,10 @@ def remove_leftovers(folder: Path, *, recursive: bool = True) -> None:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """
-    Read ``path`` in the block.
+    Turn any error of the block, which reads ``path``, into an error for users.
 
-    :raises InputError: naming the file, when what it holds cannot be read
+    :param path: file that the block reads, for the message
+    :raises InputError: if there is no such file, or if reading it raises any other error
     """
     try:
         yield
@@ -78,13 +79,13 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"there is no {path}") from error
-    except Exception as error:  # every format raises errors of its own
+    except Exception as error:  # formats raise many kinds of errors
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read ({reason}): it is cut short, or something else") from error
+        raise InputError(f"{path} cannot be read ({reason}): it is cut short, or another kind of file") from error
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that holds its own checksum; NumPy's numbers in it become Python's."""
+    """Write a JSON file with a checksum of its content; NumPy scalars are written as plain numbers."""
     content = plain(content)
     with atomic_write(path) as temporary:
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=2)
@@ -93,16 +94,16 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """
-    Read what :func:`write_json` wrote. Files without a checksum, as older versions wrote them, are read, too.
+    Read a file of :func:`write_json`. Files of older versions, which have no checksum, can be read, too.
 
     :return: the content without its checksum
-    :raises InputError: when there is no such file, it is no JSON object, or it was changed after it was written
+    :raises InputError: if there is no such file, if it is not a JSON object, or if it was changed after it was written
     """
     path = Path(path)
     with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}, no object")
+            raise TypeError(f"it holds a {type(content).__name__}, not an object")
         expected = content.pop("checksum", None)
         damaged = expected is not None and expected != _checksum(content)
     if damaged:
@@ -111,7 +112,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def run_checksum(folder: Path) -> str | None:
-    """What tells a run from others: the checksum of its ``run.json``, ``None`` where that has none."""
+    """Return the checksum of a run's ``run.json``, which identifies the run; ``None`` if the file has no checksum."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["checksum"])
     return None
@@ -119,12 +120,12 @@ def run_checksum(folder: Path) -> str | None:
 
 def check_same_run(path: Path, checksum: str | None, folder: Path) -> None:
     """
-    See that a file belongs to a run; one without a word about its run, as older versions wrote them, does.
+    Check that a file belongs to a run. Files of older versions, which do not name their run, pass.
 
-    :param path: the file, for the error
-    :param checksum: :func:`run_checksum` when the file was written
-    :param folder: of the run
-    :raises InputError: when it belongs to another run
+    :param path: file, for the message
+    :param checksum: :func:`run_checksum` of the run that wrote the file; ``None`` or empty if the file does not name it
+    :param folder: folder of the run
+    :raises InputError: if the file belongs to another run
     """
     expected = run_checksum(folder)
     if checksum and expected and checksum != expected:
@@ -132,24 +133,24 @@ def check_same_run(path: Path, checksum: str | None, folder: Path) -> None:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """Of what JSON makes of the content, whatever its spaces and the order of its keys."""
+    """Return a checksum that does not depend on spaces and on the order of keys in the JSON text."""
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _temporary_folder(parent: Path) -> tuple[Path, FileLock]:
-    """Make a temporary folder with a name of its own, and a lock that says that a living process writes in it."""
+    """Make a temporary folder with a unique name, and lock it for as long as this process writes in it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=".tmp", dir=parent))
         lock = FileLock(folder / ".lock")
-        with suppress(Timeout, FileNotFoundError):  # another process took the folder for a leftover before it was locked
+        with suppress(Timeout, FileNotFoundError):  # another process removed the folder as a leftover before it was locked
             lock.acquire(timeout=0)
             return folder, lock
 
 
 def _flush(path: Path, files: bool = True) -> None:
-    """Wait until a file or folder, and with ``files`` all that a folder holds, has reached the disk."""
-    if os.name != "posix":  # Windows flushes neither folders nor what was opened for reading
+    """Wait until a file or folder has reached the disk; with ``files``, all files in the folder, too."""
+    if os.name != "posix":  # Windows flushes neither folders nor files that are open for reading
         return
     for part in [path, *path.rglob("*")] if files else [path]:
         descriptor = os.open(part, os.O_RDONLY)

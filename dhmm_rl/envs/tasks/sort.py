@@ -1,4 +1,4 @@
-"""Sorting as an environment: the operations of the sorting languages, on an array that shows only what is compared."""
+"""Sorting as an environment: the operations of the sorting languages on an array of which only compared numbers are visible."""
 
 from typing import Any
 
@@ -12,20 +12,21 @@ from dhmm_rl.errors import InputError
 
 class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
     """
-    Sort an array by comparing and swapping neighbors, in as few operations as can be.
+    Sort an array by comparing and swapping neighbors, in as few operations as possible.
 
-    With n = ``size``, action i < n - 1 is COMPARE i: it shows the numbers at places i and i + 1. Action n - 1 + i is SWAP i,
-    which exchanges them; it works only straight after COMPARE i, so nothing is sorted by accident, and elsewhere does nothing.
-    Seen are the two numbers that were just compared, ``values`` twice after anything else. Arrays are random, with duplicates,
-    and not sorted to begin with.
+    With n = ``size``, action i < n - 1 is COMPARE i, which shows the numbers at positions i and i + 1. Action n - 1 + i is
+    SWAP i, which exchanges them. SWAP i has an effect only directly after COMPARE i, so that nothing is sorted by accident.
+    After a comparison, the observation is the two compared numbers; otherwise it is ``values`` twice. Arrays are random, may
+    have duplicates, and are not sorted at the start.
 
-    Every operation costs 1 / limit, limit = 2 n (n - 1), and the one that sorts the array is worth 1 and ends the episode; it
-    is cut off after ``limit`` operations. The best return is 1 - 2 · inversions / limit, and 3/4 on average where there are no
-    duplicates; it takes luck, since where the inversions are is not seen. Bubble sort needs at most half the limit.
+    Every operation costs 1 / limit, with limit = 2 n (n - 1). The operation that sorts the array gives reward 1 and ends the
+    episode; after ``limit`` operations it is truncated. The best return is 1 - 2 · inversions / limit, which is 3/4 on average
+    without duplicates. It takes luck, because the positions of inversions are not visible. Bubble sort needs at most half
+    the limit.
 
     :param size: length of the array
-    :param values: numbers are below this
-    :raises InputError: for an array that cannot be out of order
+    :param values: number of different values; the numbers are smaller than this
+    :raises InputError: for sizes with which an array is always sorted
     """
 
     def __init__(self, size: int = 5, values: int = 10) -> None:
@@ -37,13 +38,13 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
         self.array = np.arange(size)
         self.compared: int | None = None
         self.last, self.sweeps = -1, 0
-        """The place compared last, whatever came after it, and how often comparisons went on further to the left."""
+        """Position of the last comparison, and the number of comparisons that were not to the right of the one before."""
         self.steps = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """Draw an array that is out of order."""
+        """Draw an array that is not sorted."""
         super().reset(seed=seed)
         self.compared, self.last, self.sweeps, self.steps = None, -1, 0, 0
         while True:
@@ -52,7 +53,7 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
                 return self._seen(), {"array": self.array.copy()}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.int64], float, bool, bool, dict[str, Any]]:
-        """Compare or swap."""
+        """Compare or swap two neighbors."""
         self.steps += 1
         swaps, i = divmod(int(action), self.size - 1)
         if swaps and self.compared == i:
@@ -68,8 +69,9 @@ class SortEnv(gym.Env[NDArray[np.int64], np.int64]):
 
     def oracle(self) -> np.int64:
         """
-        The action of bubble sort, which knows no more than what was seen in this episode: passes from left to right, each one
-        shorter than the one before.
+        Return the action of bubble sort, which needs only what was seen in this episode.
+
+        It makes passes from left to right, each of them one comparison shorter than the pass before it.
         """
         if self.compared is not None and self.array[self.compared] > self.array[self.compared + 1]:
             return np.int64(self.size - 1 + self.compared)

@@ -1,4 +1,4 @@
-"""A T-shaped maze: what is seen at its beginning decides which way to turn at its end (Bakker 2001; Ni et al. 2023)."""
+"""A T-shaped maze: a cue at its beginning tells which way to turn at its end (Bakker 2001; Ni et al. 2023)."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ class TMaze(gym.Env[np.int64, np.int64]):
     """
     A corridor with a cue at its beginning and a junction at its end.
 
-    At the junction, turning to the side that the cue named is worth 1 and the other side 0; either ends the episode. Before
-    it only forward moves, and anything else costs ``1 / corridor``. Without memory of the cue the best return is 1/2. An
-    episode is cut off when twice the steps of the shortest way have passed.
+    At the junction, turning to the side of the cue gives reward 1 and turning to the other side gives 0. Both end the episode.
+    In the corridor only the action "forward" moves; any other action costs ``1 / corridor``. Without memory of the cue, the
+    best mean return is 1/2. Episodes are truncated after twice as many steps as the shortest path has.
 
-    :param corridor: steps forward from the cue to the junction
+    :param corridor: number of steps from the cue to the junction
     """
 
     observation_space = spaces.Discrete(4)
@@ -29,7 +29,7 @@ class TMaze(gym.Env[np.int64, np.int64]):
         self.cue, self.place, self.steps = CUE_LEFT, 0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.int64, dict[str, Any]]:
-        """Stand at the cue."""
+        """Draw a cue and return to the beginning of the corridor."""
         super().reset(seed=seed)
         self.cue, self.place, self.steps = int(self.np_random.integers(2)), 0, 0
         return np.int64(self.cue), {}

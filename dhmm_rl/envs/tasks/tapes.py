@@ -1,10 +1,10 @@
 """
-The tape tasks once in OpenAI Gym's algorithmic set ("Learning simple algorithms from examples", Zaremba et al. 2016,
-arXiv 1511.07275), which Gymnasium no longer has.
+The tape tasks of OpenAI Gym's algorithmic environments ("Learning simple algorithms from examples", Zaremba et al. 2016,
+arXiv 1511.07275), which Gymnasium no longer includes.
 
-What is theirs: tapes, actions, rewards, time limits, the growing lengths and the thresholds, as in openai/gym 0.18,
-``gym/envs/algorithmic`` and ``gym/envs/__init__.py``. What is not: the code, the action space (MultiDiscrete instead of a tuple
-of Discretes), and that a time limit of a wrapper truncates.
+Tapes, actions, rewards, time limits, growing lengths and thresholds are those of openai/gym 0.18 (``gym/envs/algorithmic`` and
+``gym/envs/__init__.py``). The code is new. Two things differ: the action space is MultiDiscrete instead of a tuple of
+Discretes, and the time limit of a wrapper truncates the episode.
 """
 
 from abc import abstractmethod
@@ -19,28 +19,30 @@ LEFT, RIGHT, UP, DOWN = range(4)
 MOVES = {LEFT: (-1, 0), RIGHT: (1, 0), UP: (0, -1), DOWN: (0, 1)}
 
 CORRECT, WRONG, TOO_LATE = 1.0, -0.5, -1.0
-MOST = 30
-"""The shortest tape stops growing here."""
+MAX_MIN_LENGTH = 30
+"""``min_length`` does not grow beyond this."""
 
 
 class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
     """
-    A head reads a tape of symbols, one at a time; a function of what is on it is to be written.
+    A head reads a tape, one symbol at a time. The agent must write a function of the tape, the target.
 
-    Actions: where the head moves (left, right; on a tape of several rows up and down, too), whether to write, what to write.
-    What is written is judged before the head moves. Seen is the symbol under the head, ``base`` beside the tape. A correct
-    symbol is worth 1; a wrong one costs 0.5 and ends the episode, as does the last correct one; after as many steps as tape and
-    target are long together, and 4, the next one costs 1 and ends it, too.
+    An action has three parts: where the head moves (left or right; also up and down on a tape with several rows), whether to
+    write, and which symbol to write. A symbol is written before the head moves. The observation is the symbol under the head,
+    or ``base`` where the head is outside the tape.
 
-    Tapes are of a random length, ``min_length`` to ``min_length`` + 2. Whenever the last ``episodes`` episodes all came to
-    within ``shortfall`` of the most that they were worth, ``min_length`` grows by 1, up to 30. So what an agent can get depends
-    on what it got before, and the thresholds lie far above the return of first episodes.
+    A correct symbol gives reward 1. A wrong symbol costs 0.5 and ends the episode; the last correct symbol ends it, too. When
+    the number of steps exceeds the length of tape and target together by more than 4, the episode ends with reward -1.
 
-    :param base: how many symbols there are
-    :param rows: of the tape
-    :param min_length: the shortest tape in the beginning
-    :param mixed: lengths from 1 to ``min_length`` + 2 instead, so that who learns here does not forget how to do short tapes;
-        not in the original
+    The length of a tape is random, from ``min_length`` to ``min_length`` + 2. When each of the last ``episodes`` returns was
+    within ``shortfall`` of the largest possible one, ``min_length`` grows by 1, up to :data:`MAX_MIN_LENGTH`. The possible
+    return therefore depends on earlier episodes, and the reward thresholds are far above the returns of the first episodes.
+
+    :param base: number of symbols
+    :param rows: number of rows of the tape
+    :param min_length: initial minimum length of a tape
+    :param mixed: draw lengths from 1 to ``min_length`` + 2 instead, so that an agent does not forget short tapes; not in the
+        original
     """
 
     episodes: ClassVar[int] = 10
@@ -54,29 +56,29 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         self.target: list[int] = []
         self.head, self.written, self.steps = (0, 0), 0, 0
         self.ends = 0
-        """How often the head came to stand beside the tape."""
+        """Number of times that the head moved off the tape."""
         self._return: float | None = None
         self._shortfalls: list[float] = []
 
     def make_tape(self, length: int) -> NDArray[np.int64]:
-        """A random tape, (length, rows)."""
+        """Draw a random tape, (length, rows)."""
         return self.np_random.integers(self.base, size=(length, self.rows))
 
     @abstractmethod
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """What is to be written for a tape (length, rows)."""
+        """Return the target of a tape (length, rows)."""
 
     @abstractmethod
     def oracle(self) -> NDArray[np.int64]:
-        """The action of one who solves the task, and knows no more than what was seen in this episode."""
+        """Return the action of a policy that solves the task from what was seen in this episode."""
 
     @property
     def time_limit(self) -> int:
-        """As many steps are free."""
+        """Number of steps after which the next one ends the episode."""
         return len(self.tape) + len(self.target) + 4
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.int64, dict[str, Any]]:
-        """Begin a new tape at its left upper end."""
+        """Draw a new tape and place the head at its upper left end."""
         super().reset(seed=seed)
         self._grow()
         longest = self.min_length + 2
@@ -86,7 +88,7 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         return self._seen(), {"min_length": self.min_length}
 
     def step(self, action: NDArray[np.int64]) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
-        """Write or not, then move."""
+        """Write a symbol if the action says so, then move the head."""
         move, writes, symbol = map(int, action)
         self.steps += 1
         reward, terminated = 0.0, False
@@ -112,16 +114,20 @@ class TapeTask(gym.Env[np.int64, NDArray[np.int64]]):
         return np.int64(self.tape[self.head] if self._inside else self.base)
 
     def _sweep(self, writes: bool) -> NDArray[np.int64]:
-        """Go to and fro between the ends of the tape, and write what is seen, or not."""
+        """Return the action that moves to and fro between the ends of the tape, and writes the observed symbol if asked to."""
         writes = writes and self._inside
         return np.array([LEFT if self.ends % 2 else RIGHT, int(writes), self._seen() if writes else 0])
 
     def _grow(self) -> None:
-        """Let tapes grow if the episodes that ended were good."""
+        """Increase the minimum length if the last episodes were good enough."""
         if self._return is None:
             return
         self._shortfalls = [*self._shortfalls, len(self.target) - self._return][-self.episodes :]
-        if len(self._shortfalls) == self.episodes and max(self._shortfalls) <= self.shortfall and self.min_length < MOST:
+        if (
+            len(self._shortfalls) == self.episodes
+            and max(self._shortfalls) <= self.shortfall
+            and self.min_length < MAX_MIN_LENGTH
+        ):
             self.min_length += 1
             self._shortfalls = []
 
@@ -133,26 +139,26 @@ class Copy(TapeTask):
         super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """The tape."""
+        """Return the symbols of the tape."""
         return [int(symbol) for symbol in tape[:, 0]]
 
     def oracle(self) -> NDArray[np.int64]:
-        """Write what is seen, and go on."""
+        """Write the observed symbol and move on."""
         return self._sweep(writes=True)
 
 
 class DuplicatedInput(TapeTask):
-    """Every symbol stands on the tape twice; copy it once."""
+    """Every symbol is on the tape twice; write it once."""
 
     def __init__(self, base: int = 5, min_length: int = 2, mixed: bool = False) -> None:
         super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_tape(self, length: int) -> NDArray[np.int64]:
-        """Pairs; an odd length is rounded down."""
+        """Draw a tape of pairs; an odd length is rounded down."""
         return np.repeat(super().make_tape(max(length // 2, 1)), 2, axis=0)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """One of each pair."""
+        """Return one symbol of each pair."""
         return [int(symbol) for symbol in tape[::2, 0]]
 
     def oracle(self) -> NDArray[np.int64]:
@@ -161,7 +167,7 @@ class DuplicatedInput(TapeTask):
 
 
 class RepeatCopy(TapeTask):
-    """Copy the tape, then write it backwards, then copy it again."""
+    """Copy the tape, write it in reverse, and copy it again."""
 
     episodes = 50
     shortfall = 0.1
@@ -170,17 +176,17 @@ class RepeatCopy(TapeTask):
         super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """The tape three times, the second time backwards."""
+        """Return the symbols three times, the second time in reverse."""
         symbols = tape[:, 0].tolist()
         return [*symbols, *reversed(symbols), *symbols]
 
     def oracle(self) -> NDArray[np.int64]:
-        """Write what is seen, and turn round at the ends."""
+        """Write the observed symbol, and turn around at the ends."""
         return self._sweep(writes=True)
 
 
 class Reverse(TapeTask):
-    """Write the tape backwards."""
+    """Write the tape in reverse."""
 
     episodes = 50
     shortfall = 0.1
@@ -189,7 +195,7 @@ class Reverse(TapeTask):
         super().__init__(base, min_length=min_length, mixed=mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """The tape backwards."""
+        """Return the symbols in reverse."""
         return [int(symbol) for symbol in tape[::-1, 0]]
 
     def oracle(self) -> NDArray[np.int64]:
@@ -199,18 +205,18 @@ class Reverse(TapeTask):
 
 class ReversedAddition(TapeTask):
     """
-    Add the numbers that stand in the tape's rows, in base 3, the lowest digit first.
+    Add the numbers in the rows of the tape, in base 3, lowest digit first.
 
-    The time limit is the original's, which does not count a last carry. With 3 rows it is too short for tapes of more than 4
-    columns, since every digit must be read: 3 steps a column, of which it grants 2 and 4 in all. So the threshold of 25 cannot
-    be reached; a comment in the original says so, too.
+    The time limit is that of the original, which does not count a last carry. With 3 rows it is too short for tapes of more
+    than 4 columns: reading a column takes 3 steps, and the limit allows 2 steps per column and 4 more. The threshold of 25
+    therefore cannot be reached, as a comment in the original says.
     """
 
     def __init__(self, rows: int = 2, base: int = 3, min_length: int = 2, mixed: bool = False) -> None:
         super().__init__(base, rows, min_length, mixed)
 
     def make_target(self, tape: NDArray[np.int64]) -> list[int]:
-        """The digits of the sum."""
+        """Return the digits of the sum."""
         carry, digits = 0, []
         for column in tape.tolist():
             carry, digit = divmod(sum(column) + carry, self.base)
@@ -218,7 +224,7 @@ class ReversedAddition(TapeTask):
         return [*digits, carry] if carry else digits
 
     def oracle(self) -> NDArray[np.int64]:
-        """Read each column, downwards and upwards in turn, and write its digit where it ends."""
+        """Read the columns downwards and upwards in turn, and write the digit at the end of each."""
         across, down = self.head
         downwards = across % 2 == 0
         if self._inside and down != (self.rows - 1 if downwards else 0):
@@ -227,5 +233,5 @@ class ReversedAddition(TapeTask):
 
     @property
     def time_limit(self) -> int:
-        """As many steps are free."""
+        """Number of steps after which the next one ends the episode."""
         return 2 * len(self.tape) + 4
