@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dhmm_rl.common import DHMMFeaturesExtractor, DHMMPolicy
     from dhmm_rl.envs import GymnasiumVecEnv, TokenStream, VecTokenStream
     from dhmm_rl.model import DHMMGPT2, generate
+    from dhmm_rl.sequence_a2c import SequenceA2C
     from dhmm_rl.sequence_ppo import SequencePPO
     from dhmm_rl.tokens import Tokenizer
 
@@ -29,6 +30,7 @@ __all__ = [
     "DHMMPolicy",
     "GymnasiumVecEnv",
     "InputError",
+    "SequenceA2C",
     "SequencePPO",
     "TokenStream",
     "Tokenizer",
@@ -41,6 +43,7 @@ _PACKAGES = {
     "DHMMFeaturesExtractor": "common",
     "DHMMPolicy": "common",
     "GymnasiumVecEnv": "envs",
+    "SequenceA2C": "sequence_a2c",
     "SequencePPO": "sequence_ppo",
     "TokenStream": "envs",
     "Tokenizer": "tokens",
@@ -51,7 +54,14 @@ _PACKAGES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("common", "data", "model", "sequence_ppo", "tokens"):  # dhmm_rl.model after a plain import dhmm_rl
+    if name in (
+        "common",
+        "data",
+        "model",
+        "sequence_a2c",
+        "sequence_ppo",
+        "tokens",
+    ):  # dhmm_rl.model after a plain import dhmm_rl
         return import_module(f"dhmm_rl.{name}")
     if name not in _PACKAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

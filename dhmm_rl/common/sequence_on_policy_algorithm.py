@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -258,6 +259,16 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
                 features, _ = self.policy.read_step(torch.from_numpy(final).to(self.device), their_state)
                 bootstrap[truncated] = self.gamma * self.policy.values(features).cpu().numpy()
         return bootstrap
+
+    def _record_update(self) -> None:
+        """Log what all algorithms do: the critic's explained variance, the number of updates, a Gaussian head's deviation."""
+        buffer = self.rollout_buffer
+        # In 64 bits, because the squares of large returns overflow 32
+        values, returns = buffer.values.flatten().astype(np.float64), buffer.returns.flatten().astype(np.float64)
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.policy.action_head == "gaussian":
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 
     def predict(
         self,

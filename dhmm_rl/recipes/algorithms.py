@@ -14,6 +14,7 @@ from dhmm_rl.recipes.schema import (
     MaskablePPOSettings,
     PPOSettings,
     RecurrentPPOSettings,
+    SequenceA2CSettings,
     SequencePPOSettings,
 )
 
@@ -60,6 +61,13 @@ ALGORITHMS = {
     "SequencePPO": Algorithm(
         "dhmm_rl.sequence_ppo:SequencePPO",
         SequencePPOSettings,
+        policies=("DHMMPolicy",),
+        takes_masks=True,
+        uses_cached_state=True,
+    ),
+    "SequenceA2C": Algorithm(
+        "dhmm_rl.sequence_a2c:SequenceA2C",
+        SequenceA2CSettings,
         policies=("DHMMPolicy",),
         takes_masks=True,
         uses_cached_state=True,

@@ -12,6 +12,9 @@ from dhmm_rl.plain import plain
 from dhmm_rl.validation import Count, NotEmpty, NotNegative, Positive, Range, Scheduled, Share, check_ranges
 
 Steps = Annotated[int, Range(1, 10**11)]
+RolloutSteps = Annotated[int, Range(1, 2**20)]
+BatchSize = Annotated[int, Range(1, 2**24)]
+Epochs = Annotated[int, Range(1, 1000)]
 Width = Annotated[int, Range(1, 2**16)]
 Layers = Annotated[list[Width], NotEmpty(100)]
 Rate = Annotated[float, Range(0, 10, above=True)]
@@ -196,20 +199,12 @@ class AlgorithmSettings:
 
     learning_rate: ScheduledRate = 3e-4
     """Learning rate; ``lin_0.001`` falls linearly from 0.001 to 0 over the training."""
-    n_steps: Annotated[int, Range(1, 2**20)] = 2048
+    n_steps: RolloutSteps = 2048
     """Steps of every environment between updates."""
-    batch_size: Annotated[int, Range(1, 2**24)] = 64
-    """Environment steps in a minibatch."""
-    n_epochs: Annotated[int, Range(1, 1000)] = 10
-    """Passes over the rollout in an update."""
     gamma: Share = 0.99
     """Discount factor."""
     gae_lambda: Share = 0.95
     """Trade-off between bias and variance of generalized advantage estimation."""
-    clip_range: ScheduledClip = 0.2
-    """Clipping of the probability ratio; may be a schedule such as ``lin_0.2``."""
-    clip_range_vf: ScheduledClip | None = None
-    """Clipping of the value function; none by default."""
     normalize_advantage: bool = True
     """Whether advantages are normalized."""
     ent_coef: NotNegative = 0.0
@@ -218,8 +213,6 @@ class AlgorithmSettings:
     """Weight of the value loss."""
     max_grad_norm: Positive = 0.5
     """Gradient-norm clipping threshold."""
-    target_kl: Positive | None = None
-    """End an update when the approximate KL divergence exceeds 1.5 times this; never by default."""
     stats_window_size: Count = 100
     """Number of episodes over which logged returns are averaged."""
     policy_kwargs: PolicySettings | None = None
@@ -229,7 +222,26 @@ class AlgorithmSettings:
 
 
 @dataclass(frozen=True)
-class PPOSettings(AlgorithmSettings):
+class ClippedSettings(AlgorithmSettings):
+    """Keywords that all variants of PPO take."""
+
+    batch_size: BatchSize = 64
+    """Environment steps in a minibatch; SequencePPO rounds down to whole segments of ``n_steps``."""
+    n_epochs: Epochs = 10
+    """Passes over the rollout in an update."""
+    clip_range: ScheduledClip = 0.2
+    """Clipping of the probability ratio; may be a schedule such as ``lin_0.2``."""
+    clip_range_vf: ScheduledClip | None = None
+    """Clipping of the value function; none by default."""
+    target_kl: Positive | None = None
+    """End an update when the approximate KL divergence exceeds 1.5 times this; never by default."""
+
+
+# A class repeats a key without its text where its algorithm has another default.
+
+
+@dataclass(frozen=True)
+class PPOSettings(ClippedSettings):
     """Keywords of SB3's ``PPO``."""
 
     use_sde: bool = False
@@ -242,29 +254,23 @@ class PPOSettings(AlgorithmSettings):
 class RecurrentPPOSettings(PPOSettings):
     """Keywords of sb3-contrib's ``RecurrentPPO``."""
 
-    n_steps: Annotated[int, Range(1, 2**20)] = 128
-    """Steps of every environment between updates."""
-    batch_size: Annotated[int, Range(1, 2**24)] = 128
-    """Environment steps in a minibatch."""
+    n_steps: RolloutSteps = 128
+    batch_size: BatchSize = 128
 
 
 @dataclass(frozen=True)
-class MaskablePPOSettings(AlgorithmSettings):
+class MaskablePPOSettings(ClippedSettings):
     """Keywords of sb3-contrib's ``MaskablePPO``."""
 
 
 @dataclass(frozen=True)
-class SequencePPOSettings(AlgorithmSettings):
+class SequencePPOSettings(ClippedSettings):
     """Keywords of :class:`dhmm_rl.SequencePPO`."""
 
     learning_rate: ScheduledRate = 2.5e-4
-    """Learning rate; ``lin_0.001`` falls linearly from 0.001 to 0 over the training."""
-    n_steps: Annotated[int, Range(1, 2**20)] = 128
-    """Steps of every environment between updates."""
-    batch_size: Annotated[int, Range(1, 2**24)] = 256
-    """Environment steps in a minibatch, rounded to whole segments of ``n_steps``."""
-    n_epochs: Annotated[int, Range(1, 1000)] = 5
-    """Passes over the rollout in an update."""
+    n_steps: RolloutSteps = 128
+    batch_size: BatchSize = 256
+    n_epochs: Epochs = 5
     prior_kl: NotNegative = 0.2
     """Weight of the KL divergence from the pretrained policy, in nats, instead of the entropy bonus."""
     prior_kl_decay: Share = 0.9995
@@ -277,3 +283,13 @@ class SequencePPOSettings(AlgorithmSettings):
     """Weight of the KL divergence of the policy from the uniform distribution, in nats."""
     next_token_coef: NotNegative = 0.0
     """Weight of the next-token loss of the observations, in nats per token."""
+
+
+@dataclass(frozen=True)
+class SequenceA2CSettings(AlgorithmSettings):
+    """Keywords of :class:`dhmm_rl.SequenceA2C`."""
+
+    learning_rate: ScheduledRate = 7e-4
+    n_steps: RolloutSteps = 16
+    gae_lambda: Share = 1.0
+    normalize_advantage: bool = False

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -332,16 +331,10 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         not_finite = [name for name, values in metrics.items() if not np.isfinite(values).all()]
         if not_finite:
             warnings.warn(NOT_FINITE.format(" and ".join(f"train/{name}" for name in not_finite)), stacklevel=3)
-        buffer = self.rollout_buffer
-        # In 64 bits, because the squares of large returns overflow 32
-        predicted, returns = buffer.values.flatten().astype(np.float64), buffer.returns.flatten().astype(np.float64)
-        self.logger.record("train/explained_variance", explained_variance(predicted, returns))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._record_update()
         for name in ("clip_range", "clip_range_vf"):
             if getattr(self, name) is not None:
                 self.logger.record(f"train/{name}", getattr(self, name)(self._current_progress_remaining))
-        if self.policy.action_head == "gaussian":
-            self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         if self.policy.prior is not None:
             self.logger.record("train/critic_warmup", float(warming_up))
             self.logger.record("train/prior_kl_coef", self.prior_kl_now)
