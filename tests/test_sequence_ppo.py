@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,17 +18,25 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
 
 from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream
-from dhmm_rl.common import ActionTokens, EvalCallbackWithMasks, LanguageModelActor, WithActionMasks
+from dhmm_rl.common import (
+    ActionTokens,
+    EvalCallbackWithMasks,
+    LanguageModelActor,
+    SequenceOnPolicyAlgorithm,
+    WithActionMasks,
+)
 from dhmm_rl.data import collect as collect_episodes
 from dhmm_rl.model import Checkpoint
 from tests.test_policies import SMALL, RepeatCue, small
+
+Algorithm = TypeVar("Algorithm", bound=SequenceOnPolicyAlgorithm)
 
 
 def streams(name: str = "CartPole-v1", n_envs: int = 4, max_episode_steps: int = 15, history: int = 1) -> VecEnv:
     return VecTokenStream(make_vec_env(lambda: TimeLimit(gym.make(name), max_episode_steps), n_envs, seed=0), history=history)
 
 
-def shaken(model: SequencePPO) -> SequencePPO:
+def shaken(model: Algorithm) -> Algorithm:
     """Return the agent with random weights, so that every part of the model matters."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -37,7 +45,7 @@ def shaken(model: SequencePPO) -> SequencePPO:
     return model
 
 
-def collect(model: SequencePPO) -> None:
+def collect(model: SequenceOnPolicyAlgorithm) -> None:
     _, callback = model._setup_learn(10**6, reset_num_timesteps=False)
     assert model.env is not None
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
