@@ -135,7 +135,7 @@ def test_done_is_never_an_action_however_likely_the_model_finds_it() -> None:
         model.head[2:] = -100
     hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(env.reset()))[:, None])
     for greedy in (True, False):
-        ids, _ = ActionTokens(model, tokenizer).proba_distribution(hidden.abs(), belief).draw(greedy)
+        ids, _ = ActionTokens(model, tokenizer).proba_distribution(hidden.abs(), belief).choose_ids(greedy)
         assert (ids > 1).all()
 
 
@@ -363,7 +363,7 @@ def test_layers_that_the_actor_cannot_have_are_told() -> None:
     ("settings", "message"),
     [
         ({"policy_kwargs": {"share_features_extractor": False}}, "share one language model"),
-        ({"policy_kwargs": {"features_extractor_class": FlattenExtractor}}, "not by a FlattenExtractor"),
+        ({"policy_kwargs": {"features_extractor_class": FlattenExtractor}}, "not with a FlattenExtractor"),
         ({"use_sde": True}, "gSDE"),
         ({"rollout_buffer_class": RolloutBuffer}, "leave out rollout_buffer_class"),
         ({"rollout_buffer_kwargs": {"a": 1}}, "leave out rollout_buffer_class"),

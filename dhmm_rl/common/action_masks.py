@@ -1,4 +1,4 @@
-"""Action masks where SB3 does not ask for them."""
+"""Action masks for SB3's functions, which do not ask environments for them."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ class WithActionMasks:
     SB3's ``evaluate_policy`` passes the state but no masks; sb3-contrib's passes masks but no state. This wrapper does both:
     ``evaluate_policy(WithActionMasks(model, env), env)``. An environment without masks changes nothing.
 
-    :param model: a :class:`SequencePPO`
-    :param env: the environment that the predictions are for
+    :param model: a :class:`SequencePPO`, or another model with ``predict(..., action_masks=...)``
+    :param env: environment that the predictions are for
     """
 
     def __init__(self, model: Any, env: VecEnv) -> None:
         self.model, self.env, self.masked = model, env, is_masking_supported(env)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "model" not in vars(self):  # while a copy or a pickle of this is made
+        if name.startswith("__") or "model" not in vars(self):  # while this object is copied or unpickled
             raise AttributeError(name)
         return getattr(self.model, name)
 
@@ -46,7 +46,7 @@ class WithActionMasks:
 
 
 class EvalCallbackWithMasks(EvalCallback):
-    """SB3's ``EvalCallback`` for a :class:`SequencePPO`, with the action masks of the environments that it evaluates on."""
+    """SB3's ``EvalCallback``, which evaluates a :class:`SequencePPO` with the action masks of the evaluation environment."""
 
     def _init_callback(self) -> None:
         super()._init_callback()

@@ -1,8 +1,8 @@
 """
-What a rollout leaves behind: single steps of tokens, never windows or caches.
+The rollout buffer: it stores each step's tokens once, instead of the windows or caches that the model read them in.
 
-Shapes: N environments, T steps of a rollout (a *segment* of each environment), P steps of burn-in before it, C slots,
-A entries of an action, B segments of a minibatch.
+Shapes: N environments, T steps of a rollout (one *segment* per environment), P steps of burn-in before it, C slots,
+A entries of an action, B segments of a minibatch, n the ids of the widest action slot.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from dhmm_rl.tokens import PAD_ID
 
 class SegmentSamples(NamedTuple):
     """
-    Some environments' segments; all but ``tokens``, ``belief`` and ``position`` are of the T steps after the burn-in.
+    Segments of some environments. ``tokens`` includes the burn-in; the other fields describe the T steps after it.
 
-    :param tokens: burn-in and segment, (B, P + T, C)
-    :param belief: before the burn-in, (B, chains, K)
-    :param position: of the burn-in's first step in its episode, (B,)
-    :param actions: as the policy evaluates them: ids, or values under a Gaussian head, (B · T, A)
-    :param old_values: (B · T,)
-    :param old_log_prob: (B · T,)
-    :param advantages: (B · T,)
-    :param returns: (B · T,)
+    :param tokens: tokens of the burn-in and the segment, (B, P + T, C)
+    :param belief: belief before the burn-in, (B, chains, K)
+    :param position: position of the burn-in's first step in its episode, (B,)
+    :param actions: actions in the form that the policy evaluates: token ids, or values under a Gaussian head, (B · T, A)
+    :param old_values: values when the rollout was collected, (B · T,)
+    :param old_log_prob: log-probabilities of the actions when the rollout was collected, (B · T,)
+    :param advantages: advantages, (B · T,)
+    :param returns: targets of the value function, (B · T,)
     :param masks: legal choices, (B · T, all choices); ``None`` without masks
     :param prior_log_probs: log-probabilities of the pretrained policy, (B · T, action slots, n); ``None`` without one
-    :param following: the tokens of the step that follows each, -1 where none is known, (B, T, C)
+    :param following: tokens of the step after each step, padding where it is unknown, (B, T, C)
     """
 
     tokens: Tensor
@@ -50,18 +50,20 @@ class SegmentSamples(NamedTuple):
 
 class SequenceRolloutBuffer(RolloutBuffer):
     """
-    One rollout, and the steps before it that attention still sees: a token takes 4 bytes, everything else of a step 28.
+    One rollout and its burn-in: the earlier steps that attention still sees.
 
-    :param buffer_size: T
-    :param observation_space: of a token stream
-    :param action_space: the environment's
-    :param device: where minibatches go
+    A token takes 4 bytes, and the rest of a step with one action slot takes 28.
+
+    :param buffer_size: number of steps T of a rollout
+    :param observation_space: observation space of a token stream
+    :param action_space: action space of the environment
+    :param device: device of the minibatches
     :param gae_lambda: λ of the generalized advantage estimator
     :param gamma: discount factor
-    :param n_envs: N
-    :param burn_in: P
-    :param stored_action: entries A and dtype of an action as the policy evaluates it
-    :param masked: how many choices a mask has; 0 without masks
+    :param n_envs: number of environments N
+    :param burn_in: number of steps P before the rollout
+    :param stored_action: number of entries A and dtype of an action in the form that the policy evaluates
+    :param mask_size: number of choices in an action mask; 0 without masks
     """
 
     def __init__(
@@ -76,9 +78,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         *,
         burn_in: int = 0,
         stored_action: tuple[int, type[np.generic]] = (1, np.int32),
-        masked: int = 0,
+        mask_size: int = 0,
     ) -> None:
-        self.burn_in, self.stored_action, self.masked = burn_in, stored_action, masked
+        self.burn_in, self.stored_action, self.mask_size = burn_in, stored_action, mask_size
         slots = (observation_space.shape or (1,))[-1]
         self.tokens = np.full((burn_in + buffer_size, n_envs, slots), PAD_ID, dtype=np.int32)
         self.prior_log_probs: Tensor | None = None
@@ -86,13 +88,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Make room for the next rollout; the last steps become its burn-in, also those of a rollout that was broken off."""
+        """Begin the next rollout. The last P steps become its burn-in, even after a rollout that a callback stopped."""
         shape = (self.buffer_size, self.n_envs)
         self.tokens[: self.burn_in] = self.tokens[self.pos : self.pos + self.burn_in].copy()
         self.tokens[self.burn_in :] = PAD_ID
         entries, dtype = self.stored_action
         self.actions = np.zeros((*shape, entries), dtype=dtype)
-        self.masks = np.ones((*shape, self.masked), dtype=np.bool_)
+        self.masks = np.ones((*shape, self.mask_size), dtype=np.bool_)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.prior_log_probs = None
@@ -109,10 +111,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
         masks: NDArray[np.bool_] | None,
     ) -> None:
         """
-        Keep one step of every environment.
+        Store one step of every environment.
 
-        :param tokens: of the step that the action answers, (N, C)
-        :param action: as the policy evaluates it, (N, A)
+        :param tokens: tokens of the step that the action was chosen in, (N, C)
+        :param action: action in the form that the policy evaluates, (N, A)
+        :param reward: reward, including the bootstrapped value of a truncated episode, (N,)
+        :param episode_start: whether the step begins an episode, (N,)
+        :param value: value estimate, (N,)
+        :param log_prob: log-probability of the action, (N,)
+        :param masks: legal choices, (N, all choices); ``None`` without masks
         """
         self.tokens[self.burn_in + self.pos] = tokens.cpu().numpy()
         self.actions[self.pos] = action.cpu().numpy()
@@ -127,11 +134,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def segments(self, per_batch: int, belief: Tensor, position: Tensor) -> Iterator[SegmentSamples]:
         """
-        Every environment's segment once, in random order.
+        Yield the segment of every environment once, in random order.
 
-        :param per_batch: how many segments make a minibatch
-        :param belief: before the burn-in, (N, chains, K)
-        :param position: of the burn-in's first step in its episode, (N,)
+        :param per_batch: number of segments B in a minibatch
+        :param belief: belief before the burn-in, (N, chains, K)
+        :param position: position of the burn-in's first step in its episode, (N,)
         """
         if not self.generator_ready:
             self._stored = {
@@ -140,7 +147,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             }
             self.generator_ready = True
         stored = self._stored
-        order = torch.from_numpy(np.random.permutation(self.n_envs)).to(self.device)  # noqa: NPY002 - what SB3 seeds
+        order = torch.from_numpy(np.random.permutation(self.n_envs)).to(self.device)  # noqa: NPY002 - the generator that SB3 seeds
         for envs in torch.split(order, per_batch):
             tokens = stored["tokens"][envs].long()
             following = torch.nn.functional.pad(tokens[:, self.burn_in + 1 :], (0, 0, 0, 1), value=PAD_ID)
@@ -153,13 +160,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 stored["log_probs"][envs].flatten(),
                 stored["advantages"][envs].flatten(),
                 stored["returns"][envs].flatten(),
-                stored["masks"][envs].flatten(0, 1) if self.masked else None,
+                stored["masks"][envs].flatten(0, 1) if self.mask_size else None,
                 self.prior_log_probs[envs].flatten(0, 1) if self.prior_log_probs is not None else None,
                 following,
             )
 
     def all_tokens(self) -> Tensor:
-        """Burn-in and rollout, (N, P + T, C)."""
+        """Tokens of the burn-in and the rollout, (N, P + T, C)."""
         return self._by_env(self.tokens).long()
 
     def _by_env(self, array: NDArray[Any]) -> Tensor:

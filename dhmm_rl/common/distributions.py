@@ -1,5 +1,5 @@
 """
-The language model read at its action slots, as an SB3 action distribution.
+The language model's predictions at the action slots, as an SB3 action distribution.
 
 Shapes: B samples, A action slots, C slots, n the ids of the widest action slot.
 """
@@ -20,12 +20,12 @@ from dhmm_rl.tokens.action_masks import validate_masks
 
 class ActionTokens(Distribution):
     """
-    Distribution over actions whose fields are chosen one after the other, each given those before it.
+    Distribution over actions that are chosen field by field, each field given the fields before it.
 
-    Only the ids of actions have probability: ``DONE`` is left out, and so is what a mask forbids.
+    Only ids of legal actions have probability: ``DONE`` has none, and neither has a choice that a mask forbids.
 
-    :param model: the language model
-    :param tokenizer: turns its action ids into actions
+    :param model: language model
+    :param tokenizer: tokenizer that converts between action ids and actions
     """
 
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
@@ -36,28 +36,28 @@ class ActionTokens(Distribution):
         self.hidden, self.belief = torch.empty(0), torch.empty(0)
         self.legal: Tensor = self.ids > DONE
         self.tables: Tables | None = None
-        self._log_probs: Tensor | None = None  # of the last actions asked for, (B, A, n)
+        self._log_probs: Tensor | None = None  # for the actions that were last sampled or evaluated, (B, A, n)
 
     @property
     def choices(self) -> list[int]:
-        """How many choices each action field has; a mask holds them one field after the other."""
+        """Number of choices of each action field; a mask holds the flags of one field after the other."""
         return (self.ids > DONE).sum(dim=1).tolist()
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The language model is the network: nothing to add."""
+        """Part of SB3's interface; the language model is the network already."""
         return nn.Identity()
 
     def proba_distribution(
         self, hidden: Tensor, belief: Tensor, masks: Tensor | None = None, tables: Tables | None = None
     ) -> Self:
         """
-        Condition on what the model has read.
+        Set the hidden outputs and beliefs that actions are predicted from.
 
-        :param hidden: (B, 1, D)
-        :param belief: (B, 1, N, K)
-        :param masks: which choices are legal, booleans (B, all choices of all action fields), as sb3-contrib's MaskablePPO has
-            them: of a MultiDiscrete the choices of one entry after the other, of a MultiBinary off and on of each entry, of a
-            Box the bins of each entry; all are when ``None``
+        :param hidden: hidden outputs of the model, (B, 1, D)
+        :param belief: beliefs of the model, (B, 1, N, K)
+        :param masks: whether each choice is legal, booleans (B, all choices of all action fields), in the order of
+            sb3-contrib's MaskablePPO: for MultiDiscrete the choices of one entry after the other, for MultiBinary off and on
+            of each entry, for Box the bins of each entry. With ``None`` all choices are legal
         :param tables: the model's, where they serve more than this distribution
         """
         self.hidden, self.belief, self.tables, self._log_probs = hidden, belief, tables, None
@@ -67,33 +67,35 @@ class ActionTokens(Distribution):
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-probability (B,) of actions of the environment, as a rollout buffer stores them."""
+        """Log-probability (B,) of actions of the environment, in the form that SB3's rollout buffer stores."""
         shaped = actions.detach().cpu().numpy().reshape(len(actions), *(self.tokenizer.action_space.shape or ()))
         return self.log_prob_of_ids(torch.as_tensor(self.tokenizer.encode_action(shaped), device=actions.device))
 
     def log_prob_of_ids(self, ids: Tensor) -> Tensor:
         """Log-probability (B,) of action ids (B, A)."""
         self._log_probs = self._slot_log_probs(ids, 0, self.model.action_slots)
-        return self._gather(ids)
+        return self._log_prob_at(ids)
 
     def slot_log_probs(self) -> Tensor:
-        """Log-probabilities of each slot's ids given the actions that were last evaluated or drawn, (B, A, n)."""
+        """Log-probabilities of each slot's ids, given the actions that were last sampled or evaluated, (B, A, n)."""
         if self._log_probs is None:
-            self.draw()
+            self.choose_ids()
         assert self._log_probs is not None
         return self._log_probs
 
     def entropy(self) -> Tensor:
         """
-        Entropy (B,) in nats: exact with one action slot; with several, the sum of each slot's entropy given the actions that
-        were last evaluated or drawn (its mean over drawn actions is the entropy, by the chain rule).
+        Entropy (B,) in nats: the sum of each slot's entropy, given the actions that were last sampled or evaluated.
+
+        With one action slot it is exact. With several it is an estimate: by the chain rule, its mean over sampled actions is
+        the entropy.
         """
         log_probs = self.slot_log_probs()
         return -(log_probs.exp() * log_probs.clamp_min(-1e9)).sum(dim=(-1, -2))
 
     def kl_from_uniform(self) -> Tensor:
         """
-        KL(uniform ‖ this) (B,) in nats over the legal ids of each slot: summed over the slots, in the way of :meth:`entropy`.
+        KL(uniform ‖ policy) (B,) in nats, over the legal ids of each slot, summed over the slots as in :meth:`entropy`.
         """
         log_probs = self.slot_log_probs()
         legal = log_probs.isfinite()
@@ -101,58 +103,65 @@ class ActionTokens(Distribution):
         return -(log_probs.masked_fill(~legal, 0.0).sum(dim=-1) / choices + choices.log()).sum(dim=-1)
 
     def sample(self) -> Tensor:
-        """Draw actions of the environment."""
-        return self._decoded(self.draw()[0])
+        """Sample actions of the environment."""
+        return self._to_actions(self.choose_ids()[0])
 
     def mode(self) -> Tensor:
-        """Take each slot's likeliest id, one slot after the other."""
-        return self._decoded(self.draw(greedy=True)[0])
+        """The actions that consist of each slot's likeliest id, chosen slot by slot."""
+        return self._to_actions(self.choose_ids(deterministic=True)[0])
 
     def actions_from_params(self, hidden: Tensor, belief: Tensor, deterministic: bool = False) -> Tensor:
-        """Actions given what the model has read."""
+        """Choose actions, given hidden outputs and beliefs of the model."""
         return self.proba_distribution(hidden, belief).get_actions(deterministic)
 
     def log_prob_from_params(self, hidden: Tensor, belief: Tensor) -> tuple[Tensor, Tensor]:
-        """Drawn actions and their log-probability."""
-        ids, log_prob = self.proba_distribution(hidden, belief).draw()
-        return self._decoded(ids), log_prob
+        """Sample actions, given hidden outputs and beliefs of the model; also returns their log-probability."""
+        ids, log_prob = self.proba_distribution(hidden, belief).choose_ids()
+        return self._to_actions(ids), log_prob
 
-    def draw(self, greedy: bool = False) -> tuple[Tensor, Tensor]:
+    def choose_ids(self, deterministic: bool = False) -> tuple[Tensor, Tensor]:
         """
-        Action ids (B, A), drawn or each slot's likeliest, and their log-probability (B,).
+        Choose action ids, slot by slot.
 
-        :raises InputError: when a probability is NaN
+        :param deterministic: take each slot's likeliest id instead of sampling one
+        :return: ids (B, A) and their log-probability (B,)
+        :raises InputError: if a probability is NaN
         """
         slots = self.model.action_slots
         ids = torch.full((len(self.hidden), slots), PAD_ID, device=self.hidden.device)
-        drawn = []
+        per_slot = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
             check_predictions(log_probs)
-            picked = log_probs.argmax(dim=-1) if greedy else torch.multinomial(log_probs.exp(), 1)[:, 0]
-            ids[:, j] = self.ids[j, picked]
-            drawn.append(log_probs)
-        self._log_probs = torch.stack(drawn, dim=1)
-        return ids, self._gather(ids)
+            choice = log_probs.argmax(dim=-1) if deterministic else torch.multinomial(log_probs.exp(), 1)[:, 0]
+            ids[:, j] = self.ids[j, choice]
+            per_slot.append(log_probs)
+        self._log_probs = torch.stack(per_slot, dim=1)
+        return ids, self._log_prob_at(ids)
 
     def _slot_log_probs(self, following: Tensor, first: int, last: int) -> Tensor:
+        """Log-probabilities (B, last - first, n) of the slots from ``first`` to ``last``, given the ids in ``following``."""
         width = self.ids.shape[1]
         logits = self.model.decode(self.hidden, self.belief, following[:, None], first, last, self.tables, width)[:, 0]
         return logits.masked_fill(~self.legal[..., first:last, :], -torch.inf).log_softmax(dim=-1)
 
-    def _gather(self, ids: Tensor) -> Tensor:
+    def _log_prob_at(self, ids: Tensor) -> Tensor:
+        """The log-probability (B,) of ids (B, A) under the slots' current log-probabilities."""
         assert self._log_probs is not None
         return self._log_probs.gather(-1, (ids - self.ids[:, 0])[..., None])[..., 0].sum(dim=-1)
 
-    def _decoded(self, ids: Tensor) -> Tensor:
+    def _to_actions(self, ids: Tensor) -> Tensor:
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
 
 
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:
     """
-    Action masks as a tensor (N, all choices); see :func:`dhmm_rl.tokens.action_masks.validate_masks`.
+    Check action masks and return them as a tensor (N, all choices); see :func:`dhmm_rl.tokens.action_masks.validate_masks`.
 
-    :param choices: how many each action field has
-    :raises InputError: for masks of another shape or other values than true and false, and where nothing is legal
+    :param masks: action masks; ``None`` if every choice is legal
+    :param choices: number of choices of each action field
+    :param environments: number of environments N
+    :param device: device of the tensor
+    :raises InputError: for masks of another shape, with values other than true and false, or that forbid every action
     """
     return None if masks is None else torch.as_tensor(validate_masks(masks, choices, environments), device=device)

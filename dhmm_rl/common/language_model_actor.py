@@ -1,5 +1,5 @@
 """
-A pretrained language model that acts by itself: the likeliest next token at the action slots is the action.
+A pretrained language model as an actor: the likeliest next tokens at the action slots are the action.
 
 Shapes: N environments, C slots.
 """
@@ -19,12 +19,12 @@ State = tuple[ModelState, NDArray[np.int64]]
 
 class LanguageModelActor:
     """
-    Acts on the environment's own observations; its ``predict`` is what SB3's ``evaluate_policy`` calls.
+    Acts in plain environments, whose observations are not tokenized; SB3's ``evaluate_policy`` can call its ``predict``.
 
-    The model reads one step at a time on its cached state, so episodes may be of any length.
+    The model reads one step at a time on its cached state, so episodes may have any length.
 
-    :param model: pretrained on streams with actions worth imitating
-    :param tokenizer: of those streams
+    :param model: language model, pretrained on streams with actions worth imitating
+    :param tokenizer: tokenizer of those streams
     """
 
     def __init__(self, model: DHMMGPT2, tokenizer: Tokenizer) -> None:
@@ -41,16 +41,16 @@ class LanguageModelActor:
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], State]:
         """
-        Actions for the present observations.
+        Choose actions for the current observations.
 
-        :param observation: of the environments, not tokenized, (N, ...); a dictionary or a tuple of such arrays where the
-            space is one
-        :param state: what the last call returned; ``None`` when all episodes begin
-        :param episode_start: where an episode begins, (N,)
-        :param deterministic: take the likeliest token; else draw one
+        :param observation: observations that are not tokenized, (N, ...); a dictionary or a tuple of such arrays if the
+            observation space is one
+        :param state: state that the last call returned; ``None`` when all episodes begin
+        :param episode_start: whether an episode begins, (N,)
+        :param deterministic: take the likeliest token instead of sampling one
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
-        :raises InputError: when the model's weights are NaN, and for masks that allow nothing or have another shape
+        :raises InputError: if the model's weights are NaN, and for masks that forbid every action or have another shape
         """
         device = self.model.slot_ids.device
         if state is None:
@@ -63,6 +63,7 @@ class LanguageModelActor:
                 tokens[episode_start, : self.tokenizer.action_slots] = RESET
         hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
         legal = check_masks(action_masks, self.distribution.choices, len(tokens), device)
-        drawn, _ = self.distribution.proba_distribution(hidden, belief, legal, memory.tables).draw(greedy=deterministic)
-        actions = drawn.cpu().numpy()
+        distribution = self.distribution.proba_distribution(hidden, belief, legal, memory.tables)
+        ids, _ = distribution.choose_ids(deterministic)
+        actions = ids.cpu().numpy()
         return self.tokenizer.decode_action(actions), (memory, actions)

@@ -23,9 +23,9 @@ from dhmm_rl.tokens import Tokenizer
 
 def as_ids(observations: Tensor) -> Tensor:
     """
-    Token ids as integers, whatever type holds them.
+    Convert the ids of a token stream, of any type, to integers.
 
-    :raises InputError: when they are no whole numbers: SB3's ``VecNormalize`` normalizes a token stream, too, if it is let
+    :raises InputError: for numbers that are not whole, which come from a ``VecNormalize`` that normalizes observations
     """
     ids = observations.long()
     if observations.is_floating_point() and bool((ids != observations).any()):
@@ -35,9 +35,9 @@ def as_ids(observations: Tensor) -> Tensor:
 
 class DHMMFeaturesExtractor(BaseFeaturesExtractor):
     """
-    Runs DHMM-GPT2 over the last H steps; features are the last step's hidden output and belief, (B, D + N · K).
+    Runs DHMM-GPT2 over the last H steps; the features are the last step's hidden output and belief, (B, D + N · K).
 
-    :param observation_space: of a :class:`TokenStream` or :class:`VecTokenStream`
+    :param observation_space: observation space of a :class:`TokenStream` or :class:`VecTokenStream`
     :param settings: keywords of :class:`DHMMGPT2`, e.g. ``embed_size``, ``layers``, ``num_states``
     :raises InputError: for any other observation space
     """
@@ -53,8 +53,10 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """
-        :param observations: ids, (B, H, C); SB3 hands them over as floats, which hold them exactly
-        :raises InputError: when they are no ids
+        Compute the features (B, D + N · K).
+
+        :param observations: token ids, (B, H, C); SB3 passes them as floats, which represent them exactly
+        :raises InputError: for numbers that are not whole
         """
         hidden, belief = self.model.encode(as_ids(observations), last=1)
         return torch.cat([hidden[:, 0], belief[:, 0].flatten(1)], dim=1)
@@ -62,18 +64,19 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
 
 class DHMMPolicy(ActorCriticPolicy):
     """
-    Actor and critic on one DHMM-GPT2, for stock ``PPO`` and ``A2C`` on a :class:`TokenStream`.
+    Actor and critic on one DHMM-GPT2, for SB3's own ``PPO`` and ``A2C`` on a :class:`TokenStream`.
 
-    The actor is the language model read at its action slots; the critic is a small network of its own on the features.
-    Learn on normalized returns (``VecNormalize(env, norm_obs=False)``): otherwise the critic's gradient drowns the trunk.
+    The actor is the language model's prediction at the action slots; the critic is a small network on the features. Learn on
+    normalized returns (``VecNormalize(env, norm_obs=False)``): otherwise the critic's gradient dominates in the model.
 
-    :param observation_space: of a token stream
-    :param action_space: the environment's
-    :param lr_schedule: learning rate
-    :param net_arch: the critic's layers, as ``[64]`` or ``dict(vf=[64])``. The actor has none: it is the language model
+    :param observation_space: observation space of a token stream
+    :param action_space: action space of the environment
+    :param lr_schedule: learning rate schedule
+    :param net_arch: layers of the critic, ``[64]`` or ``dict(vf=[64])``; the actor has no layers besides the language model
+    :param features_extractor_class: :class:`DHMMFeaturesExtractor` or a subclass
     :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`
-    :param action_head: ``tokens``, or for Box actions ``gaussian``: a diagonal Gaussian on the features, as SB3's own
-    :param kwargs: the rest of what ``ActorCriticPolicy`` takes, but ``use_sde=True`` and ``share_features_extractor=False``
+    :param action_head: ``tokens``, or for Box actions ``gaussian``: a diagonal Gaussian on the features, as in SB3
+    :param kwargs: other keywords of ``ActorCriticPolicy``, except ``use_sde=True`` and ``share_features_extractor=False``
     :raises InputError: for a setting that this policy cannot have
     """
 
@@ -91,7 +94,7 @@ class DHMMPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         if action_head not in ("tokens", "gaussian"):
-            raise InputError(f"action_head is {action_head!r}; known are 'tokens' and 'gaussian'")
+            raise InputError(f"action_head is {action_head!r}; it must be 'tokens' or 'gaussian'")
         if action_head == "gaussian" and not isinstance(action_space, spaces.Box):
             raise InputError(f"action_head = 'gaussian' is for Box actions, not for {action_space}")
         self.action_head = action_head
@@ -103,7 +106,7 @@ class DHMMPolicy(ActorCriticPolicy):
             )
         if not issubclass(features_extractor_class, DHMMFeaturesExtractor):
             raise InputError(
-                f"DHMMPolicy reads token streams by a DHMMFeaturesExtractor, not by a {features_extractor_class.__name__}"
+                f"DHMMPolicy reads token streams with a DHMMFeaturesExtractor, not with a {features_extractor_class.__name__}"
             )
         super().__init__(
             observation_space,
@@ -123,31 +126,31 @@ class DHMMPolicy(ActorCriticPolicy):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the streams that the policy reads."""
+        """The tokenizer of the streams that the policy reads."""
         assert isinstance(self.observation_space, TokenSpace)
         return self.observation_space.tokenizer
 
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
         """
-        Start from a pretrained model.
+        Copy the weights of a pretrained model.
 
-        :raises InputError: when it was built otherwise than this policy's
+        :raises InputError: if the two models have different settings
         """
-        mine, theirs = self.language_model.config.to_dict(), pretrained.config.to_dict()
-        for name in mine:
-            if mine[name] != theirs[name]:
-                raise InputError(f"the pretrained model has {name} = {theirs[name]}, the policy {mine[name]}")
+        expected, found = self.language_model.config.to_dict(), pretrained.config.to_dict()
+        for name in expected:
+            if expected[name] != found[name]:
+                raise InputError(f"the pretrained model has {name} = {found[name]}, the policy {expected[name]}")
         self.language_model.load_state_dict(pretrained.state_dict())
 
     def features(self, hidden: Tensor, belief: Tensor) -> Tensor:
-        """What actor and critic read, (..., D + N · K), from the model's hidden output (..., D) and belief (..., N, K)."""
+        """Input of actor and critic (..., D + N · K): the model's hidden output (..., D) and belief (..., N, K)."""
         return torch.cat([hidden, belief.flatten(-2)], dim=-1)
 
     def distribution(self, features: Tensor, masks: Tensor | None = None, tables: Tables | None = None) -> Distribution:
         """
-        The action distribution.
+        The distribution of the action, given the features.
 
-        :param features: (B, D + N · K)
+        :param features: features of B steps, (B, D + N · K)
         :param masks: legal choices, (B, all choices); see :meth:`ActionTokens.proba_distribution`
         :param tables: the model's, where they serve more than this distribution
         """
@@ -188,8 +191,8 @@ class DHMMPolicy(ActorCriticPolicy):
 
 
 def _critic_layers(net_arch: list[Any] | dict[str, list[int]] | None) -> list[int]:
-    """The critic's layers of what SB3 takes as ``net_arch``: one list for actor and critic, or a dictionary of one for each."""
-    if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):  # as SB3 took it before 1.8
+    """The critic's layers in a ``net_arch`` as SB3 takes it: one list for actor and critic, or a dictionary of one each."""
+    if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):  # the form of SB3 before 1.8
         net_arch = net_arch[0]
     if not isinstance(net_arch, dict):
         return [64] if net_arch is None else net_arch
@@ -198,7 +201,7 @@ def _critic_layers(net_arch: list[Any] | dict[str, list[int]] | None) -> list[in
     return net_arch.get("vf", [64])
 
 
-NO_ACTOR_LAYERS = "the actor of DHMMPolicy is the language model read at its action slots, and has no layers of its own"
+NO_ACTOR_LAYERS = "the actor of DHMMPolicy is the language model, and has no other layers"
 
 for _algorithm in (PPO, A2C):
     _algorithm.policy_aliases["DHMMPolicy"] = DHMMPolicy

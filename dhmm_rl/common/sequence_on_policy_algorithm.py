@@ -156,7 +156,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.n_envs,
             burn_in=self.policy.burn_in,
             stored_action=(entries, np.float32 if gaussian else np.int32),
-            masked=sum(self._choices) if self.masked else 0,
+            mask_size=sum(self._choices) if self.masked else 0,
         )
         initial = self.policy.language_model.initial_state(self.n_envs)
         self._belief, self._position = initial.belief, initial.position

@@ -1,5 +1,5 @@
 """
-DHMM-GPT2 as a policy that acts on its cached state and is trained on whole segments.
+DHMM-GPT2 as a policy that acts on a cached state and is trained on whole segments.
 
 Shapes: N environments, C slots, B segments of T steps behind P steps of burn-in, F = D + N · K features.
 """
@@ -24,19 +24,21 @@ from dhmm_rl.tokens import RESET
 DEFAULT_WINDOW = 16
 
 FORGOTTEN = (
-    "predict was called in the middle of an episode without the state it returned before, so the policy has forgotten the "
+    "predict was called in the middle of an episode without the state that it last returned, so the policy has forgotten the "
     "episode; call: action, state = model.predict(observation, state, episode_start)"
 )
 
 
-class Acted(NamedTuple):
+class PolicyStep(NamedTuple):
     """
-    :param actions: for the environments
-    :param unclipped: the same before values of a Gaussian head were clipped to the action space
-    :param stored: the same as the policy evaluates them: ids, or values under a Gaussian head, (N, A)
-    :param values: (N,)
-    :param log_prob: (N,)
-    :param state: for the next step
+    What the policy returns for one step of every environment.
+
+    :param actions: actions for the environments, (N, ...)
+    :param unclipped: actions before a Gaussian head's values were clipped to the action space, (N, ...)
+    :param stored: actions in the form that the policy evaluates: token ids, or values under a Gaussian head, (N, A)
+    :param values: value estimates, (N,)
+    :param log_prob: log-probabilities of the actions, (N,)
+    :param state: state for the next step
     """
 
     actions: NDArray[Any]
@@ -49,10 +51,10 @@ class Acted(NamedTuple):
 
 class SequencePolicy(DHMMPolicy):
     """
-    :class:`DHMMPolicy` with memory: reads one step at a time and keeps what attention and belief need in a state.
+    :class:`DHMMPolicy` with memory: it reads one step at a time and keeps a state, the attention's cache and the belief.
 
-    :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`; the window is 16 steps where they do not say
-    :param keep_prior: keep the pretrained policy beside the one being trained; see :class:`SequencePPO`
+    :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`; ``window`` is 16 steps by default
+    :param keep_prior: keep a copy of the pretrained model, the prior, that training does not change; see :class:`SequencePPO`
     """
 
     def __init__(
@@ -68,16 +70,16 @@ class SequencePolicy(DHMMPolicy):
 
     @property
     def burn_in(self) -> int:
-        """How many earlier steps the output of a step depends on through attention: layers · (window - 1)."""
+        """Number of earlier steps that the output of a step depends on through attention: layers · (window - 1)."""
         return len(self.language_model.blocks) * (self.language_model.window - 1)
 
     @property
     def action_choices(self) -> list[int]:
-        """How many choices each action field has; a mask has a flag for each."""
+        """Number of choices of each action field; a mask has one flag per choice."""
         return self._action_tokens().choices
 
     def load_language_model(self, pretrained: DHMMGPT2) -> None:
-        """Start from a pretrained model, which is kept as the prior if this policy keeps one."""
+        """Copy the weights of a pretrained model, into the prior, too, if this policy keeps one."""
         super().load_language_model(pretrained)
         if self.prior is not None:
             self.prior.load_state_dict(pretrained.state_dict())
@@ -87,7 +89,7 @@ class SequencePolicy(DHMMPolicy):
         self.prior: DHMMGPT2 | None = None
         if self.keep_prior:
             if self.action_head != "tokens":
-                raise InputError("a pretrained policy chooses action tokens; it is no prior for action_head = 'gaussian'")
+                raise InputError("a prior chooses action tokens, so keep_prior does not go with action_head = 'gaussian'")
             self.prior = copy.deepcopy(self.language_model).requires_grad_(False)
 
     # Acting
@@ -95,20 +97,21 @@ class SequencePolicy(DHMMPolicy):
     @torch.no_grad()
     def act(
         self, tokens: Tensor, state: ModelState, masks: NDArray[np.bool_] | None = None, deterministic: bool = False
-    ) -> Acted:
+    ) -> PolicyStep:
         """
-        Read the present step of every environment and choose actions.
+        Read the current step of every environment and choose actions.
 
-        :param tokens: (N, C)
-        :param state: of these N streams; must not be used again
+        :param tokens: tokens of the step, (N, C)
+        :param state: state of the N streams, which must not be used again
         :param masks: legal choices, (N, all choices)
-        :raises InputError: when weights are NaN or infinite, and for masks that allow nothing or have another shape
+        :param deterministic: take the likeliest actions instead of sampling
+        :raises InputError: if weights are NaN or infinite, and for masks that forbid every action or have another shape
         """
         features, state = self.read_step(tokens, state)
         legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
         distribution = self.distribution(features, legal, state.tables)
         if isinstance(distribution, ActionTokens):
-            stored, log_prob = distribution.draw(deterministic)
+            stored, log_prob = distribution.choose_ids(deterministic)
             actions = unclipped = distribution.tokenizer.decode_action(stored.cpu().numpy())
         else:
             stored = distribution.get_actions(deterministic)
@@ -116,15 +119,15 @@ class SequencePolicy(DHMMPolicy):
             space = self.action_space
             unclipped = stored.cpu().numpy().reshape(-1, *space.shape)  # type: ignore[misc]
             actions = np.clip(unclipped, space.low, space.high)  # type: ignore[attr-defined]
-        return Acted(actions, unclipped, stored, self.values(features), log_prob, state)
+        return PolicyStep(actions, unclipped, stored, self.values(features), log_prob, state)
 
     def read_step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """Features (N, F) of one step of every stream (N, C), and the new state."""
+        """Read one step of every stream (N, C); returns features (N, F) and the new state."""
         hidden, belief, state = self.language_model.encode_step(tokens, state)
         return self.features(hidden[:, 0], belief[:, 0]), state
 
     def values(self, features: Tensor) -> Tensor:
-        """The critic: (..., F) to (...)."""
+        """The critic's value estimates (...) from features (..., F)."""
         value: Tensor = self.value_net(self.mlp_extractor.forward_critic(features))
         return value[..., 0]
 
@@ -137,16 +140,16 @@ class SequencePolicy(DHMMPolicy):
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
         """
-        Actions for the present observations of a token stream.
+        Choose actions for the current observations of token streams.
 
-        Where an episode begins is written in the stream, so ``episode_start`` may be left out.
-
-        :param observation: (N, H, C), or (H, C) of a single environment
-        :param state: what the last call returned; ``None`` at the beginning, or with a history that reaches back to it
-        :param deterministic: take the likeliest action; else draw one
+        :param observation: observations (N, H, C), or (H, C) of a single environment
+        :param state: state that the last call returned; ``None`` when episodes begin, or if the history reaches back to
+            their beginning
+        :param episode_start: ignored, because the stream itself shows where episodes begin
+        :param deterministic: take the likeliest action instead of sampling one
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
-        :raises InputError: for an observation that is not a token stream's, and a state of other environments
+        :raises InputError: for an observation that is not of a token stream, and for a state of another number of environments
         """
         self.set_training_mode(False)
         window, shape = np.asarray(observation), (self.observation_space.shape or ())
@@ -165,16 +168,16 @@ class SequencePolicy(DHMMPolicy):
             raise InputError(f"the state is of {len(state.belief)} environments, the observations are of {len(tokens)}")
         else:
             memory = state[:]
-        acted = self.act(tokens[:, -1], memory, action_masks, deterministic)
-        return (acted.actions[0] if single else acted.actions), acted.state
+        step = self.act(tokens[:, -1], memory, action_masks, deterministic)
+        return (step.actions[0] if single else step.actions), step.state
 
     # Training
 
     def read_segments(self, samples: SegmentSamples, tables: Tables | None = None) -> tuple[Tensor, Tensor]:
         """
-        The parallel pass: hidden outputs (B, T, D) and beliefs (B, T, N, K) of the steps after the burn-in.
+        Run the parallel pass; returns hidden outputs (B, T, D) and beliefs (B, T, N, K) of the steps after the burn-in.
 
-        The state in which they were read while acting is rebuilt from the burn-in, so outputs are the same.
+        The burn-in rebuilds the state in which the rollout read these steps, so the outputs are the same.
         """
         steps = samples.tokens.shape[1] - self.burn_in
         return self.language_model.encode(
@@ -183,8 +186,10 @@ class SequencePolicy(DHMMPolicy):
 
     def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, Tensor, Tensor]:
         """
-        :return: values (B · T,), log-probabilities of the actions (B · T,), the action distribution, and hidden outputs
-            and beliefs of :meth:`read_segments`
+        Evaluate the actions of whole segments.
+
+        :return: values (B · T,), log-probabilities of the actions (B · T,), the action distribution, and the hidden outputs
+            and beliefs that :meth:`read_segments` returns
         """
         tables = self.language_model.tables()
         hidden, belief = self.read_segments(samples, tables)
@@ -197,7 +202,7 @@ class SequencePolicy(DHMMPolicy):
         return self.values(features), log_prob, distribution, hidden, belief
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """What only the critic uses."""
+        """The parameters that only the critic uses."""
         return [*self.mlp_extractor.value_net.parameters(), *self.value_net.parameters()]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -303,7 +303,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
             buffer.all_tokens(), belief=self._prior_belief, position=self._position, last=buffer.buffer_size
         )
         distribution = ActionTokens(prior, self.policy.tokenizer)
-        masks = torch.from_numpy(buffer.masks).to(self.device).transpose(0, 1).flatten(0, 1) if buffer.masked else None
+        masks = torch.from_numpy(buffer.masks).to(self.device).transpose(0, 1).flatten(0, 1) if buffer.mask_size else None
         distribution.proba_distribution(hidden.flatten(0, 1)[:, None], belief.flatten(0, 1)[:, None], masks)
         actions = torch.from_numpy(buffer.actions).to(self.device).transpose(0, 1).flatten(0, 1)
         distribution.log_prob_of_ids(actions.long())
@@ -325,7 +325,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         return normalized
 
     def _record(self, metrics: dict[str, list[float]], warming_up: bool) -> None:
-        """Log an update's metrics, and warn of those that are NaN or infinite."""
+        """Log an update's metrics; warn if a metric is NaN or infinite."""
         for name, values in metrics.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
         not_finite = [name for name, values in metrics.items() if not np.isfinite(values).all()]
