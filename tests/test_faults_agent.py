@@ -437,7 +437,7 @@ def test_vector_environments_may_keep_the_last_observation_to_themselves(truncat
         agent = algorithm("DHMMPolicy", VecTokenStream(Forgetful(toys(truncate=truncate)), history=1), **SMALL)
         agent.learn(32)
         assert (agent.rollout_buffer.rewards == 1).all()  # SB3 adds no γV, either
-    with pytest.warns(UserWarning, match="does not tell the last observation"):
+    with pytest.warns(UserWarning, match="does not report the last observation"):
         rollouts = collect(Forgetful(toys(truncate=truncate)), episodes=2, imitate=False)
     observations: NDArray[Any] = rollouts.observations
     np.testing.assert_array_equal(observations[4], observations[5])

@@ -296,14 +296,14 @@ def test_a_mixture_holds_the_windows_of_its_parts() -> None:
     order = np.random.default_rng(0).permutation(len(mixed))
     batch = mixed[order]
     offset = 0
-    for part in mixed.parts:
+    for part in mixed.datasets:
         mine = (order >= offset) & (order < offset + len(part))
         for tensor, other in zip(batch, part[order[mine] - offset], strict=True):
             assert torch.equal(tensor[torch.from_numpy(mine)], other)
         offset += len(part)
     assert offset == len(mixed)
     tiles = mixed[mixed.eval_indices()].labels
-    assert (tiles[..., 1] >= 0).sum() == sum(part.rollouts.steps for part in mixed.parts)
+    assert (tiles[..., 1] >= 0).sum() == sum(part.rollouts.steps for part in mixed.datasets)
 
 
 @pytest.mark.parametrize("weights", [[1, 1, 1], [2, 0.3, 1.5], [0.01, 3, 1]])
@@ -318,14 +318,14 @@ def test_an_epoch_shows_each_source_as_often_as_its_weight_says(weights: list[fl
         seen += counts
         sizes.add(len(order))
         offset = 0
-        for part, weight in zip(mixed.parts, weights, strict=True):
+        for part, weight in zip(mixed.datasets, weights, strict=True):
             mine = counts[offset : offset + len(part)]
             assert mine.sum() == max(1, round(weight * len(part)))
             assert mine.max() - mine.min() <= 1
             offset += len(part)
     assert len(sizes) == 1
     offset = 0
-    for part, weight in zip(mixed.parts, weights, strict=True):
+    for part, weight in zip(mixed.datasets, weights, strict=True):
         shown = max(1, round(weight * len(part))) / len(part)
         share = seen[offset : offset + len(part)] / 200  # each window's own, over the epochs
         assert np.abs(share - shown).max() < 6 * np.sqrt(0.25 / 200)

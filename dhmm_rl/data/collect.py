@@ -1,8 +1,12 @@
-"""Letting a policy act, and recording what happens."""
+"""
+Recording the episodes of a policy.
+
+Shapes: N environments.
+"""
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,14 +27,14 @@ from dhmm_rl.tokens.action_masks import choices_per_field
 Actions = NDArray[Any]
 
 NO_LAST_OBSERVATION = (
-    "the vector environment does not tell the last observation of an episode (infos have no terminal_observation), so the one "
-    "before it is recorded in its place"
+    "the vector environment does not report the last observation of an episode (infos have no terminal_observation), so the "
+    "one before it is recorded in its place"
 )
 
 
 @runtime_checkable
 class SupportsPredict(Protocol):
-    """What SB3's algorithms and policies have in common."""
+    """The method that SB3's algorithms and policies have in common."""
 
     def predict(
         self,
@@ -39,7 +43,7 @@ class SupportsPredict(Protocol):
         episode_start: Actions | None = None,
         deterministic: bool = False,
     ) -> tuple[Actions, tuple[Actions, ...] | None]:
-        """Actions for a batch of observations; ``action_masks`` is handed over if it is one more keyword."""
+        """Return actions for a batch of observations. If it has a keyword ``action_masks``, masks are passed too."""
         ...
 
 
@@ -62,69 +66,110 @@ def collect(
     """
     Record whole episodes.
 
-    Every environment contributes its share of the episodes, decided beforehand: taking whichever end first would favor
-    short ones.
+    The number of episodes that each environment contributes is decided beforehand. Taking the first episodes that end, from
+    any environment, would favor short ones.
 
-    :param env: the environments, whose spaces the rollouts will have
-    :param policy: an SB3 algorithm or policy, or a function from observations (N, ...) to actions (N, ...); acts at random
+    :param env: environments to act in
+    :param policy: an SB3 algorithm or policy, or a function from observations (N, ...) to actions (N, ...); actions are random
         when ``None``
-    :param episodes: how many
+    :param episodes: number of episodes to record
     :param imitate: whether the policy's actions are worth imitating
-    :param max_steps: environment steps of all environments together after which recording ends; the episodes that are
-        running then are kept as cut off
-    :param env_id: the name to record
-    :param seed: of the environments and of random actions
-    :param deterministic: take an SB3 policy's likeliest action
-    :param progress: show a bar
-    :raises InputError: for a number of episodes or steps that is not positive, for actions that are no arrays, and for action
-        masks that cannot be read or forbid everything
+    :param max_steps: number of environment steps, over all environments, after which recording ends; unfinished episodes are
+        then recorded as cut off
+    :param env_id: name of the environment, which the rollouts carry
+    :param seed: seed of the environments and of random actions
+    :param deterministic: whether an SB3 policy takes its most likely action
+    :param progress: whether to show a progress bar
+    :return: the recorded episodes, in the order of the environments
+    :raises InputError: for a number of episodes or steps that is not positive, for an action space that vector environments
+        cannot hold, and for action masks that cannot be read or forbid every action
     """
-    if not isinstance(env.action_space, ARRAY_SPACES):
-        raise InputError(
-            f"actions of {env_id} are a {type(env.action_space).__name__}; those of a vector environment are arrays: turn them "
-            "into a Box, Discrete, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
-        )
-    for name, number in (("episodes", episodes), ("max_steps", max_steps)):
-        if number is not None and number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1")
-    act = _actor(env, policy, seed, deterministic)
+    _check_arguments(env, env_id, episodes, max_steps)
+    act = _make_actor(env, policy, seed, deterministic)
     quotas = [(episodes + i) // env.num_envs for i in range(env.num_envs)]
     env.seed(seed)
-    observations: Any = env.reset()
-    running = [_Recording(row) for row in pack(env.observation_space, observations)]
-    finished: list[list[Episode]] = [[] for _ in range(env.num_envs)]
-    starts = np.ones(env.num_envs, dtype=bool)
-    env_steps, last = 0, float("inf") if max_steps is None else max_steps
+    recorder = _Recorder(env, quotas, imitate)
+    env_steps = 0
     with tqdm(total=episodes, desc="collecting", unit="episode", disable=None if progress else True) as bar:
-        while env_steps < last and any(len(done) < quota for done, quota in zip(finished, quotas, strict=True)):
-            actions = act(observations, starts)
-            observations, rewards, starts, infos = env.step(actions)
+        while not recorder.complete and (max_steps is None or env_steps < max_steps):
+            actions = act(recorder.observations, recorder.episode_starts)
+            finished = recorder.step(actions)
             env_steps += env.num_envs
-            rows = pack(env.observation_space, observations)
-            for i, recording in enumerate(running):
-                row = rows[i]
-                if starts[i]:
-                    last_observation = infos[i].get("terminal_observation")
-                    if last_observation is None:
-                        warnings.warn(NO_LAST_OBSERVATION, stacklevel=2)
-                        row = recording.observations[-1]
-                    else:
-                        row = pack(env.observation_space, last_observation)
-                recording.add(actions[i], row, float(rewards[i]))
-                if starts[i]:
-                    if len(finished[i]) < quotas[i]:
-                        finished[i].append(recording.end(not infos[i].get("TimeLimit.truncated", False), imitate))
-                        bar.update()
-                    running[i] = _Recording(rows[i])
-    for done, quota, recording in zip(finished, quotas, running, strict=True):
-        if len(done) < quota and recording.actions:
-            done.append(recording.end(False, imitate))
-    recorded = [episode for done in finished for episode in done]
-    return Rollouts.from_episodes(recorded, env.observation_space, env.action_space, env_id, env_steps)
+            bar.update(finished)
+    recorder.cut_off()
+    return Rollouts.from_episodes(recorder.episodes, env.observation_space, env.action_space, env_id, env_steps)
+
+
+class _Recorder:
+    """
+    Steps environments and records an equal share of episodes from each.
+
+    :param env: the environments, which are reset
+    :param quotas: number of episodes to record from each environment, N of them
+    :param imitate: whether the actions are worth imitating
+    """
+
+    def __init__(self, env: VecEnv, quotas: Sequence[int], imitate: bool) -> None:
+        self.env, self.quotas, self.imitate = env, quotas, imitate
+        self.observations: Any = env.reset()
+        self.episode_starts = np.ones(env.num_envs, dtype=bool)
+        self._running = [_Recording(row) for row in pack(env.observation_space, self.observations)]
+        self._finished: list[list[Episode]] = [[] for _ in quotas]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every environment has contributed its share."""
+        return all(len(finished) >= quota for finished, quota in zip(self._finished, self.quotas, strict=True))
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The recorded episodes, in the order of the environments."""
+        return [episode for finished in self._finished for episode in finished]
+
+    def step(self, actions: Actions) -> int:
+        """
+        Step all environments once.
+
+        :param actions: actions, (N, ...)
+        :return: number of recorded episodes that ended in this step
+        """
+        self.observations, rewards, dones, infos = self.env.step(actions)
+        self.episode_starts = dones
+        rows = pack(self.env.observation_space, self.observations)
+        ended = 0
+        for i, recording in enumerate(self._running):
+            # In the step that ends an episode, the observation is already the first one of the next episode.
+            row = self._last_observation(recording, infos[i]) if dones[i] else rows[i]
+            recording.add(actions[i], row, float(rewards[i]))
+            if dones[i]:
+                # Episodes beyond the quota of their environment are thrown away.
+                if len(self._finished[i]) < self.quotas[i]:
+                    terminated = not infos[i].get("TimeLimit.truncated", False)
+                    self._finished[i].append(recording.to_episode(terminated, self.imitate))
+                    ended += 1
+                self._running[i] = _Recording(rows[i])
+        return ended
+
+    def cut_off(self) -> None:
+        """Add the unfinished episodes of environments that have not contributed their share, as cut off."""
+        for finished, quota, recording in zip(self._finished, self.quotas, self._running, strict=True):
+            if len(finished) < quota and recording.actions:
+                finished.append(recording.to_episode(False, self.imitate))
+
+    def _last_observation(self, recording: "_Recording", info: dict[str, Any]) -> NDArray[Any]:
+        observation = info.get("terminal_observation")
+        if observation is None:
+            warnings.warn(NO_LAST_OBSERVATION, stacklevel=5)
+            return recording.observations[-1]
+        return pack(self.env.observation_space, observation)
 
 
 class _Recording:
-    """An episode being recorded."""
+    """
+    One episode that is being recorded.
+
+    :param observation: its first observation, packed
+    """
 
     def __init__(self, observation: NDArray[Any]) -> None:
         self.observations = [observation]
@@ -136,30 +181,42 @@ class _Recording:
         self.observations.append(observation)
         self.rewards.append(reward)
 
-    def end(self, terminated: bool, imitate: bool) -> Episode:
+    def to_episode(self, terminated: bool, imitate: bool) -> Episode:
         return Episode(np.stack(self.observations), np.stack(self.actions), np.array(self.rewards), terminated, imitate)
 
 
-def _actor(
+def _check_arguments(env: VecEnv, env_id: str, episodes: int, max_steps: int | None) -> None:
+    """:raises InputError: for arguments of :func:`collect` that cannot be used"""
+    if not isinstance(env.action_space, ARRAY_SPACES):
+        raise InputError(
+            f"actions of {env_id} are a {type(env.action_space).__name__}; those of a vector environment are arrays: turn them "
+            "into a Box, Discrete, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
+        )
+    for name, number in (("episodes", episodes), ("max_steps", max_steps)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}; it must be at least 1")
+
+
+def _make_actor(
     env: VecEnv, policy: Policy | None, seed: int, deterministic: bool
 ) -> Callable[[NDArray[Any], NDArray[np.bool_]], Actions]:
-    """One way to ask for actions, whatever the policy is."""
+    """Return a function from observations and episode starts to actions, whatever the policy is."""
     if policy is None:
         env.action_space.seed(seed)
-        draw = random_policy(env)
-        return lambda observations, starts: draw()
+        draw_actions = random_policy(env)
+        return lambda observations, episode_starts: draw_actions()
     if not isinstance(policy, SupportsPredict):
-        return lambda observations, starts: np.asarray(policy(observations))
-    memory: tuple[Actions, ...] | None = None
+        return lambda observations, episode_starts: np.asarray(policy(observations))
+    state: tuple[Actions, ...] | None = None
     predict: Any = policy.predict
     masked = is_masking_supported(env) and "action_masks" in inspect.signature(predict).parameters
     choices = choices_per_field(env.action_space)
 
-    def act(observations: NDArray[Any], starts: NDArray[np.bool_]) -> Actions:
-        nonlocal memory
-        actions: Actions
+    def act(observations: NDArray[Any], episode_starts: NDArray[np.bool_]) -> Actions:
+        nonlocal state
         masks = {"action_masks": action_masks_of(env, choices)} if masked else {}
-        actions, memory = predict(observations, state=memory, episode_start=starts, deterministic=deterministic, **masks)
+        actions: Actions
+        actions, state = predict(observations, state=state, episode_start=episode_starts, deterministic=deterministic, **masks)
         if isinstance(env.action_space, spaces.Box):
             actions = np.clip(actions, env.action_space.low, env.action_space.high)
         return actions

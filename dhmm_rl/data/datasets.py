@@ -1,5 +1,5 @@
 """
-The training set: fixed-size windows of token streams, cut out of contiguous rollouts.
+Training sets: windows of token streams, all of one length, cut out of rollouts.
 
 Shapes: B windows, L steps, C slots.
 """
@@ -17,15 +17,17 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.tokens import PAD_ID, RESET, Tokenizer
 
 ROWS_AT_ONCE = 256
-"""This many rows of images are read and encoded together."""
+"""Number of rows of images that are read and encoded together."""
 
 
 class Batch(NamedTuple):
     """
-    :param input_ids: (B, L, C)
-    :param labels: the step that follows each step, (B, L, C)
-    :param weights: of each label in the loss, (B, L, C)
-    :param position_ids: how many steps of its episode lie before each step, (B, L); for learned positions
+    Sequences to train on.
+
+    :param input_ids: token ids, (B, L, C)
+    :param labels: ids of the step that follows each step, (B, L, C)
+    :param weights: weight of each label in the loss, (B, L, C)
+    :param position_ids: number of each step in its episode, from 0, (B, L); for learned positions
     """
 
     input_ids: Tensor
@@ -36,21 +38,21 @@ class Batch(NamedTuple):
 
 class StreamDataset:
     """
-    Every window of ``length`` steps of every episode; never a step of two.
+    Every window of ``length`` steps of every episode; a window never holds steps of two episodes.
 
-    Windows may begin before their episode does, as a policy's do: so each step stands in equally many. Rollouts are read and
-    tokenized when a batch is asked for, so they may be larger than memory, and dither is drawn anew each time. Only images,
-    which are slow to encode and much larger than their ids, are encoded once.
+    A window may begin before its episode does, as a policy's window does, so each step is in equally many windows. Rollouts are
+    read and tokenized when a batch is requested, so they may be larger than memory, and dither is drawn for each batch. Only
+    images, which are slow to encode and much larger than their ids, are encoded once.
 
     :param rollouts: the episodes
-    :param tokenizer: theirs
-    :param length: L
-    :param episodes: numbers of the episodes to use; all when ``None``
-    :param field_weights: weight of fields in the loss, by name; 1 where not given
-    :param weight: of all these windows in the loss
-    :param dither: seeds the dithering of real fields; none when ``None``. Episodes to be imitated are read as they are: their
-        actions answer what was seen, not what may have been
-    :raises InputError: when the spaces are not the tokenizer's, or a weight names no field
+    :param tokenizer: tokenizer of the rollouts' spaces
+    :param length: number of steps of a window, L
+    :param episodes: indices of the episodes to use; all episodes when ``None``
+    :param field_weights: weight of fields in the loss, by name; 1 for fields that are not named
+    :param weight: weight of all these windows in the loss
+    :param dither: seed of the dithering of real fields; no dithering when ``None``. Episodes to be imitated are never dithered:
+        their actions answer exactly what was observed
+    :raises InputError: for rollouts of spaces that differ from the tokenizer's, and for a weight that names no field
     """
 
     def __init__(
@@ -74,15 +76,16 @@ class StreamDataset:
         self.rollouts, self.tokenizer, self.length, self.dither = rollouts, tokenizer, length, dither
         self.weights = np.array([weight * (field_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
         self.episodes = np.arange(len(rollouts)) if episodes is None else episodes
-        # A terminated episode has one step more: DONE.
+        # A terminated episode has one step more than rows: DONE.
         self.steps = (np.diff(rollouts.starts) + rollouts.terminated)[self.episodes]
-        observed = tokenizer.slots[tokenizer.action_slots :]
-        self._dithered = dither is not None and any(slot.ordinal for slot in observed)
-        self._ids: NDArray[np.int32] | None = None  # of every row, (R, C), where they are kept
+        observation_slots = tokenizer.slots[tokenizer.action_slots :]
+        self._dithers_bins = dither is not None and any(slot.ordinal for slot in observation_slots)
+        self._cached_ids: NDArray[np.int32] | None = None  # ids of every row, (R, C), where there are images
         if tokenizer.codebooks:
-            self._ids = np.empty((len(rollouts.rewards), len(names)), dtype=np.int32)
-            self._encoded = np.zeros(len(self._ids), dtype=np.bool_)
-        # Windows of an episode begin from length - 1 before it to its last step that is followed by another.
+            self._cached_ids = np.empty((len(rollouts.rewards), len(names)), dtype=np.int32)
+            self._is_cached = np.zeros(len(self._cached_ids), dtype=np.bool_)
+        # The first window of an episode begins length - 1 steps before the episode. The last one begins at its last step that
+        # is followed by another. Windows of all episodes are numbered one after the other; these are the ends of their ranges.
         self._ends = np.cumsum(self.steps - 1 + length - 1)
 
     def __len__(self) -> int:
@@ -90,54 +93,65 @@ class StreamDataset:
         return int(self._ends[-1])
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
-        """The windows with these numbers."""
+        """Return the windows with these indices."""
         indices = np.asarray(indices)
-        place = np.searchsorted(self._ends, indices, side="right")
-        first = indices - self._ends[place] + self.steps[place] - 1
-        return self._batch(
-            self.episodes[place], first, None if self.dither is None else np.random.default_rng([self.dither, *indices])
-        )
+        number = np.searchsorted(self._ends, indices, side="right")
+        first_step = indices - self._ends[number] + self.steps[number] - 1
+        rng = None if self.dither is None else np.random.default_rng([self.dither, *indices])
+        return self._make_batch(self.episodes[number], first_step, rng)
 
     def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Numbers of all windows, in random order."""
+        """Return the indices of all windows in random order."""
         return rng.permutation(len(self))
 
     def eval_indices(self) -> NDArray[np.int64]:
-        """Numbers of windows that together hold every label once."""
+        """Return indices of windows that together hold every label once."""
         per_episode = [
             end - (steps - 1) + np.arange(0, steps - 1, self.length) for end, steps in zip(self._ends, self.steps, strict=True)
         ]
         return np.concatenate(per_episode)
 
-    def _batch(self, episode: NDArray[Any], first: NDArray[Any], rng: np.random.Generator | None) -> Batch:
-        step = first[:, None] + np.arange(self.length + 1)
-        start, rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
-        row = start + np.clip(step, 0, rows - 1)
+    def _make_batch(self, episode: NDArray[Any], first_step: NDArray[Any], rng: np.random.Generator | None) -> Batch:
+        """
+        Cut windows out of the rollouts.
+
+        :param episode: episode of each window, (B,)
+        :param first_step: number of the window's first step in its episode, negative before the episode, (B,)
+        :param rng: random numbers of the dither; no dither when ``None``
+        """
+        # Steps of each window and the one step that follows it, (B, L + 1), and their rows. Steps outside the episode get a
+        # row of it for now, and other ids below.
+        step = first_step[:, None] + np.arange(self.length + 1)
+        first_row, num_rows = self.rollouts.starts[episode, None], np.diff(self.rollouts.starts)[episode, None]
+        row = first_row + np.clip(step, 0, num_rows - 1)
         imitated = self.rollouts.imitate[episode]
-        tokens = self._read(row, rng)
+        tokens = self._encode_rows(row, rng)
         if rng is not None and imitated.any():
-            tokens[imitated] = self._read(row[imitated], None)
+            tokens[imitated] = self._encode_rows(row[imitated], None)
 
+        # The grammar of the stream: RESET before the first observation, padding outside the episode, DONE after its end.
         tokens[..., : self.tokenizer.action_slots][step == 0] = RESET
-        tokens[(step < 0) | (step >= rows)] = PAD_ID
-        tokens[(step == rows) & self.rollouts.terminated[episode, None]] = self.tokenizer.done_step()
+        tokens[(step < 0) | (step >= num_rows)] = PAD_ID
+        tokens[(step == num_rows) & self.rollouts.terminated[episode, None]] = self.tokenizer.done_step()
 
+        # Labels are the steps that follow. An episode's first step is no label, since nothing comes before it.
         ids = torch.from_numpy(tokens)
         labels = ids[:, 1:].clone()
-        labels[torch.from_numpy(step[:, 1:] <= 0)] = PAD_ID  # nothing comes before an episode's first step
+        labels[torch.from_numpy(step[:, 1:] <= 0)] = PAD_ID
         weights = np.broadcast_to(self.weights, tokens[:, 1:].shape).copy()
         weights[~imitated, :, : self.tokenizer.action_slots] = 0
         return Batch(ids[:, :-1], labels, torch.from_numpy(weights), torch.from_numpy(np.maximum(step[:, :-1], 0)))
 
-    def _read(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
-        if self._ids is None or (rng is not None and self._dithered):
+    def _encode_rows(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
+        """Return the ids (..., C) of rows (...), from the cache if there is one and they are not dithered."""
+        if self._cached_ids is None or (rng is not None and self._dithers_bins):
             return self._encode(row, rng)
-        missing = np.unique(row[~self._encoded[row]])
+        missing = np.unique(row[~self._is_cached[row]])
         for first in range(0, len(missing), ROWS_AT_ONCE):
             some = missing[first : first + ROWS_AT_ONCE]
-            self._ids[some] = self._encode(some, None)
-        self._encoded[missing] = True
-        ids: NDArray[np.int64] = self._ids[row].astype(np.int64)
+            self._cached_ids[some] = self._encode(some, None)
+        self._is_cached[missing] = True
+        ids: NDArray[np.int64] = self._cached_ids[row].astype(np.int64)
         return ids
 
     def _encode(self, row: NDArray[Any], rng: np.random.Generator | None) -> NDArray[np.int64]:
@@ -146,46 +160,51 @@ class StreamDataset:
 
 class MixedDataset:
     """
-    The windows of several sources, each shown so often as its weight says.
+    The windows of several sources, each shown as often as the source's weight says.
 
-    A source of weight 1 shows each of its windows once an epoch; one of weight 2.5 shows them two or three times, and one of
-    weight 0.1 a tenth of them. Which ones is drawn anew for each epoch.
+    A source of weight 1 shows each of its windows once per epoch, a source of weight 2.5 two or three times, and a source of
+    weight 0.1 a tenth of its windows. Which windows these are is drawn for each epoch.
 
-    :param parts: one for each source, of the same tokenizer and length
-    :param weights: theirs
+    :param datasets: windows of each source, of the same tokenizer and length
+    :param weights: weight of each source
     """
 
-    def __init__(self, parts: Sequence[StreamDataset], weights: Sequence[float]) -> None:
-        self.parts, self.length = parts, parts[0].length
-        self.shown = [max(1, round(weight * len(part))) for part, weight in zip(parts, weights, strict=True)]
-        self._ends = np.cumsum([len(part) for part in parts])
+    def __init__(self, datasets: Sequence[StreamDataset], weights: Sequence[float]) -> None:
+        self.datasets, self.length = datasets, datasets[0].length
+        self.shown = [max(1, round(weight * len(dataset))) for dataset, weight in zip(datasets, weights, strict=True)]
+        # Windows are numbered source after source; these are the ends of their ranges.
+        self._ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
         """The number of windows."""
         return int(self._ends[-1])
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
-        """The windows with these numbers: those of the first source come first."""
+        """Return the windows with these indices; those of the first source come first."""
         indices = np.asarray(indices)
         source = np.searchsorted(self._ends, indices, side="right")
-        found = [np.flatnonzero(source == number) for number in range(len(self.parts))]
+        # Fetch a batch from each source, then restore the order that was asked for.
+        positions = [np.flatnonzero(source == number) for number in range(len(self.datasets))]
         batches = [
-            part[indices[places] - (end - len(part))]
-            for part, end, places in zip(self.parts, self._ends, found, strict=True)
-            if len(places)
+            dataset[indices[mine] - (end - len(dataset))]
+            for dataset, end, mine in zip(self.datasets, self._ends, positions, strict=True)
+            if len(mine)
         ]
-        order = torch.from_numpy(np.argsort(np.concatenate(found)))
+        order = torch.from_numpy(np.argsort(np.concatenate(positions)))
         return Batch(*(torch.cat(tensors)[order] for tensors in zip(*batches, strict=True)))
 
     def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Numbers of windows in random order, each about as often as its source's weight says."""
-        drawn = []
-        for part, end, shown in zip(self.parts, self._ends, self.shown, strict=True):
-            whole, rest = divmod(shown, len(part))
-            every = np.tile(np.arange(len(part)), whole)
-            drawn.append(np.concatenate([every, rng.choice(len(part), rest, replace=False)]) + end - len(part))
-        return rng.permutation(np.concatenate(drawn))
+        """Return indices of windows in random order, each about as often as the weight of its source says."""
+        chosen = []
+        for dataset, end, shown in zip(self.datasets, self._ends, self.shown, strict=True):
+            repeats, rest = divmod(shown, len(dataset))
+            repeated = np.tile(np.arange(len(dataset)), repeats)
+            chosen.append(np.concatenate([repeated, rng.choice(len(dataset), rest, replace=False)]) + end - len(dataset))
+        return rng.permutation(np.concatenate(chosen))
 
     def eval_indices(self) -> NDArray[np.int64]:
-        """Numbers of windows that together hold every label of every source once."""
-        return np.concatenate([part.eval_indices() + end - len(part) for part, end in zip(self.parts, self._ends, strict=True)])
+        """Return indices of windows that together hold every label of every source once."""
+        per_source = [
+            dataset.eval_indices() + end - len(dataset) for dataset, end in zip(self.datasets, self._ends, strict=True)
+        ]
+        return np.concatenate(per_source)
