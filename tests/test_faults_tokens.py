@@ -26,7 +26,7 @@ from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import flatten
-from dhmm_rl.tokens.plan import UNBOUNDED
+from dhmm_rl.tokens.plan import NO_BOUNDS
 
 
 class Drawn(gym.Env[Any, Any]):
@@ -293,14 +293,14 @@ def test_numpy_scalars_in_models_settings_rollouts_and_agents(tmp_path: Path) ->
 @pytest.mark.parametrize("key", ["low", "high", "scale", "origin", "values", "bins"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, np.float32(np.inf), True, "1", None])
 def test_settings_that_are_not_finite_numbers_are_refused(key: str, value: Any) -> None:
-    if (key, value) in UNBOUNDED:
+    if (key, value) in NO_BOUNDS:
         pytest.skip("says as much as no setting: the next test")
     given = [0.0, value] if key == "values" else value
     with pytest.raises(InputError, match=f"{key} of observation.0. "):
         Tokenizer(BOX, spaces.Discrete(2), overrides={"observation[0]": {key: given}})
 
 
-@pytest.mark.parametrize(("key", "value"), UNBOUNDED)
+@pytest.mark.parametrize(("key", "value"), NO_BOUNDS)
 @pytest.mark.parametrize("kind", [float, np.float32])
 def test_settings_that_bound_nothing_are_left_out_with_a_warning(key: str, value: float, kind: Any) -> None:
     unbounded = spaces.Box(-np.inf, np.inf, (2,), np.float32)

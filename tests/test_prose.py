@@ -96,14 +96,7 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/runs/reconstructions.py": 3,
     "dhmm_rl/runs/run.py": 7,
     "dhmm_rl/runs/saved_agents.py": 4,
-    "dhmm_rl/tokens/bins.py": 3,
-    "dhmm_rl/tokens/codec.py": 10,
-    "dhmm_rl/tokens/composite_spaces.py": 1,
-    "dhmm_rl/tokens/fields.py": 7,
-    "dhmm_rl/tokens/images.py": 4,
-    "dhmm_rl/tokens/plan.py": 10,
-    "dhmm_rl/tokens/simple_spaces.py": 1,
-    "dhmm_rl/tokens/tokenizer.py": 3,
+    "dhmm_rl/tokens/plan.py": 1,
 }
 
 

@@ -1,5 +1,5 @@
 """
-Quantization of real fields, all of them in one call.
+Quantization of real fields, all fields in one call.
 
 Shapes: F real fields; ``...`` any leading shape (time, environments).
 """
@@ -19,14 +19,16 @@ class Bins:
     """
     Uniform bins between two bounds, for F real fields at once.
 
-    A field without bounds is binned uniformly in the domain of ``asinh((x - origin) / scale)``: linear near its origin,
-    logarithmic far away, so that distant values still fall into different bins. The origin is 0, or the one bound there is.
+    A field without bounds is companded: its bins are uniform in the domain of ``asinh((x - origin) / scale)``. This is linear
+    near the origin and logarithmic far away, so distant values still fall into different bins. The origin is 0, or the only
+    bound of the field.
 
-    :param counts: number of bins, (F,)
+    :param counts: number of bins of each field, (F,)
     :param low: lower edge of the first bin, in the field's own unit, (F,)
     :param high: upper edge of the last bin, in the field's own unit, (F,)
-    :param scale: where ``asinh`` bends, in the field's own unit; infinite for a field that is binned linearly, (F,)
-    :param origin: where ``asinh`` is 0, in the field's own unit, (F,)
+    :param scale: distance from the origin at which ``asinh`` turns from linear to logarithmic, in the field's own unit;
+        infinite for a field that is binned linearly, (F,)
+    :param origin: value at which ``asinh`` is 0, in the field's own unit, (F,)
     """
 
     counts: NDArray[np.int64]
@@ -39,13 +41,13 @@ class Bins:
     def of(
         cls, counts: ArrayLike, low: ArrayLike, high: ArrayLike, scale: ArrayLike = np.inf, origin: ArrayLike = 0.0
     ) -> "Bins":
-        """Build from anything that broadcasts to (F,)."""
+        """Build bins from arguments that broadcast to (F,)."""
         sizes, *others = np.broadcast_arrays(*np.atleast_1d(counts, low, high, scale, origin))
         return cls(sizes.astype(np.int64), *(other.astype(np.float64) for other in others))
 
     @cached_property
     def linear(self) -> NDArray[np.bool_]:
-        """Which fields are binned linearly, (F,)."""
+        """True for fields that are binned linearly, (F,)."""
         return np.isinf(self.scale)
 
     @cached_property
@@ -59,26 +61,34 @@ class Bins:
         return (self._compand(self.high) - self.companded_low) / self.counts
 
     def compand(self, values: ArrayLike) -> Floats:
-        """Map values (..., F) to where bins are uniform, measured in bins: 0 is the low edge, ``counts`` the high one."""
+        """
+        Map values to the companded domain, measured in bins: 0 is the low edge of the first bin, ``counts`` the high edge of
+        the last.
+
+        :param values: values in the fields' own units, (..., F)
+        :return: positions, (..., F)
+        """
         return (self._compand(np.asarray(values, dtype=np.float64)) - self.companded_low) / self.width
 
     def expand(self, companded: ArrayLike) -> Floats:
         """Invert :meth:`compand`."""
-        bent = np.asarray(companded) * self.width + self.companded_low
+        positions = np.asarray(companded) * self.width + self.companded_low
         if self._all_linear:
-            return bent
-        curved = self._finite_scale * np.sinh(np.where(self.linear, 0.0, bent)) + self.origin
-        return np.where(self.linear, bent, curved)
+            return positions
+        # Linear fields get 0 here, since sinh of their values could overflow; their result is not used.
+        values = self._finite_scale * np.sinh(np.where(self.linear, 0.0, positions)) + self.origin
+        return np.where(self.linear, positions, values)
 
     def encode(self, values: ArrayLike, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """
-        The bin of every value, 0 to ``counts - 1``; values outside the bounds go to the nearest end.
+        Return the bin of each value. Values outside the bounds go to the first or the last bin.
 
-        :param values: (..., F)
-        :param rng: when given, bins are dithered: noise uniform over one full bin width is added in the companded domain
-            before rounding, so that the mean of the decoded values is the value itself, whatever the value (Schuchman
-            1964; half a width would leave a bias).
-        :return: bins, (..., F)
+        :param values: values in the fields' own units, (..., F)
+        :param rng: random numbers of the dither; no dither when ``None``. The dither is noise that is uniform over one full bin
+            width, added in the companded domain before rounding. The mean of the decoded values is then the value itself,
+            whatever the value (Schuchman, "Dither signals and their effect on quantization noise", 1964); noise over half a
+            width would leave a bias.
+        :return: bins, 0 to ``counts - 1``, (..., F)
         """
         companded = self.compand(values)
         if rng is not None:
@@ -86,11 +96,11 @@ class Bins:
         return np.clip(np.floor(companded), 0, self.counts - 1).astype(np.int64)
 
     def decode(self, bins: ArrayLike) -> Floats:
-        """The center of every bin, (..., F), in the field's own unit."""
+        """Return the center of each bin (..., F), in the field's own unit."""
         return self.expand(np.asarray(bins) + 0.5)
 
     def outside(self, values: Floats) -> NDArray[np.bool_]:
-        """Which values (..., F) lie beyond the ends."""
+        """Return true for values (..., F) below the first bin or above the last."""
         return (values < self.low) | (values > self.high)
 
     @cached_property
@@ -102,7 +112,8 @@ class Bins:
         return np.where(self.linear, 1.0, self.scale)
 
     def _compand(self, values: Floats) -> Floats:
+        """Map values (..., F) to the companded domain; those of linear fields stay as they are."""
         if self._all_linear:
             return values
-        curved = np.arcsinh((values - self.origin) / self._finite_scale)
-        return curved if not self.linear.any() else np.where(self.linear, values, curved)
+        companded = np.arcsinh((values - self.origin) / self._finite_scale)
+        return companded if not self.linear.any() else np.where(self.linear, values, companded)

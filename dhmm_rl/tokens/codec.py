@@ -1,10 +1,10 @@
 """
-Values of one space's fields to ids and back, all fields of a kind in one call.
+Codec of one space: field values to ids and back, with one call for all fields that are quantized in the same way.
 
-Shapes: F fields; S slots; ``...`` any leading shape.
+Shapes: F fields and S slots of the space; f and s those of one group; ``...`` any leading shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +22,7 @@ Index = slice | NDArray[np.int64]
 
 
 class Quantizer(Protocol):
-    """Some fields' values (..., f) to numbers of ids (..., s), counted from each slot's first, and back."""
+    """Maps values of some fields (..., f) to local ids (..., s), which count from 0 in each slot, and back."""
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]: ...
 
@@ -32,11 +32,11 @@ class Quantizer(Protocol):
 @dataclass(frozen=True, eq=False)
 class Categories:
     """
-    Whole numbers from a first to a last; any other is an error.
+    Fields of whole numbers from a first to a last category; any other value is an error.
 
-    :param names: the fields', for that error
-    :param first: (f,)
-    :param counts: (f,)
+    :param names: names of the fields, for errors
+    :param first: first category of each field, (f,)
+    :param counts: number of categories of each field, (f,)
     """
 
     names: Sequence[str]
@@ -44,7 +44,11 @@ class Categories:
     counts: NDArray[np.int64]
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        """:raises InputError: naming a field whose value is no category"""
+        """
+        Return local ids (..., f).
+
+        :raises InputError: for a value that is not one of its field's categories
+        """
         local = values - self.first
         wrong = (local < 0) | (local >= self.counts)
         if local.dtype.kind == "f":
@@ -63,29 +67,31 @@ class Categories:
 @dataclass(frozen=True, eq=False)
 class Values:
     """
-    A few values; any other goes to the nearest of them.
+    Fields with a small set of values each; any other value goes to the nearest one.
 
-    :param values: in order, the last one repeated for a field with fewer than others, (f, n)
+    :param values: values of each field in increasing order; for fields that have fewer than n, the last one is repeated, (f, n)
     """
 
     values: NDArray[np.float64]
 
     @classmethod
     def of(cls, values: Sequence[Sequence[float]]) -> "Values":
-        """From one sequence a field."""
-        most = max(map(len, values))
-        return cls(np.array([[*some, *[some[-1]] * (most - len(some))] for some in values], dtype=np.float64))
+        """Build from one sequence of values per field."""
+        longest = max(map(len, values))
+        padded = [[*some, *[some[-1]] * (longest - len(some))] for some in values]
+        return cls(np.array(padded, dtype=np.float64))
 
     @cached_property
     def midpoints(self) -> NDArray[np.float64]:
-        """Above which the next value is nearer, (f, n - 1); infinite where there is none."""
+        """Midpoints between neighboring values, (f, n - 1); infinite where there is no next value."""
         middle = (self.values[:, 1:] + self.values[:, :-1]) / 2
         return np.where(self.values[:, 1:] > self.values[:, :-1], middle, np.inf)
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         local = np.zeros(values.shape, dtype=np.int64)
-        for middle in self.midpoints.T:  # one step a value, not a field: few-valued fields have few
-            local += values > middle
+        # A value's id is the number of midpoints below it. The loop is over values, of which these fields have few.
+        for midpoint in self.midpoints.T:
+            local += values > midpoint
         return local
 
     def decode(self, local: NDArray[Any]) -> NDArray[Any]:
@@ -93,8 +99,12 @@ class Values:
         return values
 
 
-class Unfitted(NamedTuple):
-    """An image whose codebook is not known as yet."""
+class UnfittedCodebook(NamedTuple):
+    """
+    The quantizer of an image before its codebook is fitted; using it is an error that says what to do.
+
+    :param name: name of the image
+    """
 
     name: str
 
@@ -112,9 +122,9 @@ class FieldGroup(NamedTuple):
     """
     Fields that are quantized together.
 
-    :param columns: which of the space's fields, f of F
-    :param slots: which of its slots, s of S
-    :param quantizer: for them
+    :param columns: indices of the fields, f of F
+    :param slots: indices of their slots, s of S
+    :param quantizer: quantizer of these fields
     """
 
     columns: Index
@@ -124,14 +134,14 @@ class FieldGroup(NamedTuple):
 
 class Codec:
     """
-    All fields of one space.
+    Encodes and decodes all fields of one space.
 
-    :param leaves: the space's
-    :param settings: by name; see :mod:`dhmm_rl.tokens.plan`
-    :param bins: of a real field, where settings do not say
-    :param codebooks: codes of images, by name
-    :param first_id: of the first slot
-    :raises InputError: for settings that do not fit, and for too many slots
+    :param leaves: arrays of fields that the space consists of
+    :param settings: settings by name; see :mod:`dhmm_rl.tokens.plan`
+    :param bins: number of bins of a real field, where settings do not say
+    :param codebooks: codes of images, by name of the image
+    :param first_id: first id of the first slot
+    :raises InputError: for settings that do not fit the space, and for too many slots
     """
 
     def __init__(
@@ -146,11 +156,12 @@ class Codec:
         self.sizes: list[int] = []
         self.ordinal: list[bool] = []
         self.leaf_slots: dict[str, range] = {}
-        """Which slots belong to each leaf."""
+        """The slots of each leaf, by its name."""
         images: list[FieldGroup] = []
         fields: list[tuple[int, int, FieldPlan]] = []
         self.num_fields = 0
         for leaf in leaves:
+            # An image has one slot per patch, any other array one slot per field.
             image, first = plan_image(leaf, settings), len(self.names)
             columns = slice(self.num_fields, self.num_fields + leaf.size)
             if image is not None:
@@ -158,7 +169,7 @@ class Codec:
                 codes = codebooks.get(leaf.name)
                 names = [f"{leaf.name}{name}" for name in patches.names]
                 self._add(names, [size if codes is None else len(codes)] * len(names), [False] * len(names))
-                quantizer: Quantizer = Unfitted(leaf.name) if codes is None else Codebook(patches, codes)
+                quantizer: Quantizer = UnfittedCodebook(leaf.name) if codes is None else Codebook(patches, codes)
                 images.append(FieldGroup(columns, slice(first, len(self.names)), quantizer))
             else:
                 plans = plan_fields(leaf, settings, bins)
@@ -171,20 +182,22 @@ class Codec:
                 f"{len(self.names)} slots a step are more than {MAX_SLOTS}; see gymnasium.wrappers.FilterObservation"
             )
         self.fields = fields
-        """The column, the slot and the plan of every field that is no part of an image."""
+        """Column, slot and plan of every field that is not part of an image."""
         self.groups = [*images, *_group_fields(fields)]
         self.starts = first_id + np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self._leaves = leaves
-        bins_part = next((part.quantizer for part in self.groups if isinstance(part.quantizer, Bins)), None)
-        self._outside = np.zeros(0 if bins_part is None else len(bins_part.counts), dtype=np.int64)
+        bins_of_space = next((group.quantizer for group in self.groups if isinstance(group.quantizer, Bins)), None)
+        self._outside = np.zeros(0 if bins_of_space is None else len(bins_of_space.counts), dtype=np.int64)
         self._seen = 0
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """
-        :param values: (..., F)
-        :param rng: dithers bins when given
+        Return the ids of field values.
+
+        :param values: field values, (..., F)
+        :param rng: random numbers that dither the bins; no dither when ``None``
         :return: ids, (..., S)
-        :raises InputError: naming the field whose value is NaN or no category
+        :raises InputError: for a value that is NaN, or not one of its field's categories
         """
         if values.shape[-1] != self.num_fields:
             raise InputError(f"{self.names[0]} and on: {self.num_fields} fields expected, {values.shape[-1]} found")
@@ -192,27 +205,28 @@ class Codec:
             where = int(np.argmax(np.isnan(values).reshape(-1, self.num_fields).any(axis=0)))
             raise InputError(f"{self._field_name(where)} is NaN; every field needs a number")
         ids = np.empty((*values.shape[:-1], len(self.names)), dtype=np.int64)
-        for part in self.groups:
-            some = values[..., part.columns]
-            ids[..., part.slots] = part.quantizer.encode(some, rng)
-            if isinstance(part.quantizer, Bins):
-                outside = part.quantizer.outside(some).reshape(-1, some.shape[-1])
+        for group in self.groups:
+            group_values = values[..., group.columns]
+            ids[..., group.slots] = group.quantizer.encode(group_values, rng)
+            if isinstance(group.quantizer, Bins):
+                # Count the values that are clipped to an end bin, for the property ``clipped``.
+                outside = group.quantizer.outside(group_values).reshape(-1, group_values.shape[-1])
                 self._outside += np.count_nonzero(outside, axis=0)
                 self._seen += len(outside)
-        ids += self.starts[:-1]
+        ids += self.starts[:-1]  # from local ids to ids
         return ids
 
     def decode(self, ids: NDArray[Any]) -> NDArray[Any]:
-        """Field values (..., F) of ids (..., S)."""
+        """Return the field values (..., F) of ids (..., S)."""
         local = ids - self.starts[:-1]
         values = np.empty((*local.shape[:-1], self.num_fields))
-        for part in self.groups:
-            values[..., part.columns] = part.quantizer.decode(local[..., part.slots])
+        for group in self.groups:
+            values[..., group.columns] = group.quantizer.decode(local[..., group.slots])
         return values
 
     @property
     def clipped(self) -> dict[str, float]:
-        """By real field, the share of values so far that lay beyond the bins."""
+        """Share of the values so far that were outside the bins, by name of the real field."""
         names = [name for name, ordinal in zip(self.names, self.ordinal, strict=True) if ordinal]
         return {name: float(n) / max(self._seen, 1) for name, n in zip(names, self._outside, strict=True)}
 
@@ -230,35 +244,37 @@ class Codec:
 
 
 def _group_fields(fields: list[tuple[int, int, FieldPlan]]) -> list[FieldGroup]:
-    """Columns, slots and plans of single fields, together by how they are quantized."""
-    parts = []
-    for kind in (_bins, _values, _categories):
-        some = [(column, slot, plan) for column, slot, plan in fields if kind is _kind(plan)]
-        if some:
-            columns, places, plans = zip(*some, strict=True)
-            parts.append(FieldGroup(as_index(columns), as_index(places), kind(plans)))
-    return parts
+    """Group fields, given by column, slot and plan, by how they are quantized."""
+    groups = []
+    for make in (_make_bins, _make_values, _make_categories):
+        members = [(column, slot, plan) for column, slot, plan in fields if _maker_of(plan) is make]
+        if members:
+            columns, slots, plans = zip(*members, strict=True)
+            groups.append(FieldGroup(as_index(columns), as_index(slots), make(plans)))
+    return groups
 
 
 def make_quantizer(plan: FieldPlan) -> Quantizer:
-    """The quantizer of a single field."""
-    made: Quantizer = _kind(plan)([plan])
-    return made
+    """Make the quantizer of a single field."""
+    return _maker_of(plan)([plan])
 
 
-def _kind(plan: FieldPlan) -> Any:
-    return _bins if plan.binned else _values if plan.values is not None else _categories
+def _maker_of(plan: FieldPlan) -> Callable[[Sequence[FieldPlan]], Quantizer]:
+    """Return the function that makes the quantizer of fields with plans like this one."""
+    if plan.binned:
+        return _make_bins
+    return _make_values if plan.values is not None else _make_categories
 
 
-def _bins(plans: Sequence[FieldPlan]) -> Quantizer:
+def _make_bins(plans: Sequence[FieldPlan]) -> Quantizer:
     return Bins.of(*np.array([(plan.size, plan.low, plan.high, plan.scale, plan.origin) for plan in plans]).T)
 
 
-def _values(plans: Sequence[FieldPlan]) -> Quantizer:
+def _make_values(plans: Sequence[FieldPlan]) -> Quantizer:
     return Values.of([plan.values or () for plan in plans])
 
 
-def _categories(plans: Sequence[FieldPlan]) -> Quantizer:
+def _make_categories(plans: Sequence[FieldPlan]) -> Quantizer:
     first, counts = (np.array(numbers, dtype=np.int64) for numbers in zip(*((p.low, p.size) for p in plans), strict=True))
     return Categories([plan.name for plan in plans], first, counts)
 

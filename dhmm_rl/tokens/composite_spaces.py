@@ -1,8 +1,8 @@
 """
-Spaces made of others: Dict, Tuple, OneOf, and sequences and graphs up to a declared size.
+Spaces that consist of other spaces: Dict, Tuple, OneOf, and sequences and graphs up to a declared size.
 
-Fields that a value has no use for (the alternatives not taken, the places past an end) hold a filler, each field's lowest value
-or 0. It says nothing: what is there is told by fields before it.
+Fields that a value does not use (alternatives not taken, places past the end of a sequence) hold a filler: the field's lowest
+value, or 0. A filler carries no information, since earlier fields say which fields are used.
 
 Shapes: F fields; ``...`` any leading shape.
 """
@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.tokens.fields import KINDS, Kind, Leaf, flatten, leaves_of, space_from_dict, space_to_dict, unflatten, width
+from dhmm_rl.tokens.fields import KINDS, Kind, Leaf, flatten, leaves_of, num_fields, space_from_dict, space_to_dict, unflatten
 from dhmm_rl.tokens.simple_spaces import FieldSpace, strings_of
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
@@ -25,7 +25,13 @@ PRINTABLE = "".join(map(chr, range(32, 127)))
 
 
 class BoundedSequence(spaces.Sequence):
-    """A Sequence of at most ``size`` values of ``feature_space``."""
+    """
+    A Sequence of bounded length.
+
+    :param feature_space: space of the items
+    :param size: largest number of items
+    :param stack: whether items are stacked into one array, as in Gymnasium's Sequence
+    """
 
     def __init__(self, feature_space: spaces.Space[Any], size: int, stack: bool = False) -> None:
         super().__init__(feature_space, stack=stack)
@@ -36,7 +42,13 @@ class BoundedSequence(spaces.Sequence):
 
 
 class BoundedGraph(spaces.Graph):
-    """A Graph of at most ``size`` nodes and as many edges."""
+    """
+    A Graph of bounded size.
+
+    :param node_space: space of a node
+    :param edge_space: space of an edge, or ``None``
+    :param size: largest number of nodes, and of edges
+    """
 
     def __init__(self, node_space: Any, edge_space: Any, size: int) -> None:
         super().__init__(node_space, edge_space)
@@ -48,10 +60,11 @@ class BoundedGraph(spaces.Graph):
 
 def bounded(space: spaces.Space[Any], size: int | None = None) -> spaces.Space[Any]:
     """
-    The same space with everything in it bounded.
+    Return the same space with a bounded size of everything in it.
 
-    :param size: longest sequences, largest graphs, and longest texts where missions cannot be enumerated; with ``None`` a space
-        that needs a size stays as it is
+    :param space: any space
+    :param size: largest number of items in a sequence, of nodes in a graph, and of characters in a text without a largest
+        length; with ``None``, spaces that need a size stay as they are
     """
     if isinstance(space, FieldSpace):
         return FieldSpace(bounded(space.space, size))
@@ -76,19 +89,19 @@ def bounded(space: spaces.Space[Any], size: int | None = None) -> spaces.Space[A
 
 
 class _Parts(Kind):
-    """A fixed number of parts side by side."""
+    """A space with a fixed number of parts, such as a Dict or a Tuple."""
 
     @abstractmethod
     def parts(self, space: Any) -> Iterable[tuple[Any, spaces.Space[Any]]]:
-        """Keys and spaces."""
+        """Return keys and spaces of the parts."""
 
     @abstractmethod
     def name(self, name: str, key: Any) -> str:
-        """What a part is called."""
+        """Return the name of a part."""
 
     @abstractmethod
     def join(self, values: dict[Any, Any]) -> Any:
-        """A value of its parts' values."""
+        """Make a value from the values of its parts."""
 
     def leaves(self, space: Any, name: str) -> list[Leaf]:
         if not space.spaces:
@@ -101,7 +114,7 @@ class _Parts(Kind):
     def unflatten(self, space: Any, values: NDArray[Any]) -> Any:
         joined, start = {}, 0
         for key, part in self.parts(space):
-            stop = start + width(part)
+            stop = start + num_fields(part)
             joined[key] = unflatten(part, values[..., start:stop])
             start = stop
         return self.join(joined)
@@ -146,11 +159,11 @@ class _Ragged(Kind):
 
     @abstractmethod
     def flatten_one(self, space: Any, value: Any) -> NDArray[Any]:
-        """One value, to (F,)."""
+        """Return the field values (F,) of one value."""
 
     @abstractmethod
     def unflatten_one(self, space: Any, values: NDArray[Any]) -> Any:
-        """(F,) to one value."""
+        """Return the value of field values (F,)."""
 
     def flatten(self, space: Any, value: Any) -> NDArray[Any]:
         if isinstance(value, np.ndarray) and value.dtype == object:
@@ -181,9 +194,9 @@ class _OneOf(_Ragged):
 
     def unflatten_one(self, space: spaces.OneOf[Any], values: NDArray[Any]) -> Any:
         chosen = int(values[0])
-        start = 1 + sum(width(part) for part in space.spaces[:chosen])
+        start = 1 + sum(num_fields(part) for part in space.spaces[:chosen])
         part = space.spaces[chosen]
-        return np.int64(chosen), unflatten(part, values[start : start + width(part)])
+        return np.int64(chosen), unflatten(part, values[start : start + num_fields(part)])
 
     def to_dict(self, space: spaces.OneOf[Any]) -> dict[str, Any]:
         return {"spaces": [space_to_dict(part) for part in space.spaces]}
@@ -215,7 +228,7 @@ class _BoundedSequence(_Ragged):
 
 
 class _BoundedGraph(_Ragged):
-    """Nodes, then edges: each its count and so many places; an edge holds the two nodes that it links, and its features."""
+    """Nodes, then edges, as two bounded sequences. An item of the edges holds the two nodes that it links and its features."""
 
     def leaves(self, space: BoundedGraph, name: str) -> list[Leaf]:
         nodes, edges = self._sequences(space)
@@ -232,7 +245,7 @@ class _BoundedGraph(_Ragged):
 
     def unflatten_one(self, space: BoundedGraph, values: NDArray[Any]) -> spaces.GraphInstance:
         nodes, edges = self._sequences(space)
-        split = width(nodes)
+        split = num_fields(nodes)
         items = unflatten(nodes, values[:split])
         joined = _stacked(space.node_space, items)
         linked = () if edges is None else unflatten(edges, values[split:])
@@ -259,11 +272,11 @@ class _BoundedGraph(_Ragged):
 
 
 class _Unbounded(Kind):
-    """What has no largest value cannot have a fixed number of slots."""
+    """A space of values without a largest size, which cannot have a fixed number of slots."""
 
     def leaves(self, space: Any, name: str) -> list[Leaf]:
         raise InputError(
-            f"{name} is a {type(space).__name__}, which may be of any size; declare a largest one: "
+            f"{name} is a {type(space).__name__}, which may be of any size; declare a largest size: "
             "dhmm_rl.envs.FlattenFields(env, size=8)"
         )
 
@@ -280,19 +293,21 @@ def _count(name: str, most: int) -> Leaf:
 
 
 def _filler(space: spaces.Space[Any]) -> NDArray[Any]:
+    """Return the field values (F,) that stand where a value of the space is absent."""
     low = np.concatenate([leaf.low.ravel() for leaf in leaves_of(space, "")])
     high = np.concatenate([leaf.high.ravel() for leaf in leaves_of(space, "")])
     return np.where(np.isfinite(low), low, np.minimum(0, high))
 
 
 def _padded(rows: list[NDArray[Any]], space: spaces.Space[Any], size: int, what: str) -> NDArray[Any]:
-    """How many there are, they, and fillers up to ``size`` of them."""
+    """Join the number of rows, the rows, and fillers up to ``size`` rows."""
     if len(rows) > size:
-        raise InputError(f"{what} of {len(rows)} was met; its declared size is {size}: FlattenFields(env, size={len(rows)})")
+        raise InputError(f"{what} has {len(rows)} items; its declared size is {size}: FlattenFields(env, size={len(rows)})")
     return np.concatenate([[len(rows)], *rows, *[_filler(space)] * (size - len(rows))])
 
 
 def _unpadded(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Invert :func:`_padded`: return the rows alone."""
     return values[1:].reshape(size, -1)[: int(values[0])]
 
 

@@ -1,11 +1,12 @@
 """
-From a Gymnasium space to its fields: one scalar each, in a fixed order, with a name that people can read.
+The fields of a Gymnasium space: its scalars, in a fixed order, each with a readable name.
 
-A kind of space is supported when it is in :data:`KINDS`: simple ones are in ``simple_spaces.py``, those made of others in
-``composite_spaces.py``. Importing the package fills it.
+A kind of space is supported when it is in :data:`KINDS`. Simple kinds are in ``simple_spaces.py``, kinds that consist of other
+spaces in ``composite_spaces.py``. Importing the package fills :data:`KINDS`.
 
-Shapes: F fields of a space; ``...`` any leading shape. Several values of a space are one array; of a Dict, a dict of them; of a
-Tuple, a tuple of them. Where values differ in size (OneOf, sequences, graphs), several of them are a list or an object array.
+Shapes: F fields of a space; ``...`` any leading shape. Several values of a space are one array; for a Dict, a dict of arrays;
+for a Tuple, a tuple of arrays. If the values of a space differ in size (OneOf, sequences, graphs), several values are a list or
+an object array.
 """
 
 import math
@@ -22,9 +23,9 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain
 
 UNBOUNDED_RANGE = 1e6
-"""Bounds as wide as this are none."""
+"""A range of at least this width counts as unbounded."""
 IMAGE_SIDE = 16
-"""Pixels from which on an array of bytes is an image and no grid of categories."""
+"""Smallest height and width, in pixels, of an array of bytes that counts as an image instead of a grid of categories."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Field:
     """
     One scalar of an observation or action, as its space declares it.
 
-    :param name: where it lies, e.g. ``observation[2]``
+    :param name: name of the field, which says where it is in the space, e.g. ``observation[2]``
     :param kind: ``real``, ``integer`` (numbers, with an order) or ``categorical``
-    :param low: lowest value; of a categorical field, its first category
-    :param high: highest value; of a categorical field, its last category
+    :param low: lowest value, or the first category
+    :param high: highest value, or the last category
     """
 
     name: str
@@ -45,7 +46,7 @@ class Field:
 
     @property
     def bounded(self) -> bool:
-        """Whether uniform bins between the bounds make sense: they are finite and not absurdly wide."""
+        """Whether uniform bins between the bounds make sense: the bounds are finite and not extremely far apart."""
         return math.isfinite(self.low) and math.isfinite(self.high) and self.high - self.low < UNBOUNDED_RANGE
 
 
@@ -54,12 +55,12 @@ class Leaf:
     """
     A part of a space that is one array of fields.
 
-    :param name: e.g. ``observation.image``
-    :param kind: of all its fields; see :class:`Field`
+    :param name: name of the array, e.g. ``observation.image``
+    :param kind: kind of all its fields; see :class:`Field`
     :param low: lowest values, in the array's shape
     :param high: highest values, in the array's shape
-    :param dtype: of its values
-    :param labels: what the categories stand for, where that is not told by numbers
+    :param dtype: type of its values in the space
+    :param labels: strings or characters that the categories stand for; empty where they stand for numbers
     """
 
     name: str
@@ -79,72 +80,74 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """The shape of the array."""
         return self.low.shape
 
     @property
     def size(self) -> int:
-        """How many fields it has."""
+        """The number of fields."""
         return self.low.size
 
     @cached_property
     def fields(self) -> list[Field]:
-        """Its fields: named by their place in the array, ``observation.image[3,4,0]``, or ``action`` where there is but one."""
+        """The fields, named by their index in the array, ``observation.image[3,4,0]``; a scalar's field is named like it."""
         bounds = zip(np.ndindex(self.shape), self.low.ravel().tolist(), self.high.ravel().tolist(), strict=True)
         return [Field(self.field_name(index), self.kind, low, high) for index, low, high in bounds]
 
     def field_name(self, index: tuple[int, ...]) -> str:
-        """What the field at a place of the array is called."""
+        """Return the name of the field at an index of the array."""
         return f"{self.name}[{','.join(map(str, index))}]" if self.shape else self.name
 
     def layer_name(self, channel: int) -> str:
-        """What all fields of one channel together are called, ``observation.image[:,:,0]``."""
+        """Return the name of all fields of one channel together, ``observation.image[:,:,0]``."""
         return f"{self.name}[{':,' * (len(self.shape) - 1)}{channel}]"
 
     @property
     def pixels(self) -> bool:
-        """Whether it can be cut into patches."""
+        """Whether the array can be cut into patches: bytes, of 2 or 3 dimensions."""
         return self.dtype == np.uint8 and len(self.shape) in (2, 3)
 
     @property
     def image(self) -> bool:
-        """Whether it looks like pixels: bytes, tall and wide."""
+        """Whether the array looks like an image: bytes, tall and wide."""
         return self.pixels and sorted(self.shape)[-2] >= IMAGE_SIDE
 
 
 class Kind(ABC):
-    """What there is to know about one kind of space. Spaces are of type ``Any``: each kind meets only its own."""
+    """Everything that tokens need of one kind of space. Spaces are of type ``Any``, since each kind is given only its own."""
 
     @abstractmethod
     def leaves(self, space: Any, name: str) -> list[Leaf]:
-        """The arrays that a value consists of, in order."""
+        """Return the arrays that a value consists of, in order."""
 
     @abstractmethod
     def flatten(self, space: Any, value: Any) -> NDArray[Any]:
-        """Values to field values (..., F)."""
+        """Return the field values (..., F) of values."""
 
     @abstractmethod
     def unflatten(self, space: Any, values: NDArray[Any]) -> Any:
-        """Field values (..., F) to values."""
+        """Return the values of field values (..., F)."""
 
     @abstractmethod
     def to_dict(self, space: Any) -> dict[str, Any]:
-        """What :meth:`from_dict` needs, for JSON."""
+        """Return what :meth:`from_dict` needs, for JSON."""
 
     @abstractmethod
     def from_dict(self, description: dict[str, Any]) -> spaces.Space[Any]:
-        """The space again."""
+        """Make a space from what :meth:`to_dict` returned."""
 
 
 KINDS: dict[str, Kind] = {}
-"""By the name of the space's class, so that spaces of optional packages can be here too."""
+"""Supported kinds, by the name of the space's class, so that spaces of optional packages can be here too."""
 
 
 def kind_of(space: spaces.Space[Any], name: str = "value") -> Kind:
     """
-    What a space is.
+    Return the kind of a space.
 
-    :raises InputError: when it is of no kind that is known
+    :param space: any space
+    :param name: name of the space, for errors
+    :raises InputError: for a space of an unknown kind
     """
     for cls in type(space).__mro__:
         if cls.__name__ in KINDS:
@@ -157,32 +160,32 @@ def kind_of(space: spaces.Space[Any], name: str = "value") -> Kind:
 
 def leaves_of(space: spaces.Space[Any], name: str) -> list[Leaf]:
     """
-    The arrays of fields that a space consists of, in the space's own order.
+    Return the arrays of fields that a space consists of, in the space's own order.
 
-    :param space: any that is known
-    :param name: what errors and plots call the space, e.g. ``observation``
+    :param space: a space of a supported kind
+    :param name: name of the space, with which the names of the fields begin, e.g. ``observation``
     :raises InputError: for a space that cannot be tokenized
     """
     return kind_of(space, name).leaves(space, name)
 
 
 def fields_of(space: spaces.Space[Any], name: str) -> list[Field]:
-    """All fields of a space; like :func:`leaves_of`."""
+    """Return all fields of a space; like :func:`leaves_of`."""
     return [field for leaf in leaves_of(space, name) for field in leaf.fields]
 
 
 def flatten(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
-    """Values of a space, with any leading shape, as one array of field values (..., F)."""
+    """Return values of a space, with any leading shape, as one array of field values (..., F)."""
     return kind_of(space).flatten(space, value)
 
 
 def unflatten(space: spaces.Space[Any], values: NDArray[Any]) -> Any:
-    """Field values (..., F) as values of the space, in its own type."""
+    """Return field values (..., F) as values of the space, in its own type."""
     return kind_of(space).unflatten(space, values)
 
 
 def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A description of a space that JSON can hold."""
+    """Describe a space for JSON."""
     kind = kind_of(space, "the space")
     name = next(name for name, known in KINDS.items() if known is kind)
     return {"type": name, **plain(kind.to_dict(space))}
@@ -193,13 +196,13 @@ def space_from_dict(description: dict[str, Any]) -> spaces.Space[Any]:
     return KINDS[description["type"]].from_dict(description)
 
 
-def width(space: spaces.Space[Any]) -> int:
-    """How many fields a space has."""
+def num_fields(space: spaces.Space[Any]) -> int:
+    """Return the number of fields of a space."""
     return sum(leaf.size for leaf in leaves_of(space, ""))
 
 
 def cast(values: NDArray[Any], dtype: np.dtype[Any] | type[Any]) -> NDArray[Any]:
-    """Field values in a space's own type: whole numbers rounded, and none beyond what the type can hold."""
+    """Convert field values to a space's own type; for whole numbers, round and clip to what the type can hold."""
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and values.dtype.kind == "f":
         info = np.iinfo(dtype)

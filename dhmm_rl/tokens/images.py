@@ -1,5 +1,5 @@
 """
-Images as patches, each patch one token of a codebook.
+Images as patches; each patch is one token, the nearest code of a codebook.
 
 Shapes: P patches of an image, each of d bytes (p × p pixels and their channels); K codes; ``...`` any leading shape.
 """
@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError, install_command
 
-CODES = 256
-"""Codes of a codebook, where there are no settings."""
-PATCHES = 64
-"""About so many patches an image is cut into, where there are no settings."""
+DEFAULT_CODES = 256
+"""Default number of codes of a codebook."""
+DEFAULT_PATCHES = 64
+"""Approximate number of patches that an image is cut into by default."""
 FITTED_PATCHES = 20_000
-"""A codebook is fitted on so many different patches at most."""
+"""Largest number of different patches that a codebook is fitted on."""
 ENCODED_NUMBERS = 2**19
-"""Images are encoded in blocks of about this many bytes, so that large batches need little memory."""
+"""Approximate number of bytes of images that are encoded at once, which limits the memory that large batches need."""
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
     """
-    How an image is cut: row by row, its right and lower edges repeated where a patch would stick out.
+    The cutting of an image into square patches, row by row. Where a patch extends past the image, the edge is repeated.
 
-    :param shape: of the image: (H, W), (H, W, channels) or (channels, H, W)
-    :param side: p
+    :param shape: shape of the image: (H, W), (H, W, channels) or (channels, H, W)
+    :param side: side of a patch in pixels, p
     """
 
     shape: tuple[int, ...]
@@ -40,42 +40,42 @@ class Patches:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], side: int | None = None) -> "Patches":
-        """With a side that makes about :data:`PATCHES` patches where none is given."""
+        """Make patches of a given side; by default, of one that gives about :data:`DEFAULT_PATCHES` patches."""
         height, width = sorted(shape)[-2:]
-        return cls(shape, side or math.ceil(math.sqrt(height * width / PATCHES)))
+        return cls(shape, side or math.ceil(math.sqrt(height * width / DEFAULT_PATCHES)))
 
     @property
     def channels_first(self) -> bool:
-        """Whether the first of three dimensions counts channels."""
+        """Whether the first of three dimensions is that of the channels."""
         return len(self.shape) == 3 and self.shape[0] < self.shape[2]
 
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
+        """Height, width and number of channels."""
         if len(self.shape) == 2:
             return (*self.shape, 1)
         return (*self.shape[1:], self.shape[0]) if self.channels_first else self.shape  # type: ignore[return-value]
 
     @property
     def rows(self) -> int:
-        """Patches in a column."""
+        """Number of patches in a column."""
         return math.ceil(self.sizes[0] / self.side)
 
     @property
     def columns(self) -> int:
-        """Patches in a row."""
+        """Number of patches in a row."""
         return math.ceil(self.sizes[1] / self.side)
 
     @property
     def names(self) -> list[str]:
-        """Each patch's rows and columns, like ``[0:12,72:84]``, (P,)."""
+        """Rows and columns of each patch, such as ``[0:12,72:84]``, (P,)."""
         height, width, _ = self.sizes
         corners = np.ndindex(self.rows, self.columns)
         places = [(row * self.side, column * self.side) for row, column in corners]
         return [f"[{y}:{min(y + self.side, height)},{x}:{min(x + self.side, width)}]" for y, x in places]
 
     def cut(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Images (..., H · W · channels) to patches (..., P, d)."""
+        """Cut images (..., H · W · channels) into patches (..., P, d)."""
         height, width, channels = self.sizes
         lead = values.shape[:-1]
         images = np.asarray(values, dtype=np.uint8).reshape(-1, *self.shape)
@@ -101,29 +101,29 @@ class Patches:
 @dataclass(frozen=True, eq=False)
 class Codebook:
     """
-    The patches that stand for all patches.
+    The quantizer of an image: each patch becomes the number of the nearest code.
 
-    :param patches: how images are cut
-    :param codes: (K, d)
+    :param patches: cutting of the images
+    :param codes: patches that stand for all others, (K, d)
     """
 
     patches: Patches
     codes: NDArray[np.uint8]
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        """The nearest code of every patch, (..., P), of images (..., H · W · channels)."""
+        """Return the nearest code of each patch, (..., P), of images (..., H · W · channels)."""
         images = values.reshape(-1, values.shape[-1])
         nearest = np.empty((len(images), self.patches.rows * self.patches.columns), dtype=np.int64)
         block = max(1, ENCODED_NUMBERS // max(images.shape[-1], 1))
         for first in range(0, len(images), block):
             cut = self.patches.cut(images[first : first + block]).astype(np.float32)
-            # |x - c|² without |x|², which is the same for all codes
+            # (|x - c|² - |x|²) / 2: the nearest code is the same without |x|², which is the same for all codes.
             distance = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
             nearest[first : first + block] = distance.argmin(axis=-1).reshape(cut.shape[:-1])
         return nearest.reshape(*values.shape[:-1], nearest.shape[-1])
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
-        """Images (..., H · W · channels) of codes (..., P)."""
+        """Return the images (..., H · W · channels) of codes (..., P)."""
         return self.patches.paste(self.codes[codes])
 
     @cached_property
@@ -136,14 +136,19 @@ class Codebook:
         return halved
 
 
-def fit_codebook(patches: Patches, values: NDArray[Any], count: int = CODES, seed: int = 0) -> NDArray[np.uint8]:
+def fit_codebook(patches: Patches, values: NDArray[Any], count: int = DEFAULT_CODES, seed: int = 0) -> NDArray[np.uint8]:
     """
-    Codes (K, d) for images (N, H · W · channels): every patch there is where these are no more than ``count``, else k-means.
+    Fit the codes of a codebook.
 
-    A patch counts once, however often it is seen: how much background there is says nothing of what stands before it.
+    If the images have at most ``count`` different patches, these are the codes. Otherwise the codes are the centers of k-means.
+    Each different patch counts once, however often it occurs: a large background must not take codes from what is in front.
 
-    :param count: K at most
-    :raises InputError: when scikit-learn is not installed
+    :param patches: cutting of the images
+    :param values: images, (N, H · W · channels)
+    :param count: largest number of codes
+    :param seed: seed of the sampling of patches and of k-means
+    :return: codes, (K, d)
+    :raises InputError: if scikit-learn is required but not installed
     """
     rng = np.random.default_rng(seed)
     seen = patches.cut(values)
@@ -165,10 +170,15 @@ def fit_codebook(patches: Patches, values: NDArray[Any], count: int = CODES, see
 
 
 def codes_to_text(codes: NDArray[np.uint8]) -> str:
-    """Codes for JSON: packed, in letters."""
+    """Return codes as a text for JSON: compressed, in base64."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(codes).tobytes(), 9)).decode()
 
 
 def codes_from_text(text: str, size: int) -> NDArray[np.uint8]:
-    """Invert :func:`codes_to_text`; ``size`` is d."""
+    """
+    Invert :func:`codes_to_text`.
+
+    :param text: result of :func:`codes_to_text`
+    :param size: number of bytes of a code, d
+    """
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(-1, size)

@@ -1,4 +1,4 @@
-"""How the fields of a space become ids: what its bounds suggest, and what settings ask for."""
+"""Plans of fields: how each field of a space becomes ids, from the space's bounds and from settings."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ from typing import Any
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.fields import UNBOUNDED_RANGE, Field, Leaf
-from dhmm_rl.tokens.images import CODES, Patches
+from dhmm_rl.tokens.images import DEFAULT_CODES, Patches
 
 Settings = dict[str, Any]
 
@@ -22,31 +22,32 @@ SETTINGS = {
     "patch": int,
     "codes": int,
 }
-"""What can be set by name, of a field or of a whole array of them."""
-UNBOUNDED = (("low", -math.inf), ("high", math.inf), ("scale", math.inf))
-"""Settings that bound nothing."""
+"""Settings of a field, of one channel of an array, or of a whole array, with their types."""
+NO_BOUNDS = (("low", -math.inf), ("high", math.inf), ("scale", math.inf))
+"""Settings that have no effect, since they set no bound."""
 UNBOUNDED_SPAN = 10.0
-"""A field without bounds is binned out to so many times its scale."""
+"""Bins of a field without bounds reach this many times its scale from the origin."""
 MAX_CATEGORIES = 256
-"""An integer with more values than this is binned."""
+"""An integer field with more values than this is binned."""
 MAX_SLOTS = 4096
 """A step with more slots than this is refused."""
 MAX_IDS = 2**16
-"""A category of more values than this is refused."""
+"""A categorical field with more categories than this is refused."""
 
 
 @dataclass(frozen=True)
 class FieldPlan:
     """
-    How one field becomes ids.
+    How one field becomes ids: as bins, as a set of values, or as categories.
 
-    :param name: the field's
-    :param size: how many ids it has
-    :param values: those of its ids, in order; then anything else goes to the nearest. ``None`` for bins and categories
-    :param low: the first category, or the lower edge of the first bin
-    :param high: the last category, or the upper edge of the last bin
-    :param scale: of its bins; see :class:`Bins`. ``None`` for categories
-    :param origin: of its bins
+    :param name: name of the field
+    :param size: number of ids
+    :param values: value of each id, in increasing order, where a field is a set of values; other values go to the nearest one.
+        ``None`` for bins and categories
+    :param low: first category, or lower edge of the first bin
+    :param high: last category, or upper edge of the last bin
+    :param scale: scale of the bins, see :class:`Bins`; ``None`` for categories and sets of values
+    :param origin: origin of the bins, see :class:`Bins`
     """
 
     name: str
@@ -62,17 +63,23 @@ class FieldPlan:
             return f"{self.size} values from {self.values[0]:g} to {self.values[-1]:g}"
         if not self.binned:
             return f"the categories {self.low:g} to {self.high:g}"
-        curved = "" if self.scale == math.inf else f", finest at {self.origin:.6g} by a scale of {self.scale:.6g}"
-        return f"{self.size} bins from {self.low:.6g} to {self.high:.6g}{curved}"
+        companding = "" if self.scale == math.inf else f", finest at {self.origin:.6g} by a scale of {self.scale:.6g}"
+        return f"{self.size} bins from {self.low:.6g} to {self.high:.6g}{companding}"
 
     @property
     def binned(self) -> bool:
-        """Whether its ids are bins of a real field."""
+        """Whether the ids are bins of a real field."""
         return self.scale is not None
 
 
 def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> None:
-    """:raises InputError: for a name of nothing, a setting that is none, and a value out of range"""
+    """
+    Check settings of fields.
+
+    :param leaves: arrays of fields of the action space and the observation space
+    :param settings: settings by name of a field, a channel or an array
+    :raises InputError: for an unknown name, an unknown setting, and a value out of range
+    """
     if not settings:
         return
     names = [name for leaf in leaves for name in _names(leaf)]
@@ -105,21 +112,21 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
 
 def drop_unbounded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Token settings without infinite bounds and scales, which say as much as no setting: a warning names each.
+    Remove infinite bounds and scales from settings, with a warning for each, since they have no effect.
 
-    :param settings: by name of a field or an array of them
+    :param settings: settings by name of a field, a channel or an array
     """
-    kept: dict[str, Any] = {}
+    effective: dict[str, Any] = {}
     for name, chosen in settings.items():
-        kept[name] = chosen
+        effective[name] = chosen
         if isinstance(chosen, Mapping):
-            kept[name] = {key: value for key, value in chosen.items() if (key, value) not in UNBOUNDED}
-            for key in chosen.keys() - kept[name].keys():
+            effective[name] = {key: value for key, value in chosen.items() if (key, value) not in NO_BOUNDS}
+            for key in chosen.keys() - effective[name].keys():
                 warnings.warn(
                     f"{key} of {name} is {chosen[key]}, which is the same as not setting it: the tokenizer is left to fit it",
                     stacklevel=3,
                 )
-    return kept
+    return effective
 
 
 def _number(value: Any) -> bool:
@@ -127,20 +134,23 @@ def _number(value: Any) -> bool:
 
 
 def plan_image(leaf: Leaf, settings: Mapping[str, Settings]) -> tuple[Patches, int] | None:
-    """How an image is cut, and how many codes its codebook has at most; ``None`` for what is no image."""
+    """Return the patches of an image and the largest number of its codes; ``None`` for an array that is not an image."""
     chosen = settings.get(leaf.name, {})
     if chosen.get("patch") == 0 or not (leaf.image or (leaf.pixels and "patch" in chosen)):
         return None
-    return Patches.of(leaf.shape, chosen.get("patch")), int(chosen.get("codes", CODES))
+    return Patches.of(leaf.shape, chosen.get("patch")), int(chosen.get("codes", DEFAULT_CODES))
 
 
 def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list[FieldPlan]:
     """
-    Plans for the fields of an array, in order.
+    Plan the fields of an array.
 
-    :param settings: by name; those of a field go before those of its channel, and these before those of its array
-    :param bins: of a real field, where settings do not say
-    :raises InputError: for fewer than 2 bins and for bounds the wrong way round
+    :param leaf: the array
+    :param settings: settings by name; those of a field take precedence over those of its channel, and these over those of its
+        array
+    :param bins: number of bins of a real field, where settings do not say
+    :return: plans, in the order of the fields
+    :raises InputError: for fewer than 2 bins, for a low above high, and for too many fields or categories
     """
     if leaf.size > MAX_SLOTS:
         raise InputError(
@@ -151,10 +161,11 @@ def plan_fields(leaf: Leaf, settings: Mapping[str, Settings], bins: int) -> list
 
 
 def settings_of(leaf: Leaf, settings: Mapping[str, Settings]) -> list[Settings]:
-    """What settings say of each field of an array, in order."""
+    """Return the settings of each field of an array, in order."""
     whole = settings.get(leaf.name, {})
     if len(leaf.shape) < 2:
         return [{**whole, **settings.get(field.name, {})} for field in leaf.fields]
+    # In row-major order, the channel of field i is i modulo the number of channels.
     layers = [settings.get(leaf.layer_name(channel), {}) for channel in range(leaf.shape[-1])]
     return [
         {**whole, **layers[i % len(layers)], **settings.get(field.name, {})} if settings else {}
@@ -163,12 +174,19 @@ def settings_of(leaf: Leaf, settings: Mapping[str, Settings]) -> list[Settings]:
 
 
 def _names(leaf: Leaf) -> list[str]:
+    """Return the names that settings may use: those of an array, its channels and its fields."""
     layers = [leaf.layer_name(channel) for channel in range(leaf.shape[-1])] if len(leaf.shape) > 1 else []
     return [leaf.name, *layers, *([] if leaf.size > MAX_SLOTS else [field.name for field in leaf.fields])]
 
 
 def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
-    """The plan for one field, with what settings say of it; see :func:`plan_fields`."""
+    """
+    Plan one field; see :func:`plan_fields`.
+
+    :param field: the field
+    :param chosen: settings of this field
+    :param bins: number of bins, where the settings do not say
+    """
     if "values" in chosen:
         values = tuple(sorted({float(value) for value in chosen["values"]}))
         return FieldPlan(field.name, len(values), values)
@@ -195,7 +213,7 @@ def plan_field(field: Field, chosen: Settings, bins: int) -> FieldPlan:
 
 
 def _binned(within: Field, chosen: Settings, bins: int) -> FieldPlan:
-    """Between two bounds uniform, or companded where there is a scale; away from one bound, or from the origin, companded."""
+    """Plan bins: uniform between two bounds without a scale, otherwise companded around the one bound or the origin."""
     size = int(chosen.get("bins", bins))
     if size < 2:
         raise InputError(f"{within.name} has {size} bins; it needs at least 2")
@@ -211,6 +229,6 @@ def _binned(within: Field, chosen: Settings, bins: int) -> FieldPlan:
 
 
 def origin_of(field: Field) -> float:
-    """Where a field that is not bounded on both sides is companded from: its one bound, or 0."""
+    """Return the origin of the bins of a field that is not bounded on both sides: its one bound, or 0."""
     bounds = [bound for bound in (field.low, field.high) if abs(bound) < UNBOUNDED_RANGE]
     return bounds[0] if len(bounds) == 1 else 0.0

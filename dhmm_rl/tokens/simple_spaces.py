@@ -1,5 +1,5 @@
 """
-Spaces whose values are one array: Box, Discrete, MultiDiscrete, MultiBinary, Text, and two of our own.
+Spaces with values that are one array: Box, Discrete, MultiDiscrete, MultiBinary, Text, and two of this project.
 
 Shapes: F fields; ``...`` any leading shape.
 """
@@ -16,14 +16,14 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.tokens.fields import KINDS, Kind, Leaf, cast, flatten, leaves_of, space_from_dict, space_to_dict, unflatten
 
 MAX_STRINGS = 4096
-"""A mission space with more missions than this is free text."""
+"""A mission space with more missions than this is treated as free text."""
 
 
 class Strings(spaces.Space[str]):
     """
-    One of some strings: what MiniGrid's MissionSpace is, and what it becomes in JSON.
+    A space of some strings. MiniGrid's MissionSpace is such a space, and is saved as one.
 
-    :param values: the strings
+    :param values: strings of the space, in the order of their categories
     """
 
     def __init__(self, values: list[str]) -> None:
@@ -32,7 +32,7 @@ class Strings(spaces.Space[str]):
         self.index = {value: i for i, value in enumerate(self.values)}
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """One of the strings at random."""
+        """Draw one of the strings."""
         return self.values[int(self.np_random.integers(len(self.values)))]
 
     def contains(self, x: Any) -> bool:
@@ -48,10 +48,10 @@ class Strings(spaces.Space[str]):
 
 class FieldSpace(spaces.Box):
     """
-    The field values of another space as one array (F,), for SB3, whose vector environments hold arrays only.
+    The field values of another space as one array (F,). SB3's vector environments need it, since they hold arrays only.
 
     :param space: the other space
-    :raises InputError: when it cannot be tokenized
+    :raises InputError: for a space that cannot be tokenized
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -102,7 +102,7 @@ class _FieldSpace(Kind):
         return np.asarray(value)
 
     def unflatten(self, space: FieldSpace, values: NDArray[Any]) -> Any:
-        return flatten(space.space, unflatten(space.space, values)).astype(space.dtype)  # whole numbers whole
+        return flatten(space.space, unflatten(space.space, values)).astype(space.dtype)  # whole numbers stay whole
 
     def to_dict(self, space: FieldSpace) -> dict[str, Any]:
         return {"space": space_to_dict(space.space)}
@@ -168,7 +168,7 @@ class _MultiBinary(Kind):
 
 
 class _Text(Kind):
-    """A field for every character: its place among the space's characters plus 1, and 0 after the text's end."""
+    """One field per character: its index among the space's characters plus 1, and 0 after the end of the text."""
 
     def leaves(self, space: spaces.Text, name: str) -> list[Leaf]:
         low = np.zeros(space.max_length, dtype=np.int64)
@@ -179,7 +179,7 @@ class _Text(Kind):
         texts = np.asarray(value, dtype=str)
         length = texts.dtype.itemsize // 4
         if length > space.max_length:
-            raise InputError(f"a text of {length} characters was met; its space has at most {space.max_length}")
+            raise InputError(f"a text has {length} characters; its space has at most {space.max_length}")
         codes = texts.astype(f"<U{space.max_length}")[..., None].view(np.uint32)
         known = np.array([0, *map(ord, space.character_list)], dtype=np.uint32)
         order = known.argsort()
@@ -213,7 +213,7 @@ class _Strings(Kind):
         try:
             numbers = [index[text] for text in texts.ravel().tolist()]
         except KeyError as error:
-            raise InputError(f"the string {error} was met; it is none of the {len(index)} of its space") from None
+            raise InputError(f"the string {error} is not one of the {len(index)} strings of its space") from None
         return np.array(numbers).reshape(*texts.shape, 1)
 
     def unflatten(self, space: Any, values: NDArray[Any]) -> Any:
@@ -229,21 +229,24 @@ class _Strings(Kind):
 
 def strings_of(space: Any, name: str = "the mission") -> Strings:
     """
-    The missions of a MissionSpace, enumerated.
+    Enumerate the missions of a MissionSpace.
 
-    :raises InputError: when it does not say which there are, as BabyAI's does not
+    :param space: a MissionSpace, or a :class:`Strings`, which is returned as it is
+    :param name: name of the space, for errors
+    :raises InputError: for a space that does not list its missions, such as BabyAI's
     """
     if isinstance(space, Strings):
         return space
     placeholders = space.ordered_placeholders or []
     if math.prod(map(len, placeholders)) > MAX_STRINGS or space.contains("\0"):
         raise InputError(
-            f"{name} is free text without a longest length; declare one: dhmm_rl.envs.FlattenFields(env, size=128)"
+            f"{name} is free text without a largest length; declare one: dhmm_rl.envs.FlattenFields(env, size=128)"
         )
     return Strings(list(dict.fromkeys(space.mission_func(*words) for words in itertools.product(*placeholders))))
 
 
 def _flat(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Reshape values (..., *shape) to field values (..., F)."""
     array = np.asarray(value)
     if len(shape) == 1 and array.shape[-1:] == shape:
         return array
@@ -254,16 +257,17 @@ def _flat(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _shaped(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Invert :func:`_flat`."""
     return values.reshape((*values.shape[:-1], *shape))
 
 
 def _plain(bound: NDArray[Any]) -> NDArray[Any]:
-    """Bounds as floats or integers that can be calculated with: no bytes, no booleans."""
+    """Return bounds as float64 or int64, which arithmetic does not overflow as easily as bytes and booleans."""
     return bound.astype(np.float64 if bound.dtype.kind == "f" or bound.dtype == np.uint64 else np.int64)
 
 
 def _numbers(values: NDArray[Any]) -> Any:
-    """Numbers for JSON, which has no infinity; one number where all are equal."""
+    """Return numbers for JSON: infinity as a text, and a single number where all are equal."""
     plain = values.ravel()[:1] if values.size and (values == values.ravel()[0]).all() else values.ravel()
     numbers = [value if math.isfinite(value) else str(value) for value in plain.tolist()]
     if len(plain) < values.size or values.ndim == 0:

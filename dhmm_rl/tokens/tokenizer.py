@@ -1,7 +1,7 @@
 """
 The tokenizer of one environment: observations and actions to ids and back, and the grammar of a step.
 
-Shapes: C slots in a step, of which the first A are the action's; ``...`` any leading shape.
+Shapes: C slots of a step, of which the first A are the action's; ``...`` any leading shape.
 """
 
 import json
@@ -26,24 +26,24 @@ from dhmm_rl.tokens.plan import check_settings, drop_unbounded
 from dhmm_rl.tokens.reports import FieldReport, report_fields
 
 PAD_ID = -1
-"""Never embedded, never attended to, never a label."""
+"""Padding: it is never embedded, attended to, or a label."""
 RESET = 0
-"""Fills the action slots of an episode's first step."""
+"""The id in the action slots of an episode's first step."""
 DONE = 1
-"""Stands in the first slot of the step after a terminated episode."""
+"""The id in the first slot of the step after a terminated episode."""
 
 
 @dataclass(frozen=True)
 class Slot:
     """
-    A field's place inside a step, and the ids that may stand there.
+    The place of a field inside a step, and its range of ids.
 
-    The first slot's range begins with ``DONE``: it is what may follow a step besides an action.
+    The first slot's range begins with ``DONE``, which may follow a step instead of an action.
 
-    :param name: the field's name
+    :param name: name of the field
     :param start: first id
-    :param stop: one past the last id
-    :param ordinal: how many of the last ids are the bins of one real field, in order; 0 for categories
+    :param stop: last id plus 1
+    :param ordinal: number of ids, counted from the last, that are the bins of one real field in order; 0 for categories
     """
 
     name: str
@@ -54,24 +54,25 @@ class Slot:
 
 class Tokenizer:
     """
-    Turns observations and actions into token ids, each field owning its own range of ids, and back.
+    Turns observations and actions into token ids and back. Each field owns its own range of ids.
 
-    Ids: ``RESET`` 0, ``DONE`` 1, the action's fields, the observation's fields. CartPole with 10 bins has 44.
+    The ids are ``RESET`` 0, ``DONE`` 1, then those of the action's fields, then those of the observation's fields. CartPole
+    with 10 bins has 44 ids.
 
-    :param observation_space: any space, see :func:`dhmm_rl.tokens.fields.leaves_of`
-    :param action_space: likewise; agents need one that SB3's PPO has
-    :param bins: how many bins a real field gets
-    :param overrides: what to do differently, by the name of a field, of an array of them or of one channel of it
-        (``observation[0]``, ``observation.image``, ``observation.image[:,:,0]``): ``bins``, ``low``, ``high``; ``scale``, the
-        typical distance of values from ``origin``, where bins are finest; ``values``, the only ones to tell apart; of images,
-        ``patch``, the side of a patch (0 for categorical cells), and ``codes``.
-        E.g. ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
-    :param codebooks: the patches (K, d) that stand for all, by image; see :meth:`fit`
+    :param observation_space: a space of a supported kind; see :mod:`dhmm_rl.tokens.fields`
+    :param action_space: a space of a supported kind; agents need one that SB3's PPO supports
+    :param bins: number of bins of a real field
+    :param overrides: settings by name of a field, of an array of fields, or of one channel of it (``observation[0]``,
+        ``observation.image``, ``observation.image[:,:,0]``). For real fields: ``bins``, ``low``, ``high``; ``scale``, the
+        typical distance of values from ``origin``, where bins are finest; or ``values``, the only values to tell apart. For
+        images: ``patch``, the side of a patch (0 makes each cell a category), and ``codes``, the size of the codebook.
+        Example: ``{"observation[0]": {"low": -2.4, "high": 2.4}}``
+    :param codebooks: codes (K, d) of each image, by name; see :meth:`fit`
     :raises InputError: for a space that cannot be tokenized, and for an override that names no field
     """
 
     report: list[FieldReport] | None = None
-    """How well the data that it was fitted on can be told from its tokens; only on what :meth:`fit` returned."""
+    """How well the data can be recovered from their tokens; only on a tokenizer that :meth:`fit` returned."""
 
     def __init__(
         self,
@@ -96,9 +97,9 @@ class Tokenizer:
         self.overrides = drop_unbounded(self.overrides)
         check_settings([*self.action_leaves, *self.observation_leaves], self.overrides)
 
-        how = self.overrides, self.bins, self.codebooks
-        self.action_codec = Codec(self.action_leaves, *how, first_id=DONE + 1)
-        self.observation_codec = Codec(self.observation_leaves, *how, first_id=int(self.action_codec.starts[-1]))
+        settings = self.overrides, self.bins, self.codebooks
+        self.action_codec = Codec(self.action_leaves, *settings, first_id=DONE + 1)
+        self.observation_codec = Codec(self.observation_leaves, *settings, first_id=int(self.action_codec.starts[-1]))
         self.slots = (*_slots(self.action_codec, first=DONE), *_slots(self.observation_codec))
         self.vocab_size = int(self.observation_codec.starts[-1])
         self.action_slots = len(self.action_codec.names)
@@ -116,64 +117,64 @@ class Tokenizer:
 
     def encode_observation(self, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """
-        The ids of observations.
+        Return the ids of observations.
 
         :param observation: values of the observation space, with any leading shape
-        :param rng: dithers the bins of real fields when given (see :meth:`Bins.encode`)
+        :param rng: random numbers that dither the bins of real fields, see :meth:`Bins.encode`; no dither when ``None``
         :return: ids, (..., C - A)
-        :raises InputError: where a value is NaN or, in a categorical field, no category
+        :raises InputError: for a value that is NaN, or not one of its field's categories
         """
         return self.observation_codec.encode(flatten(self.observation_space, observation), rng)
 
     def encode_action(self, action: Any) -> NDArray[np.int64]:
-        """The ids of actions, (..., A). Like :meth:`encode_observation`."""
+        """Return the ids of actions, (..., A); like :meth:`encode_observation`."""
         return self.action_codec.encode(flatten(self.action_space, action))
 
     def decode_observation(self, ids: ArrayLike) -> Any:
-        """Observations from ids (..., C - A): categories exactly, real fields at the centers of their bins."""
+        """Return the observations of ids (..., C - A): categories exactly, real fields at the centers of their bins."""
         return unflatten(self.observation_space, self.observation_codec.decode(np.asarray(ids)))
 
     def decode_action(self, ids: ArrayLike) -> Any:
-        """Actions from ids (..., A), like :meth:`decode_observation`."""
+        """Return the actions of ids (..., A); like :meth:`decode_observation`."""
         return unflatten(self.action_space, self.action_codec.decode(np.asarray(ids)))
 
     # The grammar of a step
 
     def first_step(self, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        """The step that opens an episode, (..., C): ``RESET`` in the action slots, then the observation."""
+        """Return the first step of an episode, (..., C): ``RESET`` in the action slots, then the observation."""
         ids = self.encode_observation(observation, rng)
         return np.concatenate([np.full((*ids.shape[:-1], self.action_slots), RESET), ids], axis=-1)
 
     def next_step(self, action: Any, observation: Any, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        """The step (..., C) of an action and the observation that it led to."""
+        """Return the step (..., C) of an action and the observation that it led to."""
         return np.concatenate([self.encode_action(action), self.encode_observation(observation, rng)], axis=-1)
 
     def done_step(self) -> NDArray[np.int64]:
-        """The step (C,) that follows a terminated episode: ``DONE`` in the first slot and nothing else."""
+        """Return the step (C,) that follows a terminated episode: ``DONE`` in the first slot, then padding."""
         return np.array([DONE] + [PAD_ID] * (len(self.slots) - 1))
 
     @property
     def clipped(self) -> dict[str, float]:
-        """The share of all values seen so far, by real field, that lay outside the bins and went to an end."""
+        """Share of the values so far that were outside the bins and went to an end bin, by name of the real field."""
         return self.action_codec.clipped | self.observation_codec.clipped
 
-    # Fitting, checking, keeping
+    # Fitting, comparing, saving
 
     @plain_scalars
     def fit(self, data: Any, seed: int = 0) -> "Tokenizer":
         """
-        A tokenizer like this one that suits data.
+        Return a tokenizer like this one that suits data.
 
         A real field keeps its declared bounds if its data can be told apart with them: they use more than two bins, and the
-        error of decoding is at most half their spread. Otherwise, and where there are no bounds, the bins are placed where the
-        data lie: finest at their median, wider with the distance from it (``asinh``), out to ten times their spread, which
-        leaves room for values that the data do not show. Bins do not reach past declared bounds. The spread is the root mean
-        square distance from the median, with the outermost percent of the data moved inward. A field with one bound keeps its
-        bins finest there if its data can be told apart so.
+        root mean square error of decoding is at most half their standard deviation. Otherwise, and for a field without bounds,
+        the bins are placed where the data are: finest at their median, wider with the distance from it (``asinh``), and out to
+        at least ten times their spread, which leaves room for values that the data do not show. Bins do not reach past declared
+        bounds. The spread is the root mean square distance from the median, after limiting the data to their 0.5 % and 99.5 %
+        quantiles. A field with one bound keeps its bins finest there if its data can be told apart that way.
 
-        A field with no more values than bins gets exactly these as categories. One that never changes keeps its bins. Arrays of
-        integers, such as MiniGrid's, are cells of the categories that were found; images get codebooks. What ``overrides`` say
-        of a field stays. A warning names fields whose data still cannot be told apart, and says what to set.
+        A field with at most as many values as bins gets exactly these values as ids. A field that never changes keeps its bins.
+        Arrays of integers, such as MiniGrid's, become cells of the categories that the data show; images get codebooks.
+        Settings in ``overrides`` are kept. A warning names fields that still cannot be told apart, and says what to set.
 
         :param data: :class:`Rollouts`, or values of the observation space, (N, ...). For an environment,
             :func:`dhmm_rl.data.random_observations` gives such values: ``tokenizer.fit(random_observations(env))``
@@ -190,56 +191,59 @@ class Tokenizer:
 
     @property
     def unfitted(self) -> list[str]:
-        """What should be fitted on data: fields without bounds and scale, images without codebook, arrays of any integers."""
+        """Names of what should be fitted: fields without bounds and scale, images without a codebook, grids of integers."""
         return fitting.unfitted_names(self)
 
     def encodes_like(self, other: "Tokenizer") -> bool:
-        """Whether another tokenizer gives the same ids, whatever its settings say."""
-        mine, theirs = ((one.action_codec.fields, one.observation_codec.fields) for one in (self, other))
-        return mine == theirs and self.codebooks.keys() == other.codebooks.keys() and self.slots == other.slots
+        """Whether another tokenizer gives the same ids, even if its settings are written differently."""
+        own_fields, other_fields = ((one.action_codec.fields, one.observation_codec.fields) for one in (self, other))
+        return own_fields == other_fields and self.codebooks.keys() == other.codebooks.keys() and self.slots == other.slots
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """
-        Refuse an environment whose spaces are not this tokenizer's.
+        Check that spaces have the fields that this tokenizer knows.
 
-        :raises InputError: naming the first field that differs
+        :param observation_space: an environment's observation space
+        :param action_space: its action space
+        :raises InputError: for spaces that differ, naming the first field that does
         """
-        for name, mine_all, space in (
+        for name, known_leaves, space in (
             ("action", self.action_leaves, bounded(action_space)),
             ("observation", self.observation_leaves, bounded(observation_space)),
         ):
-            if mine_all == leaves_of(space, name):
+            if known_leaves == leaves_of(space, name):
                 continue
-            known, other = [field for leaf in mine_all for field in leaf.fields], fields_of(space, name)
-            if len(known) != len(other):
-                raise InputError(f"the tokenizer knows {len(known)} {name} fields, the environment has {len(other)}")
-            for mine, theirs in zip(known, other, strict=True):
-                if mine.name != theirs.name:
-                    raise InputError(f"the tokenizer knows a field {mine.name} where the environment has {theirs.name}")
-                if mine != theirs:
+            known, found = [field for leaf in known_leaves for field in leaf.fields], fields_of(space, name)
+            if len(known) != len(found):
+                raise InputError(f"the tokenizer knows {len(known)} {name} fields, the environment has {len(found)}")
+            for mine, other in zip(known, found, strict=True):
+                if mine.name != other.name:
+                    raise InputError(f"the tokenizer knows a field {mine.name} where the environment has {other.name}")
+                if mine != other:
                     raise InputError(
                         f"the tokenizer knows {mine.name} as {mine.kind} in [{mine.low:g}, {mine.high:g}], "
-                        f"the environment has it as {theirs.kind} in [{theirs.low:g}, {theirs.high:g}]"
+                        f"the environment has it as {other.kind} in [{other.low:g}, {other.high:g}]"
                     )
             raise InputError(f"the tokenizer knows another {name} space than {space}")
 
     def difference(self, other: "Tokenizer") -> str:
-        """The first thing that differs in another tokenizer, in words; empty where the two are equal."""
+        """Say in words what differs first in another tokenizer; an empty text for an equal one."""
         try:
             self.check_spaces(other.observation_space, other.action_space)
         except InputError as error:
             return str(error)
-        for mine, theirs in ((self.action_codec, other.action_codec), (self.observation_codec, other.observation_codec)):
-            for (_, _, plan), (_, _, another) in zip(mine.fields, theirs.fields, strict=False):
-                if plan != another:
-                    return f"{plan.name} has {plan} here and {another if another.name == plan.name else 'none'} there"
+        for codec, other_codec in ((self.action_codec, other.action_codec), (self.observation_codec, other.observation_codec)):
+            for (_, _, plan), (_, _, other_plan) in zip(codec.fields, other_codec.fields, strict=False):
+                if plan != other_plan:
+                    there = other_plan if other_plan.name == plan.name else "none"
+                    return f"{plan.name} has {plan} here and {there} there"
         for name in self.codebooks.keys() | other.codebooks.keys():
             if not np.array_equal(self.codebooks.get(name, ()), other.codebooks.get(name, ())):
                 return f"the codebooks of {name} differ"
         return "" if self == other else "their settings differ"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that makes this tokenizer, for JSON."""
+        """Describe the tokenizer for JSON."""
         return {
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
@@ -270,7 +274,8 @@ class Tokenizer:
         """
         Read a tokenizer that :meth:`save` wrote.
 
-        :raises InputError: where there is none, or it was changed after it was written
+        :param path: file to read
+        :raises InputError: for a file that is missing, or was changed after it was written
         """
         try:
             return cls.from_dict(read_json(path))
@@ -287,7 +292,12 @@ class Tokenizer:
 
 
 def _slots(codec: Codec, first: int | None = None) -> list[Slot]:
-    """The slots of a codec; ``first``: where the range of the first one begins, if not at its first id."""
+    """
+    Return the slots of a codec.
+
+    :param codec: codec of the action or the observation space
+    :param first: id with which the range of the first slot begins; its own first id when ``None``
+    """
     starts, stops = codec.starts[:-1].tolist(), codec.starts[1:].tolist()
     if first is not None:
         starts[0] = first
