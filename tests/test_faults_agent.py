@@ -264,7 +264,7 @@ def test_masks_from_infos_are_checked_like_any_others() -> None:
     for env in (DummyVecEnv([lambda: InfoActionMask(Informed())] * 2), GymnasiumVecEnv(vector, mask_key="action_mask")):
         with pytest.raises(InputError, match="must be booleans"):
             collect(env, episodes=2, imitate=False)
-    with pytest.raises(InputError, match="hold no 'action_mask'"):
+    with pytest.raises(InputError, match="have no 'action_mask'"):
         InfoActionMask(Toy()).reset()
 
 

@@ -60,10 +60,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 NOT_YET: dict[str, int] = {
     "dhmm_rl/data/datasets.py": 1,
     "dhmm_rl/data/minari_datasets.py": 5,
-    "dhmm_rl/envs/wrappers/faults.py": 4,
     "dhmm_rl/envs/wrappers/gymnasium_vector.py": 10,
-    "dhmm_rl/envs/wrappers/info_masks.py": 1,
-    "dhmm_rl/envs/wrappers/mask_fields.py": 2,
     "dhmm_rl/languages/__main__.py": 5,
     "dhmm_rl/languages/addition.py": 2,
     "dhmm_rl/languages/automata.py": 4,
@@ -87,7 +84,6 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/model/outputs.py": 2,
     "dhmm_rl/model/slot_decoder.py": 4,
     "dhmm_rl/pretrain.py": 3,
-    "dhmm_rl/recipes/imports.py": 5,
     "dhmm_rl/recipes/loading.py": 5,
     "dhmm_rl/runs/callbacks.py": 6,
     "dhmm_rl/runs/evaluation.py": 1,

@@ -83,7 +83,7 @@ def test_wrappers_are_put_on_in_their_order(vectorization: str, tmp_path: Path) 
             'description = "x"\nid = "CartPole-v1"\n[wrappers]\n"gymnasium.wrappers:TimLimt" = {}',
             "wrapper 'gymnasium",
         ),
-        ('description = "x"\nid = "CartPole-v1"\n[wrappers]\n"TimeLimit" = {}', "is no 'module:class'"),
+        ('description = "x"\nid = "CartPole-v1"\n[wrappers]\n"TimeLimit" = {}', "is not of the form 'module:class'"),
     ],
 )
 def test_bad_environments_are_named(text: str, message: str, tmp_path: Path) -> None:

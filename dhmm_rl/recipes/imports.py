@@ -1,8 +1,8 @@
 """
-What recipes import: the module in an environment's id, and the classes of wrappers.
+Imports the modules that recipes name: those of environments and wrappers.
 
-A recipe that a user names may import any module, as a script of theirs may. A run's folder may come from anybody, so what its
-``run.json`` names is imported only from installed packages, unless the user trusts the folder (``--trust``).
+A recipe that the user names may import any module, like a script of the user. The folder of a run may come from anybody, so
+modules that its ``run.json`` names are imported only from installed packages, unless the user gives ``--trust``.
 """
 
 import importlib
@@ -20,24 +20,24 @@ from dhmm_rl.errors import InputError, install_command, python_command
 from dhmm_rl.validation import did_you_mean
 
 PACKAGES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
-"""Packages that register their environments only when they are imported, by how the ids begin."""
+"""Packages that register environments only when they are imported, by the prefix of the ids."""
 EXTRAS = ("popgym", "minigrid")
-"""Those that are extras of this project."""
+"""Packages that are extras of this project."""
 WRITERS = ("Monitor", "RecordVideo", "DataCollector")
-"""Wrappers that write files where their keywords say."""
+"""Wrappers that write files to a path in their keywords."""
 
 
 def find_env(env_id: str, names: list[str] | None = None) -> str:
     """
-    The id by which Gymnasium can make an environment, after what it needs has been imported and registered.
+    Import and register an environment, and return the id with which Gymnasium makes it.
 
-    :param env_id: ``CartPole-v1``; ``module:Id-v0``, of which the module is imported first; or ``module:Class``, a subclass of
-        ``gymnasium.Env``. A package of :data:`PACKAGES` is found without being named.
-    :param names: other names to suggest when there is none
-    :return: the id, with the module that must be imported first
-    :raises InputError: when there is no such environment, or its module cannot be imported
+    :param env_id: ``CartPole-v1``; ``module:Id-v0``, for which the module is imported first; or ``module:Class``, a subclass of
+        ``gymnasium.Env``. The packages of :data:`PACKAGES` need not be named.
+    :param names: further names to suggest if there is no such environment
+    :return: the id, with the module to import first
+    :raises InputError: if there is no such environment, or if its module cannot be imported
     """
-    env_id = with_package(env_id)  # with its module, processes of SubprocVecEnv find it, too
+    env_id = with_package(env_id)  # with the module, the processes of a SubprocVecEnv find it, too
     module, colon, name = env_id.rpartition(":")
     if not colon and env_id in gym.registry:
         return env_id
@@ -66,26 +66,26 @@ def find_env(env_id: str, names: list[str] | None = None) -> str:
 
 
 def with_package(env_id: str) -> str:
-    """An environment's id, with the package of :data:`PACKAGES` that registers it before a colon; nothing is imported."""
+    """Prepend the package of :data:`PACKAGES` that registers an environment to its id, without importing it."""
     package = next((package for prefix, package in PACKAGES.items() if env_id.startswith(prefix)), None)
     return env_id if package is None else f"{package}:{env_id}"
 
 
 def load_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     """
-    The class of a wrapper.
+    Import the class of a wrapper.
 
-    :param name: ``module:Class``
-    :raises InputError: when that is not a subclass of ``gymnasium.Wrapper``
+    :param name: name of the class, as ``module:Class``
+    :raises InputError: if it is not a subclass of ``gymnasium.Wrapper``
     """
     module, colon, class_name = name.partition(":")
     if not colon:
-        raise InputError(f"the wrapper {name!r} is no 'module:class'")
+        raise InputError(f"the wrapper {name!r} is not of the form 'module:class'")
     kind: Any = import_module(module, f"of the wrapper {name}")
     for part in class_name.split("."):
         kind = getattr(kind, part, None)
     if kind is None:
-        raise InputError(f"the wrapper {name!r} is no 'module:class': the module {module} has no {class_name}")
+        raise InputError(f"the wrapper {name!r} cannot be imported: the module {module} has no {class_name}")
     if not (isinstance(kind, type) and issubclass(kind, gym.Wrapper)):
         raise InputError(f"the wrapper {name!r} is not a subclass of gymnasium.Wrapper")
     return kind
@@ -95,8 +95,9 @@ def import_module(module: str, what: str) -> Any:
     """
     Import a module that a user names.
 
-    :param what: what it is the module of, for the message
-    :raises InputError: when it cannot be imported, with its own error
+    :param module: name of the module
+    :param what: purpose of the module, which follows its name in messages, e.g. ``of the wrapper …``
+    :raises InputError: if the module cannot be imported; the message contains the reason
     """
     if not re.fullmatch(r"\w+(\.\w+)*", module):
         path = Path(module)
@@ -106,7 +107,7 @@ def import_module(module: str, what: str) -> Any:
         raise InputError(f"the module {module} {what} must be written as Python imports it, such as package.module{hint}")
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # it is the user's code, and can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, ImportError | SyntaxError) else f", {place.filename}, line {place.lineno}"
         told = (str(error) or type(error).__name__).splitlines()[0]
@@ -115,14 +116,14 @@ def import_module(module: str, what: str) -> Any:
 
 def check_installed(name: str, where: str) -> None:
     """
-    Check that what a run's folder names is in an installed package, without importing what is not.
+    Check that a module which a run's folder names is in an installed package, without importing other modules.
 
-    Installed is what lies in this Python's folders of packages (``site-packages``), and this project. A package that is
-    installed as editable lies elsewhere and does not count.
+    Installed packages are those in ``site-packages`` and this project. Packages that are installed as editable are in other
+    folders and do not count.
 
-    :param name: ``module:Name``, or a name without a module
-    :param where: the file that names it, for the message
-    :raises InputError: when the module lies elsewhere
+    :param name: ``module:Name``, or a name without a module, which passes
+    :param where: file that names the module, for the message
+    :raises InputError: if the module is not in an installed package
     """
     module, colon, _ = name.rpartition(":")
     if colon and not _is_installed(module):
@@ -136,7 +137,9 @@ def check_harmless(wrapper: str, where: str) -> None:
     """
     Check that a wrapper which a run's folder names is installed and writes no files.
 
-    :raises InputError: when it is not, or does
+    :param wrapper: name of the wrapper, as ``module:Class``
+    :param where: file that names the wrapper, for the message
+    :raises InputError: if it is not installed or writes files
     """
     check_installed(wrapper, where)
     if any(base.__name__ in WRITERS for base in load_wrapper(wrapper).__mro__):
@@ -144,7 +147,7 @@ def check_harmless(wrapper: str, where: str) -> None:
 
 
 def trust_option(*names: str) -> str:
-    """The option that commands on a run's folder need, `` --trust``, when it names modules that are not installed."""
+    """Return the option `` --trust``, or an empty string if the modules that a run's folder names are all installed."""
     return "" if all(_is_installed(module) for name in names if (module := name.rpartition(":")[0])) else " --trust"
 
 
@@ -152,13 +155,13 @@ def _is_installed(module: str) -> bool:
     own = Path(__file__).parents[1]
     roots = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages(), site.getusersitepackages()]
     parts = module.split(".")
-    for number in range(1, len(parts) + 1):  # a package before what is in it, because looking inside imports it
+    for number in range(1, len(parts) + 1):  # packages first, because finding a module inside a package imports the package
         try:
             spec = importlib.util.find_spec(".".join(parts[:number]))
         except (ImportError, ValueError):
             return False
         if spec is None or spec.origin is None:
-            return False  # there is none, or it is a folder without __init__.py, which can be spread over several places
+            return False  # no such module, or a folder without __init__.py, which can be spread over several places
         origin = Path(spec.origin).resolve()
         if not (origin.is_relative_to(own) or any(origin.is_relative_to(Path(root).resolve()) for root in roots)):
             return False

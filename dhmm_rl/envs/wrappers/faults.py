@@ -1,8 +1,8 @@
 """
-Faults of environments, told in one line that says whose they are, with the environment's own traceback.
+Reports faults of environments in one line that names the environment, with the environment's own traceback.
 
-An environment is the user's own code. Without this its errors arrive below those of five wrappers, or, from a process of its
-own, as an ``EOFError`` without a word.
+An environment is the user's own code. Without this module, its errors end tracebacks through five wrappers, or arrive from a
+worker process as an ``EOFError`` without a reason.
 """
 
 import multiprocessing as mp
@@ -22,17 +22,17 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _worker
 
 from dhmm_rl.errors import EnvironmentFault, InputError
 
-FIVE = "it must return observation, reward, terminated, truncated and info"
+FIVE_VALUES = "it must return observation, reward, terminated, truncated and info"
 WRAPPERS = [os.path.join("gymnasium", part) for part in ("wrappers", "utils", "core.py")]  # noqa: PTH118 - parts of paths
 
 
 def environment_fault(where: str, error: BaseException) -> EnvironmentFault:
     """
-    What an environment raised, as its fault.
+    Turn an error of an environment into an :class:`EnvironmentFault`.
 
-    :param where: which environment, and what it was doing
-    :param error: caught in the frame that called the environment; that frame and those of Gymnasium's wrappers are left out of
-        the traceback
+    :param where: name of the environment, method and step, for the message
+    :param error: error that was caught in the frame that called the environment; the traceback leaves out that frame and those
+        of Gymnasium's wrappers
     """
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
@@ -47,12 +47,12 @@ def environment_fault(where: str, error: BaseException) -> EnvironmentFault:
 
 class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
     """
-    Raises :class:`EnvironmentFault` where an environment raises an error or returns what no environment may return.
+    Raises :class:`EnvironmentFault` when an environment raises an error or returns an invalid value.
 
-    Errors that are the environment's word to its user (:class:`InputError`) pass as they are.
+    Errors that are meant for the user (:class:`InputError`) pass unchanged.
 
-    :param env: the environment with all wrappers of the user's own
-    :param env_id: how it is called in messages
+    :param env: environment with all wrappers of the user
+    :param env_id: name of the environment in messages
     """
 
     def __init__(self, env: gym.Env[Any, Any], env_id: str) -> None:
@@ -64,7 +64,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
                 setattr(self, method, partial(self._call, method))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Begin an episode and check what the environment returned."""
         self._episode, self._step = self._episode + 1, 0
         result = self._call("reset", seed=seed, options=options)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
@@ -72,7 +72,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Act."""
+        """Step the environment and check what it returned."""
         self._step += 1
         try:
             result: Any = self.env.step(action)
@@ -80,11 +80,11 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
             raise
         except Exception as error:
             fault = environment_fault(self._where("step"), error)
-            if "values to unpack" in str(error):  # by one of Gymnasium's wrappers
-                fault = EnvironmentFault(f"{fault}; {FIVE}", fault.details)
+            if "values to unpack" in str(error):  # raised by one of Gymnasium's wrappers
+                fault = EnvironmentFault(f"{fault}; {FIVE_VALUES}", fault.details)
             raise fault from error
         if not isinstance(result, tuple) or len(result) != 5:
-            raise self._returned("step", result, FIVE)
+            raise self._returned("step", result, FIVE_VALUES)
         _, reward, terminated, truncated, info = result
         if not (isinstance(reward, float | int) or _is_number(reward)):
             raise self._returned("step", reward, "the reward must be a number")
@@ -96,7 +96,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def render(self) -> Any:
-        """Return what the environment draws, after a check that it is an image where an image was asked for."""
+        """Render the environment and check that the result is an image if the render mode asks for one."""
         frame = self._call("render")
         if self.render_mode == "rgb_array" and not (
             isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
@@ -117,7 +117,7 @@ class ReportFaults(gym.Wrapper[Any, Any, Any, Any]):
         return f"the environment {self.env_id}, in {method} {step} of episode {self._episode},"
 
     def _returned(self, method: str, value: Any, right: str) -> EnvironmentFault:
-        what = f"{len(value)} values" if isinstance(value, tuple) and right == FIVE else f"{_line(repr(value)):.80}"
+        what = f"{len(value)} values" if isinstance(value, tuple) and right == FIVE_VALUES else f"{_line(repr(value)):.80}"
         return EnvironmentFault(f"{self._where(method)} returned {what}; {right}")
 
 
@@ -131,10 +131,10 @@ def _line(text: str) -> str:
 
 class ReportingSubprocVecEnv(SubprocVecEnv):
     """
-    SB3's ``SubprocVecEnv``, which raises here what an environment raised in its process, and tells when a process was killed.
+    SB3's ``SubprocVecEnv`` with reports of faults: an error in a worker is raised in this process, as is the death of a worker.
 
-    :param env_fns: make the environments
-    :param start_method: of the processes, as ``SubprocVecEnv`` has it
+    :param env_fns: functions that make the environments
+    :param start_method: start method of the processes, as in ``SubprocVecEnv``
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:
@@ -156,7 +156,7 @@ class ReportingSubprocVecEnv(SubprocVecEnv):
         VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
 
     def close(self) -> None:
-        """Close the environments; where one of the processes has ended already, end the others."""
+        """Close the environments. If one of the processes has ended already, terminate the others."""
         if not any(remote.broken for remote in self.remotes):
             with suppress(EnvironmentFault):
                 super().close()
@@ -169,7 +169,7 @@ class ReportingSubprocVecEnv(SubprocVecEnv):
 
 
 class _Remote:
-    """The parent's end of a worker's pipe. What arrives is a result, or the error that ended the worker, which is raised."""
+    """The parent's end of a worker's pipe. It raises an error that the worker sent instead of a result."""
 
     def __init__(self, connection: Any, process: Any, number: int) -> None:
         self.connection, self.process, self.number, self.broken = connection, process, number, False

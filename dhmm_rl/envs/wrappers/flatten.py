@@ -1,4 +1,4 @@
-"""Observations of any kind as one array, for vector environments that hold arrays only."""
+"""A wrapper that turns observations of any kind into one array, for vector environments that hold arrays only."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiB
 
 class FlattenFields(gym.ObservationWrapper[NDArray[Any], Any, Any], gym.utils.RecordConstructorArgs):
     """
-    An observation becomes the array of its field values, (F,), and keeps their names: tokens are the same with and without.
+    Turns an observation into the array of its field values, (F,). The fields keep their names, so tokens do not change.
 
-    SB3's vector environments hold no texts, no sequences, and no Dict in a Dict; with this they hold them all.
+    SB3's vector environments cannot hold texts, sequences, or a Dict inside a Dict. They can hold these arrays.
 
-    :param env: any environment whose observations can be tokenized
-    :param size: longest sequence, largest graph, and longest text where it has none of its own
-    :raises InputError: when a space needs a size and none is given
+    :param env: environment with observations that can be tokenized
+    :param size: longest sequence, largest graph, and longest text where the space does not say
+    :raises InputError: if a space needs a size and none is given
     """
 
     def __init__(self, env: gym.Env[Any, Any], size: int | None = None) -> None:
@@ -30,12 +30,12 @@ class FlattenFields(gym.ObservationWrapper[NDArray[Any], Any, Any], gym.utils.Re
         self.observation_space = self.fields
 
     def observation(self, observation: Any) -> NDArray[Any]:
-        """The field values of an observation."""
+        """Return the field values of an observation."""
         return flatten(self.fields.space, observation).astype(self.fields.dtype, copy=False)
 
 
 def vec_env_supports(space: spaces.Space[Any]) -> bool:
-    """Whether SB3's vector environments can hold observations of a space: arrays, or one Dict or Tuple of arrays."""
+    """Return whether SB3's vector environments can hold observations of a space: arrays, or one Dict or Tuple of arrays."""
     if isinstance(space, spaces.Dict):
         return all(isinstance(part, ARRAY_SPACES) for part in space.spaces.values())
     if isinstance(space, spaces.Tuple):
@@ -44,5 +44,5 @@ def vec_env_supports(space: spaces.Space[Any]) -> bool:
 
 
 def flatten_if_needed(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The environment, in :class:`FlattenFields` where SB3's vector environments could not hold its observations."""
+    """Wrap an environment in :class:`FlattenFields` if SB3's vector environments cannot hold its observations."""
     return env if vec_env_supports(env.observation_space) else FlattenFields(env)

@@ -1,4 +1,4 @@
-"""Action masks that an environment hands out with its infos."""
+"""A wrapper for environments that put action masks into their infos."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from dhmm_rl.errors import InputError
 
 class InfoActionMask(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
-    The ``info["action_mask"]`` of an environment such as Gymnasium's Taxi, as the ``action_masks()`` that agents ask for.
+    Adds the method ``action_masks()`` to an environment that has masks in ``info["action_mask"]``, such as Gymnasium's Taxi.
 
-    :param env: with one flag for every action in each info, of ``reset`` and of ``step``
-    :raises InputError: from ``reset`` and ``step`` when an info has no mask
+    :param env: environment with one flag for every action in each info of ``reset`` and ``step``
+    :raises InputError: from ``reset`` and ``step`` if an info has no mask
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -23,23 +23,23 @@ class InfoActionMask(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._mask: Any = np.ones(0, dtype=bool)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset, and keep the mask."""
+        """Reset the environment and store the mask."""
         observation, info = super().reset(seed=seed, options=options)
-        self._mask = self._found(info)
+        self._mask = self._read_mask(info)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step, and keep the mask."""
+        """Step the environment and store the mask."""
         observation, reward, terminated, truncated, info = super().step(action)
-        self._mask = self._found(info)
+        self._mask = self._read_mask(info)
         return observation, reward, terminated, truncated, info
 
     def action_masks(self) -> NDArray[Any]:
-        """Which actions are legal now, as the environment says it; whoever acts checks it."""
+        """Return the mask of the last info unchanged. Agents check it."""
         mask: NDArray[Any] = self._mask
         return mask
 
-    def _found(self, info: dict[str, Any]) -> Any:
+    def _read_mask(self, info: dict[str, Any]) -> Any:
         if "action_mask" not in info:
-            raise InputError(f"infos of {self.env} hold no 'action_mask', where action masks should be")
+            raise InputError(f"infos of {self.env} have no 'action_mask'; InfoActionMask needs one in every info")
         return info["action_mask"]

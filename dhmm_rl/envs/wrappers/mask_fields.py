@@ -1,4 +1,4 @@
-"""Environments that hide a part of their state."""
+"""A wrapper that hides a part of the state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 class MaskFields(gym.ObservationWrapper[NDArray[Any], Any, NDArray[Any]], gym.utils.RecordConstructorArgs):
     """
-    Some entries of a one-dimensional observation are always 0, as where RL-Zoo masks velocities.
+    Sets some entries of one-dimensional observations to 0, in the way in which RL-Zoo masks velocities.
 
-    :param env: with observations in a Box (n,)
-    :param fields: which entries
+    :param env: environment with observations in a Box (n,)
+    :param fields: indices of the entries
     """
 
     def __init__(self, env: gym.Env[Any, Any], fields: Sequence[int]) -> None:
@@ -25,6 +25,6 @@ class MaskFields(gym.ObservationWrapper[NDArray[Any], Any, NDArray[Any]], gym.ut
         self.mask[list(fields)] = 0
 
     def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
-        """The observation with its masked entries at 0."""
+        """Return the observation with its masked entries set to 0."""
         masked: NDArray[Any] = observation * self.mask
         return masked
