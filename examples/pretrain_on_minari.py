@@ -22,8 +22,8 @@ os.environ["MINARI_DATASETS_PATH"] = str(Path("datasets").resolve())
 
 
 def controller(observations):
-    """Push the cart to the side to which the pole falls."""
-    return (observations[:, 2] + 0.3 * observations[:, 3] > 0).astype(int)
+    """Push the cart to the side to which the pole moves, which balances it for about 200 of 500 steps."""
+    return (observations[:, 3] > 0).astype(int)
 
 
 env = make_vec_env("CartPole-v1", n_envs=4)
