@@ -31,6 +31,7 @@ from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.config import ModelSettings
+from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.recipes import (
     AgentRecipe,
     EnvRecipe,
@@ -41,8 +42,9 @@ from dhmm_rl.recipes import (
     load_recipes,
     recipe_folder,
 )
+from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.algorithms import ALGORITHMS
-from dhmm_rl.recipes.environments import make_envs
+from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
 from dhmm_rl.recipes.schema import FieldSettings, PolicySettings, TrainingSettings
 from dhmm_rl.runs.run import Run
 
@@ -351,6 +353,8 @@ HOSTILE: dict[str, tuple[str, Table]] = {
     "a module that runs a script": ("env", {"wrappers": {"this:Wrapper": {}}}),
     "a wrapper that writes a log": ("env", {"wrappers": {"stable_baselines3.common.monitor:Monitor": {"filename": "marker"}}}),
     "a wrapper that writes videos": ("env", {"wrappers": {"gymnasium.wrappers:RecordVideo": {"video_folder": "marker"}}}),
+    "a policy's module": ("agent", {"policy": "evil:Policy"}),
+    "a policy's path": ("agent", {"policy": "./evil.py:Policy"}),
     "a name that is a path": ("env", {"name": "../marker"}),
     "an agent's name that is a path": ("agent", {"name": "../../marker"}),
 }
@@ -421,6 +425,63 @@ def test_a_run_of_a_language_of_the_current_folder_needs_trust(tmp_path: Path, m
     with pytest.raises(InputError, match="add --trust"):
         LanguageRun.open(run.folder)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_teacher_imports_no_policy_that_is_not_installed(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile_folder(tmp_path, run_folder, "agent", {"policy": "evil:Policy"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="names evil:Policy, which would import evil from outside"):
+        load_teacher("run", make_envs(load_recipes("CartPole-v1", "mlp")[0], 1, 0))
+    assert not (tmp_path / "marker").exists()
+
+
+POLICIES = """
+from stable_baselines3.common.policies import ActorCriticPolicy
+from dhmm_rl.common import SequencePolicy
+
+class Tokens(SequencePolicy):
+    pass
+
+class Plain(ActorCriticPolicy):
+    pass
+"""
+
+
+def test_a_recipe_may_name_a_policy_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_policies.py").write_text(POLICIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def recipe(text: str) -> AgentRecipe:
+        path = tmp_path / "mine.toml"
+        path.write_text(f'description = "x"\n{text}\n[ppo]\nn_steps = 32\n')
+        return load_recipes("CartPole-v1", str(path))[1]
+
+    env, _ = load_recipes("CartPole-v1", "mlp")
+    tokens = recipe('policy = "own_policies:Tokens"')
+    plain = recipe('policy = "own_policies:Plain"\nalgorithm = "PPO"')
+    assert (tokens.reads_tokens, plain.reads_tokens) == (True, False)
+    assert tokens.model["window"] == 16
+    for agent in (tokens, plain):
+        venv = make_envs(env, 2, 0, agent)
+        tokenizer = make_tokenizer(env, venv) if agent.reads_tokens else None
+        made = make_agent(agent, wrap(venv, agent, tokenizer, training=True), 0, "cpu", None)
+        assert agent.policy == f"own_policies:{type(made.policy).__name__}"
+        made.learn(64)
+    with pytest.raises(InputError, match="has frame_stack with policy = 'own_policies:Tokens'"):
+        recipe('policy = "own_policies:Tokens"\nframe_stack = 2')
+    with pytest.raises(InputError, match="SequencePPO needs a SequencePolicy, not Plain"):
+        make_agent(dataclasses.replace(plain, algorithm="SequencePPO"), make_envs(env, 1, 0), 0, "cpu", None)
+
+
+@pytest.mark.parametrize("policy", ["pydoc:pipepager", "builtins:eval", "gymnasium:Env", "math:pi"])
+def test_a_policy_is_made_only_if_it_is_one(policy: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'description = "x"\npolicy = "{policy}"\n')
+    with pytest.raises(InputError, match=r"is not a subclass of stable_baselines3\.common\.policies\.BasePolicy"):
+        load_recipes("CartPole-v1", str(path))
 
 
 @pytest.mark.parametrize("wrapper", ["pydoc:pipepager", "builtins:eval", "gymnasium:make", "gymnasium:Env", "math:pi"])

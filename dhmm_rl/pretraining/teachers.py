@@ -29,6 +29,7 @@ from dhmm_rl.common import DHMMPolicy
 from dhmm_rl.data.episodes import Notice
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import reading
+from dhmm_rl.recipes.imports import check_installed
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import SpacesOnly, check_trusted, read_best
 
@@ -116,6 +117,8 @@ class _Statistics(NamedTuple):
 
 def _policy_of_run(folder: Path, trust: bool) -> tuple[BasePolicy, _Statistics | None]:
     run = Run.open(folder, trust=True)  # its environment is not created
+    if not trust:
+        check_installed(run.agent.policy, f"{folder}/run.json")
     if run.command != "ppo":
         raise InputError(f"the run {folder} is of python -m dhmm_rl.{run.command}; a teacher is a run of dhmm_rl.ppo")
     if run.agent.reads_tokens:

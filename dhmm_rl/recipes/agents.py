@@ -14,6 +14,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.recipes.algorithms import ALGORITHMS, find_algorithm
+from dhmm_rl.recipes.imports import load_policy
 
 
 def make_agent(
@@ -45,10 +46,11 @@ def make_agent(
     if algorithm.uses_cached_state:
         settings["pretrained"] = pretrained
         policy_kwargs |= {"keep_prior": True} if keep_prior else {}
+    policy = load_policy(agent.policy) if ":" in agent.policy else agent.policy
     algorithm_class: Any = algorithm.load_class()
     try:
         made: OnPolicyAlgorithm = algorithm_class(
-            agent.policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
+            policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
         )
     except InputError:
         raise

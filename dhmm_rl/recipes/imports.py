@@ -1,5 +1,5 @@
 """
-Imports the modules that recipes name: those of environments and wrappers.
+Imports the modules that recipes name: those of environments, wrappers and policies.
 
 A recipe that the user names may import any module, like a script of the user. The folder of a run may come from anybody, so
 modules that its ``run.json`` names are imported only from installed packages, unless the user gives ``--trust``.
@@ -12,12 +12,15 @@ import site
 import sysconfig
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from dhmm_rl.errors import InputError, install_command, python_command
 from dhmm_rl.validation import did_you_mean
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import BasePolicy
 
 PACKAGES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
 """Packages that register environments only when they are imported, by the prefix of the ids."""
@@ -78,16 +81,34 @@ def load_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     :param name: name of the class, as ``module:Class``
     :raises InputError: if it is not a subclass of ``gymnasium.Wrapper``
     """
+    wrapper: type[gym.Wrapper[Any, Any, Any, Any]] = _load_class(name, "wrapper", gym.Wrapper, "gymnasium.Wrapper")
+    return wrapper
+
+
+def load_policy(name: str) -> "type[BasePolicy]":
+    """
+    Import the class of a policy.
+
+    :param name: name of the class, as ``module:Class``
+    :raises InputError: if it is not a subclass of SB3's ``BasePolicy``
+    """
+    from stable_baselines3.common.policies import BasePolicy  # imports torch, which reading recipes does without
+
+    policy: type[BasePolicy] = _load_class(name, "policy", BasePolicy, "stable_baselines3.common.policies.BasePolicy")
+    return policy
+
+
+def _load_class(name: str, what: str, base: type[Any], base_name: str) -> Any:
     module, colon, class_name = name.partition(":")
     if not colon:
-        raise InputError(f"the wrapper {name!r} is not of the form 'module:class'")
-    kind: Any = import_module(module, f"of the wrapper {name}")
+        raise InputError(f"the {what} {name!r} is not of the form 'module:class'")
+    kind: Any = import_module(module, f"of the {what} {name}")
     for part in class_name.split("."):
         kind = getattr(kind, part, None)
     if kind is None:
-        raise InputError(f"the wrapper {name!r} cannot be imported: the module {module} has no {class_name}")
-    if not (isinstance(kind, type) and issubclass(kind, gym.Wrapper)):
-        raise InputError(f"the wrapper {name!r} is not a subclass of gymnasium.Wrapper")
+        raise InputError(f"the {what} {name!r} cannot be imported: the module {module} has no {class_name}")
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise InputError(f"the {what} {name!r} is not a subclass of {base_name}")
     return kind
 
 

@@ -16,7 +16,7 @@ from dhmm_rl.common.sequence_policy import DEFAULT_WINDOW
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.recipes.algorithms import ALGORITHMS
-from dhmm_rl.recipes.imports import find_env, load_wrapper
+from dhmm_rl.recipes.imports import find_env, load_policy, load_wrapper
 from dhmm_rl.recipes.schema import (
     LARGEST_MODEL,
     PretrainSettings,
@@ -27,6 +27,7 @@ from dhmm_rl.validation import Matching, Range, TableOf, check, check_table, did
 
 Table = dict[str, Any]
 Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
+PolicyName = Annotated[str, Matching(r"\w+|\w+(\.\w+)*:\w+(\.\w+)*", "the name of a policy, or a class: module:Class")]
 
 LARGEST_ROLLOUT = 2**26
 """A rollout of more environment steps than this is refused."""
@@ -41,10 +42,10 @@ class AgentRecipe:
     """Its name: the file's."""
     description: str
     """One line for people."""
-    policy: str
-    """``DHMMPolicy``, or a policy of SB3's by its name."""
+    policy: PolicyName
+    """``DHMMPolicy``, the name of a policy of SB3, or a class of your own: ``module:Class``."""
     algorithm: Annotated[str, one_of(*ALGORITHMS)] = "SequencePPO"
-    """``SequencePPO``, SB3's ``PPO`` or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
+    """``SequencePPO``, ``SequenceA2C``, SB3's ``PPO``, or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
     model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
     """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
     pretrain: Annotated[Table, TableOf(PretrainSettings)] = field(default_factory=dict)
@@ -66,8 +67,12 @@ class AgentRecipe:
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the agent acts on a token stream."""
-        return self.policy == "DHMMPolicy"
+        """Whether the agent acts on a token stream. If ``policy`` names a class, this imports it."""
+        if ":" not in self.policy:
+            return self.policy == "DHMMPolicy"
+        from dhmm_rl.common import DHMMPolicy  # imports torch, which reading recipes does without
+
+        return issubclass(load_policy(self.policy), DHMMPolicy)
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,6 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     changes = env_recipe.agents.get(agent_path.stem)
     if changes:
         agent_recipe = agent_from_table(_merge(agent_table, changes), f"the recipe {agent}, as {env} changes it,")
-    if agent_recipe.reads_tokens:
-        agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
-
     try:
         env_recipe = replace(env_recipe, id=find_env(env_recipe.id, list(list_recipes("envs"))))
     except InputError as error:
@@ -161,6 +163,9 @@ def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
             load_wrapper(wrapper)
         except InputError as error:
             raise InputError(f"the recipe {env}: {error}") from error
+    check_policy(agent_recipe, f"the recipe {agent}")
+    if agent_recipe.reads_tokens:
+        agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
     return env_recipe, agent_recipe
 
 
@@ -190,21 +195,36 @@ def agent_from_table(table: Any, where: str) -> AgentRecipe:
     algorithm = table.get("algorithm", AgentRecipe.algorithm) if isinstance(table, dict) else None
     _check_agent(table, where, "", algorithm, partial=False)
     recipe = AgentRecipe(**table)
-    known = ALGORITHMS[recipe.algorithm].policies
-    if recipe.policy not in known:
-        raise InputError(f"{where}: Policy {recipe.policy} unknown; {recipe.algorithm} takes {', '.join(known)}")
-    if recipe.reads_tokens:
-        for key, value in (("frame_stack", recipe.frame_stack > 1), ("normalize_observation", recipe.normalize_observation)):
-            if value:
-                raise InputError(f"{where} has {key} with policy = 'DHMMPolicy'; it is for agents that read no tokens")
-    elif recipe.model or recipe.pretrain:
-        key = "model" if recipe.model else "pretrain"
-        raise InputError(f"{where} has {key} with policy = {recipe.policy!r}; it is for agents that read tokens")
+    if ":" not in recipe.policy:
+        known = ALGORITHMS[recipe.algorithm].policies
+        if recipe.policy not in known:
+            raise InputError(
+                f"{where}: Policy {recipe.policy} unknown; {recipe.algorithm} takes {', '.join(known)}, "
+                "or a class of your own: 'module:Class'"
+            )
+        check_policy(recipe, where)
     check_model_size(recipe.model, where)
     steps = recipe.n_envs * recipe.ppo.get("n_steps", 1)
     if steps > LARGEST_ROLLOUT:
         raise InputError(f"{where} has n_envs times ppo.n_steps = {steps:,}; it must be at most {LARGEST_ROLLOUT:,}")
     return recipe
+
+
+def check_policy(recipe: AgentRecipe, where: str) -> None:
+    """
+    Check what an agent's recipe says of observations against its policy. If ``policy`` names a class, this imports it.
+
+    :param recipe: recipe of the agent
+    :param where: name of the recipe, for messages
+    :raises InputError: for keys that the policy does not have, and for a class that cannot be imported or is not a policy
+    """
+    if recipe.reads_tokens:
+        for key, value in (("frame_stack", recipe.frame_stack > 1), ("normalize_observation", recipe.normalize_observation)):
+            if value:
+                raise InputError(f"{where} has {key} with policy = {recipe.policy!r}; it is for agents that read no tokens")
+    elif recipe.model or recipe.pretrain:
+        key = "model" if recipe.model else "pretrain"
+        raise InputError(f"{where} has {key} with policy = {recipe.policy!r}; it is for agents that read tokens")
 
 
 def check_model_size(model: Table, where: str) -> None:

@@ -89,7 +89,8 @@ class Run:
         """
         A run that exists.
 
-        :param trust: accept an environment and wrappers that are not in installed packages, and wrappers that write files
+        :param trust: accept an environment, wrappers and a policy from outside the installed packages, and wrappers that
+            write files
         :raises InputError: when the folder holds none, when its ``run.json`` holds what a recipe may not, and when that names
             modules that need trust
         """
@@ -102,6 +103,7 @@ class Run:
         agent = agent_from_table(description["agent"], f"{where}, agent,")
         if not trust:
             check_installed(with_package(env.id), where)
+            check_installed(agent.policy, where)
             for wrapper in env.wrappers:
                 check_harmless(wrapper, where)
         return cls(Path(folder), env, agent, description["seed"], description["command"], description["args"])
@@ -129,7 +131,7 @@ class Run:
     @property
     def trust_option(self) -> str:
         """Option that commands on the folder need: `` --trust``, or nothing."""
-        return trust_option(with_package(self.env.id), *self.env.wrappers)
+        return trust_option(with_package(self.env.id), *self.env.wrappers, self.agent.policy)
 
     @property
     def language_model(self) -> Path:
