@@ -229,7 +229,7 @@ def test_patches_are_cut_where_they_are_asked_for_and_never_left_out_silently() 
     small = Tokenizer(space, spaces.Discrete(2), overrides=overrides).fit(scenes(20, shape=(8, 8, 3)))
     assert [slot.name for slot in small.slots[1:]] == [f"observation[{y}:{y + 4},{x}:{x + 4}]" for y in (0, 4) for x in (0, 4)]
     for other, settings in ((space, {"codes": 9}), (spaces.Box(0, 1, (8, 8)), {"patch": 4})):
-        with pytest.raises(InputError, match="observation has a patch or codes, but is no image"):
+        with pytest.raises(InputError, match="observation has a patch or codes, but is not an image"):
             Tokenizer(other, spaces.Discrete(2), overrides={"observation": settings})
 
 

@@ -60,7 +60,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 NOT_YET: dict[str, int] = {
     "dhmm_rl/data/datasets.py": 1,
     "dhmm_rl/data/minari_datasets.py": 5,
-    "dhmm_rl/envs/wrappers/gymnasium_vector.py": 10,
     "dhmm_rl/languages/__main__.py": 5,
     "dhmm_rl/languages/addition.py": 2,
     "dhmm_rl/languages/automata.py": 4,
@@ -92,7 +91,6 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/runs/reconstructions.py": 3,
     "dhmm_rl/runs/run.py": 7,
     "dhmm_rl/runs/saved_agents.py": 4,
-    "dhmm_rl/tokens/plan.py": 1,
 }
 
 

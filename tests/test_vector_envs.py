@@ -264,7 +264,7 @@ def test_masks_may_come_with_the_infos() -> None:
         for taxi, mask in zip(env.get_attr("unwrapped"), masks, strict=True):
             assert (taxi.action_mask(taxi.s) == mask).all()
         env.step(np.array([np.flatnonzero(mask)[0] for mask in masks]))
-    with pytest.raises(InputError, match="hold no 'mask'"):
+    with pytest.raises(InputError, match="have no 'mask'"):
         GymnasiumVecEnv(gym.make_vec("Taxi-v4", 2), mask_key="mask").reset()
 
 

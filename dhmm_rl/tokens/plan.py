@@ -107,7 +107,7 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
             and chosen.get("patch") != 0
             and (leaf is None or plan_image(leaf, settings) is None)
         ):
-            raise InputError(f"{name} has a patch or codes, but is no image: uint8, of 2 or 3 dimensions")
+            raise InputError(f"{name} has a patch or codes, but is not an image: uint8, of 2 or 3 dimensions")
 
 
 def drop_unbounded(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """
-Gymnasium's vector environments as Stable-Baselines3's.
+Gymnasium's vector environments in Stable-Baselines3.
 
-SB3 resets an environment in the step in which its episode ends; Gymnasium calls that ``AutoresetMode.SAME_STEP``, and its own
-vector environments can do it. Those of other makers often reset a step later instead, in a step that ignores the action. No
-number of such steps makes the other kind, so these environments must be able to reset some of theirs on demand.
+SB3 resets an environment in the step in which its episode ends. Gymnasium calls this ``AutoresetMode.SAME_STEP``, and its own
+vector environments support it. Other vector environments often reset one step later, in a step that ignores the action. SB3
+cannot use that step, so these vector environments must be able to reset some of their environments on demand.
 
 Shapes: N environments.
 """
@@ -32,47 +32,51 @@ AnyVectorEnv = VectorEnv[Any, Any, Any]
 ResetSome = Callable[[Any, NDArray[np.bool_]], tuple[Any, dict[str, Any]]]
 
 
-def reset_by_mask(env: AnyVectorEnv, which: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
+def reset_by_mask(env: AnyVectorEnv, reset_mask: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
     """
-    Reset some environments by Gymnasium's option for it.
+    Reset some environments with Gymnasium's option ``reset_mask``.
 
-    :param which: (N,)
-    :return: the observations of all environments, and infos
+    :param env: vector environment that supports the option
+    :param reset_mask: whether each environment is reset, (N,)
+    :return: observations of all environments, and infos
     """
-    return env.reset(options={"reset_mask": which})
+    return env.reset(options={"reset_mask": reset_mask})
 
 
-def _reset_some_cartpoles(env: CartPoleVectorEnv, which: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
-    """What ``CartPoleVectorEnv.step`` does for those that ended a step ago."""
-    env.state[:, which] = env.np_random.uniform(env.low, env.high, (4, which.sum()))  # type: ignore[index]
-    env.steps[which] = 0
-    env.prev_done[which] = False
+def _reset_some_cartpoles(env: CartPoleVectorEnv, reset_mask: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
+    """Reset as ``CartPoleVectorEnv.step`` does one step after the end of an episode."""
+    env.state[:, reset_mask] = env.np_random.uniform(env.low, env.high, (4, reset_mask.sum()))  # type: ignore[index]
+    env.steps[reset_mask] = 0
+    env.prev_done[reset_mask] = False
     return env.state.T.astype(np.float32), {}  # type: ignore[attr-defined]
 
 
 class GymnasiumVecEnv(VecEnv):
     """
-    A Gymnasium :class:`VectorEnv` as an SB3 :class:`VecEnv`: what SB3's own ``DummyVecEnv`` gives, in one call for all.
+    A Gymnasium :class:`VectorEnv` as an SB3 :class:`VecEnv`, with the results of SB3's ``DummyVecEnv``.
 
-    ``infos`` hold ``terminal_observation``, ``TimeLimit.truncated`` and, of episodes that have ended, the ``episode`` with its
-    return, length and time of SB3's ``Monitor``. A seed is seed + i for environment i where there are N
-    separate ones (``SyncVectorEnv``, ``AsyncVectorEnv``), and the seed of the whole where there are not.
+    ``infos`` have ``terminal_observation``, ``TimeLimit.truncated`` and, at the end of an episode, the ``episode`` of SB3's
+    ``Monitor``: return, length and time. A seed becomes seed + i for environment i of N separate ones (``SyncVectorEnv``,
+    ``AsyncVectorEnv``). Any other vector environment gets the seed itself.
 
-    :param env: from ``gymnasium.make_vec``, say. ``SyncVectorEnv``, ``AsyncVectorEnv`` and the NumPy-vectorized CartPole may
-        have any autoreset mode; others must have SAME_STEP or DISABLED, unless ``reset_some`` is given
-    :param reset_some: resets those environments that are true in a mask (N,), and gives the observations of all, with infos.
-        For a NEXT_STEP environment that knows Gymnasium's ``options["reset_mask"]``, give :func:`reset_by_mask`
-    :param mask_key: the key of infos that holds action masks, ``"action_mask"`` in Taxi-v3; they are then what
-        ``env_method("action_masks")`` returns
-    :raises InputError: when the environment cannot reset in the step in which an episode ends
-    :raises EnvironmentFault: from ``reset`` and ``step`` when the environment raises an error
+    :param env: vector environment, for example from ``gymnasium.make_vec``. ``SyncVectorEnv``, ``AsyncVectorEnv`` and the
+        NumPy-vectorized CartPole may have any autoreset mode; others must have SAME_STEP or DISABLED, unless ``reset_some`` is
+        given
+    :param reset_some: function that resets the environments that are true in a mask (N,), and returns observations of all
+        environments and infos. For a NEXT_STEP environment that supports ``options["reset_mask"]``, pass :func:`reset_by_mask`
+    :param mask_key: key of action masks in infos, such as ``"action_mask"`` in Taxi-v3; ``env_method("action_masks")`` then
+        returns these masks
+    :raises InputError: if the environment cannot reset in the step in which an episode ends
+    :raises EnvironmentFault: from ``reset`` and ``step`` if the environment raises an error
     """
 
     def __init__(self, env: AnyVectorEnv, reset_some: ResetSome | None = None, mask_key: str | None = None) -> None:
         self.env = env
         self.mask_key = mask_key
-        self.reset_some = None if env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP else _way(env, reset_some)
-        # SB3 stores an observation after the step that follows it; an environment may write over it in that step.
+        self.reset_some = (
+            None if env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP else _choose_reset(env, reset_some)
+        )
+        # SB3 stores an observation after the next step, and an environment may overwrite its arrays in that step
         self._copy = type(env.unwrapped) is not CartPoleVectorEnv and not getattr(env.unwrapped, "copy", False)
         self._actions = np.empty(0)
         self._masks: list[Any] = []
@@ -81,66 +85,70 @@ class GymnasiumVecEnv(VecEnv):
         self.metadata = env.metadata
 
     def reset(self) -> VecEnvObs:
-        """Begin an episode in every environment."""
+        """Reset all environments."""
         options = self._options[0]
         if any(other != options for other in self._options):
-            raise InputError("a vector environment of Gymnasium's takes one dictionary of options for all environments")
-        observations, infos = self._told("reset", self.env.reset, seed=self._seeds[0], options=options or None)
+            raise InputError("a Gymnasium vector environment takes one dictionary of options for all environments")
+        observations, infos = self._call("reset", self.env.reset, seed=self._seeds[0], options=options or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = _by_environment(infos, self.num_envs)
-        self._keep_masks(self.reset_infos)
+        self._store_masks(self.reset_infos)
         self._returns[:] = 0
         self._lengths[:] = 0
-        return self._kept(observations)
+        return self._copied(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Take the actions; :meth:`step_wait` carries them out."""
+        """Store the actions for :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Act in all environments, and begin anew in those whose episode has ended."""
-        observations, rewards, terminated, truncated, vector_infos = self._told("step", self.env.step, self._actions)
+        """Step all environments, and reset those in which an episode ended."""
+        observations, rewards, terminated, truncated, vector_infos = self._call("step", self.env.step, self._actions)
         infos = _by_environment(vector_infos, self.num_envs)
         dones = np.asarray(terminated | truncated)
-        now = infos
+        current_infos = infos  # those of the observations that are returned
         self._returns += rewards
         self._lengths += 1
         if dones.any():
-            observations = self._begin_anew(dones, observations, infos)
+            observations = self._reset_ended(dones, observations, infos)
             for i in np.flatnonzero(dones).tolist():
                 monitored = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": round(time.time() - self._began, 6)}
                 infos[i].setdefault("episode", monitored)
             self._returns[dones] = 0
             self._lengths[dones] = 0
-            now = [self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
-        self._keep_masks(now)
+            current_infos = [self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
+        self._store_masks(current_infos)
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        return self._kept(observations), np.asarray(rewards, dtype=np.float32), dones, infos
+        return self._copied(observations), np.asarray(rewards, dtype=np.float32), dones, infos
 
-    def _begin_anew(self, dones: NDArray[np.bool_], observations: Any, infos: list[dict[str, Any]]) -> Any:
-        """Observations after the resets; ``infos`` and ``reset_infos`` become those of the ends and of the beginnings."""
+    def _reset_ended(self, dones: NDArray[np.bool_], observations: Any, infos: list[dict[str, Any]]) -> Any:
+        """
+        Return the observations after the resets.
+
+        ``infos`` are changed to those at the end of an episode, ``self.reset_infos`` to those of the reset.
+        """
         ended = np.flatnonzero(dones).tolist()
         if self.reset_some is None:
             for i in ended:
                 self.reset_infos[i] = infos[i]
                 infos[i] = infos[i].pop("final_info", {})
-                if "episode" in self.reset_infos[i]:  # Gymnasium's RecordEpisodeStatistics says beside it what has ended
+                if "episode" in self.reset_infos[i]:  # Gymnasium's RecordEpisodeStatistics puts it into the reset's info
                     infos[i]["episode"] = self.reset_infos[i].pop("episode")
                 infos[i]["terminal_observation"] = self.reset_infos[i].pop("final_obs")
         else:
             last = list(iterate(self.env.observation_space, observations))
             for i in ended:
-                infos[i]["terminal_observation"] = deepcopy(last[i])  # a view; the environment may write over it
-            observations, vector_infos = self._told("reset", self.reset_some, self.env, dones)
+                infos[i]["terminal_observation"] = deepcopy(last[i])  # a copy, because the environment may overwrite its arrays
+            observations, vector_infos = self._call("reset", self.reset_some, self.env, dones)
             after = _by_environment(vector_infos, self.num_envs)
             for i in ended:
                 self.reset_infos[i] = after[i]
         return observations
 
-    def _told(self, method: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the environments; an error of theirs is told as theirs."""
+    def _call(self, method: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the environments, and report an error as their fault."""
         try:
             return call(*args, **kwargs)
         except (InputError, EnvironmentFault):
@@ -150,45 +158,45 @@ class GymnasiumVecEnv(VecEnv):
                 f"the environment {self.env}, in {method} of all {self.num_envs} together,", error
             ) from error
 
-    def _kept(self, observations: VecEnvObs) -> VecEnvObs:
+    def _copied(self, observations: VecEnvObs) -> VecEnvObs:
         return deepcopy(observations) if self._copy else observations
 
-    def _keep_masks(self, infos: Iterable[dict[str, Any]]) -> None:
+    def _store_masks(self, infos: Iterable[dict[str, Any]]) -> None:
         if self.mask_key is not None:
             try:
                 self._masks = [info[self.mask_key] for info in infos]
             except KeyError as error:
-                raise InputError(f"infos of {self.env} hold no {self.mask_key!r}, where action masks should be") from error
+                raise InputError(f"infos of {self.env} have no {self.mask_key!r}, the key of action masks") from error
 
     def close(self) -> None:
         """Close the environments."""
         self.env.close()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """A picture of every environment."""
+        """Return an image of every environment."""
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
-    # Attributes: N separate environments have their own; one that is vectorized through and through has them for all.
+    # Attributes: N separate environments have attributes of their own; a natively vectorized one has them for all N.
 
     def has_attr(self, attr_name: str) -> bool:
-        """Whether every environment has the attribute."""
+        """Return whether every environment has the attribute."""
         if attr_name == "action_masks" and self.mask_key is not None:
             return True
         base = self.env.unwrapped
         if isinstance(base, SyncVectorEnv):
             return all(env.has_wrapper_attr(attr_name) for env in base.envs)
-        if isinstance(base, AsyncVectorEnv):  # asking for what is not there would end its processes
+        if isinstance(base, AsyncVectorEnv):  # getting a missing attribute would end its processes
             return all(base.call("has_wrapper_attr", attr_name))
         return hasattr(base, attr_name)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        An attribute of every environment (``AsyncVectorEnv`` calls it, if it can be called).
+        Return an attribute of every environment (``AsyncVectorEnv`` calls it if it is callable).
 
-        Of an environment that is vectorized through and through: row i of an array with N rows, anything else for all alike.
+        For a natively vectorized environment, environment i gets row i of an array with N rows, and any other value itself.
 
-        :raises AttributeError: when there is none
+        :raises AttributeError: if an environment does not have the attribute
         """
         if not self.has_attr(attr_name):
             raise AttributeError(f"{self.env} has no attribute {attr_name!r}")
@@ -205,7 +213,7 @@ class GymnasiumVecEnv(VecEnv):
         """
         Set an attribute of every environment.
 
-        :raises InputError: for some of the environments only, where all have it together
+        :raises InputError: for a natively vectorized environment, if ``indices`` are only some of the environments
         """
         base = self.env.unwrapped
         if isinstance(base, SyncVectorEnv):
@@ -222,8 +230,9 @@ class GymnasiumVecEnv(VecEnv):
         """
         Call a method of every environment.
 
-        :raises AttributeError: when there is none
-        :raises InputError: for some of the environments only, or a result that is not one for each, where all are one
+        :raises AttributeError: if an environment does not have the method
+        :raises InputError: for a natively vectorized environment, if ``indices`` are only some environments or the method
+            does not return one result for each
         """
         if method_name == "action_masks" and self.mask_key is not None:
             return [self._masks[i] for i in self._get_indices(indices)]
@@ -242,13 +251,13 @@ class GymnasiumVecEnv(VecEnv):
         return rows
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether each environment is wrapped so; only a ``SyncVectorEnv`` can tell, others say no."""
+        """Return whether each environment has this wrapper; always false except for a ``SyncVectorEnv``."""
         base = self.env.unwrapped
         envs = base.envs if isinstance(base, SyncVectorEnv) else None
         return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in self._get_indices(indices)]
 
     def _rows(self, value: Any) -> list[Any] | None:
-        """One value for each environment, if that is what this is."""
+        """Return the values of the environments if ``value`` has one for each, else ``None``."""
         each = isinstance(value, np.ndarray | list | tuple) and len(value) == self.num_envs
         return list(value) if each else None
 
@@ -264,21 +273,22 @@ def make_gymnasium_vec_env(
     **kwargs: Any,
 ) -> GymnasiumVecEnv:
     """
-    ``gymnasium.make_vec`` for SB3: an environment's own vectorized form where it has one, else a ``SyncVectorEnv``.
+    Call ``gymnasium.make_vec`` for SB3: use the natively vectorized form of an environment if there is one.
 
-    :param env_id: as ``gymnasium.make`` takes it
-    :param wrapper: of every environment; the vectorized form takes none, and is not used then
-    :param kwargs: of the environment
+    :param env_id: id of the environment, as in ``gymnasium.make``
+    :param num_envs: number of environments
+    :param wrapper: function that wraps each environment; with a wrapper the natively vectorized form is not used
+    :param kwargs: keywords of the environment
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        importlib.import_module(module)  # which registers it
+        importlib.import_module(module)  # registers the environment
     spec = gym.spec(name)
     if spec.vector_entry_point is not None and not spec.additional_wrappers and wrapper is None:
         vectorized = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
         try:
             return GymnasiumVecEnv(vectorized)
-        except InputError:  # it cannot reset in the same step
+        except InputError:  # it cannot reset in the step in which an episode ends
             vectorized.close()
     wrappers = [wrapper or partial(ReportFaults, env_id=env_id)]
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -286,8 +296,8 @@ def make_gymnasium_vec_env(
     return GymnasiumVecEnv(made)
 
 
-def _way(env: AnyVectorEnv, reset_some: ResetSome | None) -> ResetSome:
-    """How to reset some of the environments."""
+def _choose_reset(env: AnyVectorEnv, reset_some: ResetSome | None) -> ResetSome:
+    """Return the function that resets some of the environments."""
     if reset_some is not None:
         return reset_some
     disabled = env.metadata.get("autoreset_mode") is AutoresetMode.DISABLED
@@ -302,7 +312,7 @@ def _way(env: AnyVectorEnv, reset_some: ResetSome | None) -> ResetSome:
 
 
 def _by_environment(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Gymnasium's dictionary of arrays, with masks under keys that begin with "_", as a dictionary for each environment."""
+    """Split Gymnasium's dictionary of arrays, which has masks under keys that begin with "_", by environment."""
     split: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, values in infos.items():
         if key.startswith("_"):
