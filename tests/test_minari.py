@@ -139,7 +139,7 @@ def test_what_sb3_holds_as_fields_is_written_in_full_and_read_as_the_environment
 def test_spaces_that_minari_lacks_are_refused() -> None:
     space = spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)])
     episode = Episode(np.zeros((3, 3)), np.zeros(2, int), np.zeros(2), True, True)
-    with pytest.raises(InputError, match="Minari keeps no OneOf; a folder of rollouts does"):
+    with pytest.raises(InputError, match="Minari cannot store a OneOf; a folder of rollouts can"):
         write_minari(Rollouts.from_episodes([episode], space, spaces.Discrete(2), "Nested", 2), ID)
     assert minari.list_local_datasets() == {}
 

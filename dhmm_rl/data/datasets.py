@@ -134,7 +134,7 @@ class StreamDataset:
         tokens[(step < 0) | (step >= num_rows)] = PAD_ID
         tokens[(step == num_rows) & self.rollouts.terminated[episode, None]] = self.tokenizer.done_step()
 
-        # Labels are the steps that follow. An episode's first step is no label, since nothing comes before it.
+        # Labels are the steps that follow. An episode's first step is not a label, since nothing comes before it.
         ids = torch.from_numpy(tokens)
         labels = ids[:, 1:].clone()
         labels[torch.from_numpy(step[:, 1:] <= 0)] = PAD_ID

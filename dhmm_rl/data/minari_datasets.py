@@ -1,8 +1,8 @@
 """
-Minari's datasets, read and written: the standard of recorded episodes that goes with Gymnasium.
+Reading and writing Minari's datasets, Gymnasium's standard for recorded episodes.
 
-They lie where Minari looks for them, in ``MINARI_DATASETS_PATH`` or ``~/.minari/datasets``. Nothing is ever downloaded here;
-``minari download ID`` does that. An episode of T steps has T + 1 observations; there are datasets whose episodes have T.
+The datasets are where Minari looks for them, in ``MINARI_DATASETS_PATH`` or ``~/.minari/datasets``. Nothing is downloaded here;
+``minari download ID`` does that. An episode of T steps has T + 1 observations, but the episodes of some datasets have only T.
 
 Shapes: T environment steps of an episode.
 """
@@ -29,29 +29,30 @@ from dhmm_rl.tokens.fields import KINDS, fields_of, flatten, kind_of, unflatten
 from dhmm_rl.tokens.simple_spaces import strings_of
 
 IMITATE = "imitate"
-"""Under this name an episode's metadata say whether its actions are worth imitating."""
+"""Key of an episode's metadata that says whether its actions are worth imitating."""
 CHECKSUM = "dhmm_rl_checksum"
-"""Under this name the metadata of datasets that are written here hold a checksum of themselves."""
+"""Key of a dataset's metadata that holds a checksum of the metadata; only datasets written here have it."""
 
 
 def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice = print) -> Rollouts:
     """
     Read a local dataset into memory.
 
-    Episodes that cannot be used are left out. Where there are T observations for T actions, the last action is left out, since
-    what it led to is not known, and the episode counts as cut off.
+    Episodes that cannot be used are left out. If an episode has T observations for T actions, its last action is left out,
+    since the outcome is not recorded, and the episode counts as cut off.
 
-    :param dataset_id: as Minari calls it, e.g. ``D4RL/door/human-v2``
-    :param imitate: whether actions are worth imitating; when ``None`` what the episodes' metadata say, and yes if nothing
-    :param notice: takes a line about episodes that are left out or shortened
-    :raises InputError: when there is no such dataset, it cannot be read, or no episode of it can be used
+    :param dataset_id: Minari's name of the dataset, e.g. ``D4RL/door/human-v2``
+    :param imitate: whether actions are worth imitating; when ``None``, the episodes' metadata decide, and the default is yes
+    :param notice: function that is given a line about episodes that are left out or shortened
+    :return: rollouts of the episodes that can be used
+    :raises InputError: for a dataset that does not exist, cannot be read, or has no episode that can be used
     """
     name = f"minari:{dataset_id}"
     storage = _open(dataset_id)
     total = storage.total_episodes
     observation_space, action_space = storage.observation_space, storage.action_space
     for what, space in (("observation", observation_space), ("action", action_space)):
-        fields_of(space, what)  # a space that has no tokens is no fault of the episodes
+        fields_of(space, what)  # raises for a space that cannot be tokenized, before any episode is blamed
     episodes: dict[int, Episode] = {}
     reasons: dict[int, str] = {}
     shortened = 0
@@ -80,11 +81,12 @@ def read_minari(dataset_id: str, *, imitate: bool | None = None, notice: Notice 
 
 def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> None:
     """
-    Write a dataset that Minari reads: without loss, in its HDF5 format, with ``imitate`` in the episodes' metadata.
+    Write a dataset that Minari reads, without loss, in its HDF5 format. The episodes' metadata hold the ``imitate`` flags.
 
-    :param dataset_id: its name, which ends in a version: ``cartpole/random-v0``
-    :param description: for people
-    :raises InputError: for a name that Minari does not take, or one that is taken, and for spaces that Minari does not have
+    :param rollouts: the episodes
+    :param dataset_id: name of the new dataset, which ends in a version: ``cartpole/random-v0``
+    :param description: text that describes the dataset to people
+    :raises InputError: for a name that Minari does not accept or that is taken, and for spaces that Minari does not support
     """
     minari = _import_minari()
     check_new_minari(dataset_id)
@@ -111,9 +113,10 @@ def write_minari(rollouts: Rollouts, dataset_id: str, description: str = "") -> 
 
 def check_new_minari(dataset_id: str) -> None:
     """
-    See that a dataset of this name can be written, and remove what killed processes left in its namespace.
+    Check that a dataset of this name can be written, and remove what killed processes left in its namespace.
 
-    :raises InputError: for a name that Minari does not take, or one that is taken
+    :param dataset_id: name of the new dataset
+    :raises InputError: for a name that Minari does not accept or that is taken
     """
     remove_leftovers(_folder(dataset_id).parent, recursive=False)
     if _folder(dataset_id).exists():
@@ -121,7 +124,7 @@ def check_new_minari(dataset_id: str) -> None:
 
 
 def _import_minari() -> Any:
-    """Minari, which has no types, once it is known that it can read its own format."""
+    """Import Minari, which has no types, together with h5py, which its format needs."""
     try:
         import_module("h5py")
         return import_module("minari")
@@ -130,7 +133,7 @@ def _import_minari() -> Any:
 
 
 def _folder(dataset_id: str) -> Path:
-    """Where the dataset of this name lies, whether there is one or not."""
+    """Return the folder of the dataset with this name, whether it exists or not."""
     minari = _import_minari()
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset_id)
@@ -141,9 +144,9 @@ def _folder(dataset_id: str) -> Path:
 
 def _open(dataset_id: str) -> Any:
     """
-    A local dataset's storage.
+    Open the storage of a local dataset.
 
-    :raises InputError: when there is no such dataset, or it cannot be read, or it is empty
+    :raises InputError: for a dataset that does not exist, cannot be read, or is empty
     """
     minari = _import_minari()
     folder = _folder(dataset_id)
@@ -162,9 +165,10 @@ def _open(dataset_id: str) -> Any:
 
 def _check_metadata(path: Path) -> None:
     """
-    See that Minari can read a dataset without making its environment: for that it would call whatever the metadata name.
+    Check that Minari can read a dataset without making its environment, which would run whatever code the metadata name.
 
-    :raises InputError: when the metadata lack a space, or cannot be read, or were damaged after :func:`write_minari` wrote them
+    :param path: file of the metadata
+    :raises InputError: for metadata that lack a space, cannot be read, or were damaged after :func:`write_minari` wrote them
     """
     metadata = read_json(path)
     for name in ("observation_space", "action_space"):
@@ -175,18 +179,18 @@ def _check_metadata(path: Path) -> None:
 
 
 def _checksum(metadata: dict[str, Any]) -> int:
-    """Of what decides how the data are read."""
+    """Compute a checksum of the metadata that decide how the data are read."""
     names = ("observation_space", "action_space", "env_spec", "data_format", "jpeg_encoding", "total_episodes")
     return zlib.crc32(json.dumps([metadata.get(name) for name in names]).encode())
 
 
 def _raw_episode(storage: Any, number: int) -> dict[str, Any]:
     """
-    An episode with its metadata, as Minari gives them.
+    Read one episode with its metadata, as Minari returns them.
 
-    One by one, because Minari's iterator ends at the first that is damaged.
+    Episodes are read one by one because Minari's iterator stops at the first damaged one.
 
-    :raises InputError: when it cannot be read
+    :raises InputError: for an episode that cannot be read
     """
     try:
         (episode,), (metadata,) = storage.get_episodes([number]), storage.get_episode_metadata([number])
@@ -197,9 +201,12 @@ def _raw_episode(storage: Any, number: int) -> dict[str, Any]:
 
 def _episode(raw: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Episode:
     """
-    An episode of Minari's, less a last action whose outcome is missing.
+    Convert an episode of Minari's. Its last action is left out if the outcome is missing.
 
-    :raises InputError: when it cannot be used
+    :param raw: episode and metadata, see :func:`_raw_episode`
+    :param observation_space: the dataset's observation space
+    :param action_space: the dataset's action space
+    :raises InputError: for an episode that cannot be used
     """
     observations = _packed("observations", raw, observation_space)
     actions = _packed("actions", raw, action_space)
@@ -222,9 +229,12 @@ def _episode(raw: dict[str, Any], observation_space: spaces.Space[Any], action_s
 
 def _packed(what: str, raw: dict[str, Any], space: spaces.Space[Any]) -> NDArray[Any]:
     """
-    Values as rollouts keep them.
+    Pack values of an episode.
 
-    :raises InputError: when they are none of the space's
+    :param what: key of the values in the episode
+    :param raw: episode and metadata, see :func:`_raw_episode`
+    :param space: space of the values
+    :raises InputError: for values that are not of the space
     """
     try:
         values = raw[what]
@@ -237,7 +247,7 @@ def _packed(what: str, raw: dict[str, Any], space: spaces.Space[Any]) -> NDArray
 
 
 def _buffer(rollouts: Rollouts, number: int) -> Any:
-    """An episode as Minari takes it; an end that is no terminal state is a truncation."""
+    """Convert an episode to Minari's form. An end that is not a terminal state becomes a truncation."""
     episode = rollouts[number]
     terminations, truncations = np.zeros((2, len(episode.rewards)), dtype=bool)
     terminations[-1], truncations[-1] = episode.terminated, not episode.terminated
@@ -252,9 +262,9 @@ def _buffer(rollouts: Rollouts, number: int) -> Any:
 
 def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
-    A space as Minari can write it down: what fields are the fields of, and texts for one of some strings.
+    Convert a space to one that Minari can write: a :class:`FieldSpace` to the space of its values, a space of strings to Text.
 
-    :raises InputError: when it cannot
+    :raises InputError: for a space that Minari cannot write
     """
     if isinstance(space, FieldSpace):
         return _minari_space(space.space)
@@ -268,25 +278,25 @@ def _minari_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
         return spaces.Text(max(lengths), min_length=min(lengths), charset="".join(sorted(set("".join(values)))))
     if isinstance(space, (*ARRAY_SPACES, spaces.Text)):
         return space
-    raise InputError(f"Minari keeps no {type(space).__name__}; a folder of rollouts does: Rollouts.save, or --to FOLDER")
+    raise InputError(f"Minari cannot store a {type(space).__name__}; a folder of rollouts can: Rollouts.save, or --to FOLDER")
 
 
-def _minari_values(space: spaces.Space[Any], kept: NDArray[Any]) -> Any:
-    """An episode's values as Minari takes them: texts are a list."""
-    values = unpack(space, kept)
-    return _listed(unflatten(space.space, values) if isinstance(space, FieldSpace) else values)
+def _minari_values(space: spaces.Space[Any], packed: NDArray[Any]) -> Any:
+    """Convert packed values to Minari's form, in which texts are a list."""
+    values = unpack(space, packed)
+    return _with_text_lists(unflatten(space.space, values) if isinstance(space, FieldSpace) else values)
 
 
-def _listed(values: Any) -> Any:
+def _with_text_lists(values: Any) -> Any:
     if isinstance(values, dict):
-        return {key: _listed(part) for key, part in values.items()}
+        return {key: _with_text_lists(part) for key, part in values.items()}
     if isinstance(values, tuple):
-        return tuple(_listed(part) for part in values)
+        return tuple(_with_text_lists(part) for part in values)
     return values.tolist() if values.dtype.kind == "U" else values
 
 
 def _env_spec(env_id: str) -> EnvSpec | None:
-    """By which Minari makes the environment again, if Gymnasium knows it and it can be written down."""
+    """Return the specification with which Minari can make the environment, if Gymnasium has one that can be written."""
     spec = gym.registry.get(env_id.rpartition(":")[2])
     try:
         return spec if spec is not None and EnvSpec.from_json(spec.to_json()) else None
