@@ -2,17 +2,21 @@
 Plain English: words and phrases that read as translated, British spellings, and parameters that explain nothing.
 
 Reads docstrings, comments and strings of the package, the benchmarks and the examples, the recipes, and the pages of the
-documentation.
+documentation. Also checks that the files and objects that pages name exist.
 """
 
 import ast
 import io
+import pkgutil
 import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import dhmm_rl
+import dhmm_rl.data
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,3 +201,25 @@ def test_the_search_leaves_good_english_alone(text: str, tmp_path: Path, monkeyp
     monkeypatch.setattr("tests.test_prose.ROOT", tmp_path)
     (tmp_path / "a.md").write_text(text)
     assert not faults("a.md")
+
+
+def names_in_code(page: Path) -> list[str]:
+    """The names in backticks in a page, without its code blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8")))
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+FOLDERS = ("dhmm_rl", "tests", "examples", "benchmarks", "agents", "envs", "docs")
+FILES = [f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_objects_that_pages_name_exist(page: Path) -> None:
+    for name in names_in_code(page):
+        if re.fullmatch(r"[\w./-]*\w\.(py|toml|ipynb)", name):
+            assert any(file.endswith(f"/{name}") for file in FILES), f"{page.name} names {name}, which does not exist"
+        elif re.fullmatch(r"dhmm_rl(\.\w+)+", name):
+            pkgutil.resolve_name(name)
+        elif match := re.fullmatch(r"(\w+)\.(\w+)(\(.*\))?", name):
+            owner = getattr(dhmm_rl, match[1], getattr(dhmm_rl.data, match[1], None))
+            assert owner is None or hasattr(owner, match[2]), f"{page.name} names {name}, which does not exist"
