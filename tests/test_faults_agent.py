@@ -22,7 +22,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from dhmm_rl import DHMMGPT2, InputError, SequencePPO, Tokenizer, TokenStream, VecTokenStream, ppo
+from dhmm_rl import DHMMGPT2, InputError, SequenceA2C, SequencePPO, Tokenizer, TokenStream, VecTokenStream, ppo
 from dhmm_rl import collect as collect_command
 from dhmm_rl.cli import run_command
 from dhmm_rl.common import ActionTokens, DHMMPolicy, LanguageModelActor, SequencePolicy, SequenceRolloutBuffer, WithActionMasks
@@ -102,7 +102,7 @@ HEADS = [("tokens", spaces.Discrete(2)), ("tokens", spaces.MultiDiscrete([2, 3])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize(("head", "actions"), HEADS, ids=str)
-@pytest.mark.parametrize("algorithm", [PPO, A2C, SequencePPO])
+@pytest.mark.parametrize("algorithm", [PPO, A2C, SequencePPO, SequenceA2C])
 def test_no_action_is_chosen_by_weights_that_are_no_numbers(
     algorithm: Any, head: str, actions: spaces.Space[Any], deterministic: bool, value: float
 ) -> None:
@@ -341,7 +341,7 @@ def test_a_callback_may_shape_rewards_and_stop_in_mid_rollout() -> None:
 # Settings as SB3's PPO takes them
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, SequencePPO])
+@pytest.mark.parametrize("algorithm", [PPO, A2C, SequencePPO, SequenceA2C])
 @pytest.mark.parametrize("net_arch", [[8, 4], {"vf": [8, 4]}, {"pi": [], "vf": [8, 4]}, [{"pi": [], "vf": [8, 4]}]])
 def test_layers_are_written_as_for_ppo(algorithm: Any, net_arch: Any, tmp_path: Path) -> None:
     kwargs = {"features_extractor_kwargs": MODEL, "net_arch": net_arch}

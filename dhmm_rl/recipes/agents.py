@@ -33,25 +33,16 @@ def make_agent(
     :raises InputError: for settings that the algorithm or the model does not take, or a pretrained model of another shape
     """
     settings: dict[str, Any] = {name: _schedule(name, value) for name, value in agent.ppo.items()}
-    policy_kwargs = dict(settings.pop("policy_kwargs", {}))
-    activation = policy_kwargs.get("activation_fn")
-    if isinstance(activation, str):
-        known = getattr(torch.nn, activation, None)
-        if not (isinstance(known, type) and issubclass(known, torch.nn.Module)):
-            raise InputError(f"activation_fn is {activation!r}; it is the name of a class of torch.nn, such as 'ReLU'")
-        policy_kwargs["activation_fn"] = known
-    if agent.reads_tokens:
-        policy_kwargs["features_extractor_kwargs"] = agent.model
+    settings["policy_kwargs"] = _policy_kwargs(agent)
     algorithm = ALGORITHMS[agent.algorithm]
     if algorithm.uses_cached_state:
         settings["pretrained"] = pretrained
-        policy_kwargs |= {"keep_prior": True} if keep_prior else {}
+        if keep_prior:
+            settings["policy_kwargs"]["keep_prior"] = True
     policy = load_policy(agent.policy) if ":" in agent.policy else agent.policy
     algorithm_class: Any = algorithm.load_class()
     try:
-        made: OnPolicyAlgorithm = algorithm_class(
-            policy, env, seed=seed, device=device, policy_kwargs=policy_kwargs, **settings
-        )
+        made: OnPolicyAlgorithm = algorithm_class(policy, env, seed=seed, device=device, **settings)
     except InputError:
         raise
     except (AssertionError, TypeError, ValueError) as error:  # SB3 checks some settings by assertions
@@ -60,6 +51,20 @@ def make_agent(
         assert isinstance(made.policy, DHMMPolicy)
         made.policy.load_language_model(pretrained.model)
     return made
+
+
+def _policy_kwargs(agent: AgentRecipe) -> dict[str, Any]:
+    """Return the keywords of an agent's policy: the name of the activation becomes a class, the model's keywords are added."""
+    policy_kwargs = dict(agent.ppo.get("policy_kwargs") or {})
+    activation = policy_kwargs.get("activation_fn")
+    if isinstance(activation, str):
+        known = getattr(torch.nn, activation, None)
+        if not (isinstance(known, type) and issubclass(known, torch.nn.Module)):
+            raise InputError(f"activation_fn is {activation!r}; it is the name of a class of torch.nn, such as 'ReLU'")
+        policy_kwargs["activation_fn"] = known
+    if agent.reads_tokens:
+        policy_kwargs["features_extractor_kwargs"] = agent.model
+    return policy_kwargs
 
 
 def with_masks(agent: Any, env: VecEnv) -> Any:
