@@ -261,6 +261,27 @@ def describe_type(hint: Any) -> str:
     return TYPE_NAMES.get(origin or hint, str(hint))
 
 
+def describe_values(hint: Any) -> str:
+    """Return the valid values of a dataclass field in words, such as "a whole number, at least 1"; for reference pages."""
+    hint, origin, arguments, marks = _parse(hint)
+    if origin in (types.UnionType, typing.Union):
+        kinds = [describe_values(argument) for argument in arguments if argument is not types.NoneType]
+        return ", or ".join(dict.fromkeys(kinds))
+    if Scheduled in marks:
+        return f"a number, {marks[Scheduled].range}, or a schedule such as 'lin_0.001'"
+    if Matching in marks:
+        return str(marks[Matching].expected)
+    if is_dataclass(hint):
+        return "a table"
+    if origin is list:
+        return f"a list, each {describe_values(arguments[0])}"
+    if origin is dict:
+        return "a table" if arguments[1] is Any else f"a table, each value {describe_values(arguments[1])}"
+    if hint in (int, float) and Range in marks:
+        return f"{TYPE_NAMES[hint]}, {marks[Range]}"
+    return describe_type(hint)
+
+
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)

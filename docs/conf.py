@@ -1,9 +1,7 @@
 """Configuration of the documentation: Sphinx, MyST (Markdown) and the furo theme; ``make docs`` builds it."""
 
 import os
-import sys
 from importlib.metadata import version as installed_version
-from pathlib import Path
 
 project = "dhmm-rl"
 author = "dhmm-rl developers"
@@ -20,12 +18,6 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
-
-# The keys of recipes are documented where they are checked; their page is made here.
-sys.path.insert(0, str(Path(__file__).parent))
-import recipe_keys  # noqa: E402
-
-Path(__file__).with_name("recipe-keys.md").write_text(recipe_keys.page(), encoding="utf-8")
 
 html_theme = "furo"
 html_title = "dhmm-rl"

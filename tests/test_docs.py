@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dhmm_rl.recipes import load_recipes
 from tests.documentation import ROOT, blocks, commands, parse, run_python
 
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "recipe-keys.md")  # that one is made by Sphinx
+PAGES = sorted(DOCS.glob("*.md"))
 LANGUAGES_PAGE = DOCS / "languages.md"
 
 
@@ -42,18 +41,6 @@ def test_recipes_that_are_shown_are_valid(tmp_path: Path) -> None:
     env_recipe, agent_recipe = load_recipes(str(tmp_path / "env.toml"), str(tmp_path / "agent.toml"))
     assert env_recipe.budget == 20_000
     assert agent_recipe.n_envs == 16
-
-
-def test_every_key_of_a_recipe_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS)
-    recipe_keys: Any = import_module("recipe_keys")
-    rows = [line for line in recipe_keys.page().splitlines() if line.startswith("| `")]
-    assert len(rows) > 80
-    for row in rows:
-        key, type_, _, meaning = re.split(r"(?<!\\) \| ", row.strip("| "))
-        assert type_, key
-        assert meaning.endswith("."), f"{key}: {meaning}"
-    assert any(row.startswith("| `num_states` | integer, at least 0") for row in rows)
 
 
 def test_every_page_is_reachable_from_the_index() -> None:

@@ -46,7 +46,6 @@ NOT_YET: dict[str, str] = {
     "function: languages.evaluation.write_traces": "is cut into steps",
     "function: languages.plots.save_automaton": "is cut into steps",
     "function: model.generation.generate": "is cut into steps",
-    "imports of: python -m dhmm_rl.recipes": "the package's own module imports everything at once",
 }
 
 

@@ -1,6 +1,8 @@
 """Every shipped recipe loads and builds; errors name invalid recipes."""
 
 import itertools
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.ppo import try_agent
 from dhmm_rl.pretraining.settings import training_settings
-from dhmm_rl.recipes import list_recipes, load_recipes
+from dhmm_rl.recipes import AgentRecipe, EnvRecipe, list_recipes, load_recipes, recipe_folder
+from dhmm_rl.recipes.__main__ import Args, Check, Show, check_recipe, main
 from dhmm_rl.recipes.agents import make_agent
+from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import EnvFactory, make_envs, make_tokenizer, wrap
+from dhmm_rl.recipes.reference import format_reference
+from dhmm_rl.recipes.schema import FieldSettings, PolicySettings, PretrainSettings, TokenSettings
 
 
 @pytest.mark.parametrize(("env", "agent"), [*itertools.product(list_recipes("envs"), list_recipes("agents"))])
@@ -145,3 +152,93 @@ def test_unknown_names_come_with_a_suggestion() -> None:
         load_recipes("CartPole-v1", "dhmm-gpt")
     with pytest.raises(InputError, match="there is no recipe"):
         load_recipes("nowhere.toml", "mlp")
+
+
+def write_agent(path: Path, text: str) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path: Path) -> None:
+    base = write_agent(tmp_path / "base.toml", 'extends = "dhmm-gpt2"\n[model]\nnum_states = 5\n[ppo]\nn_steps = 32\n')
+    mine = write_agent(tmp_path / "sub/mine.toml", 'extends = "../base.toml"\ndescription = "mine"\n[model]\nlayers = 2\n')
+    _, shipped = load_recipes("Acrobot-v1", "dhmm-gpt2")
+    _, extended = load_recipes("Acrobot-v1", mine)
+    assert (extended.name, extended.description, extended.extends) == ("mine", "mine", None)
+    assert extended.model == shipped.model | {"num_states": 5, "layers": 2}
+    assert extended.ppo == shipped.ppo | {"n_steps": 32}
+    assert load_recipes("Acrobot-v1", base)[1].description == shipped.description
+
+
+def test_changes_of_an_environment_for_a_base_apply_below_the_recipes_own_keys(tmp_path: Path) -> None:
+    mine = write_agent(tmp_path / "mine.toml", 'extends = "dhmm-gpt2"\n[model]\nwindow = 4\n')
+    env = tmp_path / "env.toml"
+    env.write_text(
+        'description = "x"\nid = "CartPole-v1"\n[agents.dhmm-gpt2]\nn_envs = 3\n'
+        "[agents.dhmm-gpt2.model]\nwindow = 2\nlayers = 3\n[agents.mine.model]\nheads = 2\n"
+    )
+    _, agent = load_recipes(str(env), mine)
+    assert agent.n_envs == 3
+    assert (agent.model["window"], agent.model["layers"], agent.model["heads"]) == (4, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ('"b.toml"', r"in a circle: a.toml extends b.toml extends a.toml$"),
+        ('"a.toml"', r"in a circle: a.toml extends a.toml$"),
+        ('"dhmm-gpt"', r"extends 'dhmm-gpt', which does not exist; did you mean 'dhmm-gpt2'"),
+        ('"nowhere.toml"', r"extends 'nowhere.toml', which does not exist$"),
+        ("3", r"has extends = 3; it must be the name or the path of an agent's recipe"),
+    ],
+)
+def test_bases_that_do_not_exist_and_circles_are_refused(extends: str, message: str, tmp_path: Path) -> None:
+    path = write_agent(tmp_path / "a.toml", f'extends = {extends}\ndescription = "x"\n')
+    write_agent(tmp_path / "b.toml", 'extends = "a.toml"\n')
+    with pytest.raises(InputError, match=message) as refused:
+        load_recipes("CartPole-v1", path)
+    assert "\n" not in str(refused.value)
+
+
+def test_recipes_are_shown_as_toml_that_can_be_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(Args(Show("CartPole-v1", agent="lstm")))
+    shown = capsys.readouterr().out
+    assert "# observation space: Box(" in shown
+    env_text, agent_text = shown.split("# agent, as the environment changes it\n")
+    env, agent = load_recipes("CartPole-v1", "lstm")
+    assert load_recipes(write_agent(tmp_path / "env.toml", env_text), "mlp")[0] == replace(env, agents={})
+    assert load_recipes("Acrobot-v1", write_agent(tmp_path / "agent.toml", agent_text))[1] == agent
+    main(Args(Show("Taxi-v4")))
+    assert "# fields: action, observation\n" in capsys.readouterr().out
+
+
+def test_recipes_are_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for folder, kind in (("agents", "an agent"), ("envs", "an environment")):
+        for path in sorted(recipe_folder(folder).glob("*.toml")):
+            assert f"is a valid recipe of {kind}: " in check_recipe(path)
+    with pytest.raises(InputError, match="did you mean 'budget'"):
+        check_recipe(Path(write_agent(tmp_path / "env.toml", 'description = "x"\nid = "CartPole-v1"\nbudgt = 3\n')))
+    with pytest.raises(InputError, match=r"there is no recipe nowhere.toml; a recipe is a file that ends in .toml"):
+        main(Args(Check(Path("nowhere.toml"))))
+
+
+def test_the_reference_page_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs" / "recipe-reference.md"
+    assert page.read_text(encoding="utf-8") == format_reference(), (
+        "python -m dhmm_rl.recipes reference > docs/recipe-reference.md"
+    )
+
+
+def test_the_reference_page_lists_every_key() -> None:
+    page = format_reference()
+    kinds = [AgentRecipe, EnvRecipe, ModelSettings, PretrainSettings, TokenSettings, FieldSettings, PolicySettings]
+    kinds += [algorithm.settings for algorithm in ALGORITHMS.values()]
+    for kind in kinds:
+        for field in fields(kind):
+            assert f"| `{field.name}` |" in page, f"{kind.__name__}.{field.name}"
+    for row in (line for line in page.splitlines() if line.startswith("| `")):
+        key, values, default, meaning = re.split(r"(?<!\\) \| ", row.strip("| "))
+        assert values, key
+        assert default, key
+        assert meaning.endswith("."), f"{key}: {meaning}"

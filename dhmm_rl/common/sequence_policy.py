@@ -19,9 +19,8 @@ from dhmm_rl.common.distributions import ActionTokens, check_masks
 from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, ModelState, Tables
+from dhmm_rl.model.config import DEFAULT_WINDOW
 from dhmm_rl.tokens import RESET
-
-DEFAULT_WINDOW = 16
 
 FORGOTTEN = (
     "predict was called in the middle of an episode without the state that it last returned, so the policy has forgotten the "

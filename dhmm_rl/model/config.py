@@ -15,6 +15,8 @@ from dhmm_rl.plain import plain
 from dhmm_rl.tokens import Slot
 from dhmm_rl.validation import NotEmpty, NotNegative, Range, check
 
+DEFAULT_WINDOW = 16
+"""Number of steps that the attention of an agent sees, unless its settings say otherwise."""
 LARGEST_SIZE = 2**31 - 1
 """Largest number of values that one part of a model may hold."""
 

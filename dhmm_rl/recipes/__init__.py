@@ -4,7 +4,6 @@ from dhmm_rl.recipes.loading import (
     MODEL_KEYS,
     AgentRecipe,
     EnvRecipe,
-    Table,
     agent_from_table,
     check_model_size,
     env_from_table,
@@ -12,6 +11,7 @@ from dhmm_rl.recipes.loading import (
     load_recipes,
     recipe_folder,
 )
+from dhmm_rl.recipes.tables import Table
 
 __all__ = [
     "MODEL_KEYS",

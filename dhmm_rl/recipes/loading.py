@@ -1,20 +1,18 @@
 """
-Recipes: TOML files that say how an agent is built and how an environment is treated.
+Recipes: TOML files that describe how an agent is built and how an environment is used.
 
-``agents/`` and ``envs/`` beside this package in a checkout are the ones that ship; in an installed wheel they lie inside it. A
-recipe of the user's own is a path that ends in ``.toml``.
+The recipes that ship are in ``agents/`` and ``envs/``: next to this package in a checkout, inside it in an installed wheel. A
+recipe of the user's own is given by its path, which ends in ``.toml``.
 """
 
 import re
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from dhmm_rl.common.sequence_policy import DEFAULT_WINDOW
 from dhmm_rl.errors import InputError
-from dhmm_rl.model.config import ModelSettings
+from dhmm_rl.model.config import DEFAULT_WINDOW, ModelSettings
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.imports import find_env, load_policy, load_wrapper
 from dhmm_rl.recipes.schema import (
@@ -23,9 +21,9 @@ from dhmm_rl.recipes.schema import (
     Steps,
     TokenSettings,
 )
+from dhmm_rl.recipes.tables import Table, merge_tables, read_table
 from dhmm_rl.validation import Matching, Range, TableOf, check, check_table, did_you_mean, one_of
 
-Table = dict[str, Any]
 Name = Annotated[str, Matching(r"(?![.\s])[^/\\\0\r\n]+", "a name that a folder can have")]
 PolicyName = Annotated[str, Matching(r"\w+|\w+(\.\w+)*:\w+(\.\w+)*", "the name of a policy, or a class: module:Class")]
 
@@ -36,34 +34,35 @@ MODEL_KEYS = tuple(f.name for f in fields(ModelSettings))
 
 @dataclass(frozen=True)
 class AgentRecipe:
-    """How an agent is built."""
+    """How an agent is built, in ``agents/NAME.toml``."""
 
     name: Name
-    """Its name: the file's."""
+    """Name of the agent. Default: the name of the file."""
     description: str
-    """One line for people."""
+    """Description in one line."""
     policy: PolicyName
-    """``DHMMPolicy``, the name of a policy of SB3, or a class of your own: ``module:Class``."""
+    """Policy: ``DHMMPolicy``, one of SB3's by its name, or a class of your own: ``module:Class``."""
     algorithm: Annotated[str, one_of(*ALGORITHMS)] = "SequencePPO"
-    """``SequencePPO``, ``SequenceA2C``, SB3's ``PPO``, or sb3-contrib's ``RecurrentPPO`` or ``MaskablePPO``."""
+    """Name of the algorithm. Those whose name begins with Sequence act on the cached state of DHMM-GPT2."""
     model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
-    """Keywords of DHMMGPT2, beside those that the tokenizer gives; the window is 16 steps where they do not say."""
+    """Hyperparameters of DHMM-GPT2, for agents that read tokens."""
     pretrain: Annotated[Table, TableOf(PretrainSettings)] = field(default_factory=dict)
-    """Pretraining before PPO: ``data``, sources of rollouts as ``python -m dhmm_rl.pretrain --data`` has them, random ones
-    where there is none; how many ``episodes`` to collect; ``field_weights`` by name; and fields of TrainingSettings. None if
-    empty, or if ``episodes = 0``."""
+    """Pretraining before PPO, for agents that read tokens. Without this table, or with ``episodes = 0``, there is none."""
     ppo: Table = field(default_factory=dict)
-    """Keywords of the algorithm; ``lin_0.001`` is a value that falls linearly to 0 over the budget."""
+    """Settings of the algorithm, with the keys of its own table."""
     n_envs: Annotated[int, Range(1, 10_000)] = 8
-    """Environments side by side."""
+    """Number of environments that are stepped together."""
     frame_stack: Annotated[int, Range(1, 1000)] = 1
-    """How many observations are shown at once, by VecFrameStack; for agents that read no tokens."""
+    """Number of latest observations that the agent sees, for agents that read no tokens."""
     normalize_reward: bool = False
-    """Learn on returns normalized by VecNormalize."""
+    """Normalize rewards by the running deviation of returns (SB3's VecNormalize)."""
     normalize_observation: bool = False
-    """Learn on observations normalized by VecNormalize; for agents that read no tokens."""
+    """Normalize observations by their running mean and deviation (SB3's VecNormalize), for agents that read no tokens."""
     budget: Steps | None = None
-    """Environment steps, if not the environment's."""
+    """Number of environment steps that the agent may take. Default: the environment's."""
+    extends: str | None = None
+    """Recipe that this one is based on: the name of an agent that ships, or a path relative to this file. This recipe's keys
+    replace those of the base, key by key within tables. What an environment's recipe changes for the base applies here, too."""
 
     @property
     def reads_tokens(self) -> bool:
@@ -77,45 +76,46 @@ class AgentRecipe:
 
 @dataclass(frozen=True)
 class EnvRecipe:
-    """How an environment is treated."""
+    """How an environment is used, in ``envs/NAME.toml``."""
 
     name: Name
-    """Its name: the file's."""
+    """Name of the environment in runs and tables. Default: the name of the file."""
     description: str
-    """One line for people."""
+    """Description in one line."""
     id: str
-    """What ``gymnasium.make`` calls it; ``module:id`` imports the module first."""
+    """Name that ``gymnasium.make`` takes; ``module:id`` imports the module first. Default: the name of the file."""
     kwargs: Table = field(default_factory=dict)
-    """Keywords for ``gymnasium.make``."""
+    """Keywords of ``gymnasium.make``."""
     eval_kwargs: Table = field(default_factory=dict)
-    """Keywords that are different where an agent is not trained but evaluated."""
+    """Keywords that replace those of ``kwargs`` in evaluations."""
     wrappers: dict[str, Table] = field(default_factory=dict)
-    """Wrappers of the environment, the innermost first: ``module:class`` and its keywords."""
+    """Wrappers of the environment, the innermost first: each key is a class, ``module:Class``, and its value a table of
+    keywords."""
     vectorization: Annotated[str, one_of("dummy", "subproc", "gymnasium")] = "dummy"
-    """How environments stand side by side: in SB3's DummyVecEnv (``dummy``), each in a process (``subproc``), or as
-    ``gymnasium.make_vec`` has them (``gymnasium``): all in one NumPy call where there is such a form, as of CartPole-v1."""
+    """Vector environment: ``dummy`` is SB3's DummyVecEnv; ``subproc`` gives each environment a process; ``gymnasium`` is
+    the one of ``gymnasium.make_vec``, which steps all environments in one NumPy call where the environment supports it."""
     budget: Steps = 100_000
-    """Environment steps an agent may take, those of pretraining rollouts included."""
+    """Number of environment steps that an agent may take, those of pretraining rollouts included."""
     solved_at: float | None = None
-    """Mean return at which it counts as solved."""
+    """Mean return at which the environment counts as solved."""
     eval_every: Steps = 5_000
-    """Environment steps from one evaluation to the next."""
+    """Number of environment steps between evaluations."""
     eval_episodes: Annotated[int, Range(1, 100_000)] = 20
-    """Episodes of an evaluation."""
+    """Number of episodes of an evaluation during training."""
     tokens: Annotated[Table, TableOf(TokenSettings)] = field(default_factory=dict)
-    """``bins`` of real fields, and ``fields``: by name, ``bins``, ``low``, ``high``, ``scale``."""
+    """Settings of the tokenizer, where it should not choose by itself."""
     agents: dict[str, Table] = field(default_factory=dict)
-    """What is different for an agent, by its name: the same keys as in the agent's own recipe."""
+    """Changes for single agents, by their names: tables with the keys of an agent's recipe."""
 
     @property
     def evaluated(self) -> "EnvRecipe":
-        """The same, with the environment as it is in evaluations."""
+        """The same recipe with the keywords of evaluations."""
         return replace(self, kwargs=self.kwargs | self.eval_kwargs)
 
 
 def recipe_folder(kind: str) -> Path:
     """
-    Where the recipes that ship lie.
+    Return the folder of the recipes that ship.
 
     :param kind: ``agents`` or ``envs``
     """
@@ -124,57 +124,112 @@ def recipe_folder(kind: str) -> Path:
 
 
 def list_recipes(kind: str) -> dict[str, str]:
-    """Names and descriptions of the recipes that ship."""
-    return {path.stem: _read(path)["description"] for path in sorted(recipe_folder(kind).glob("*.toml"))}
+    """
+    Return the names and descriptions of the recipes that ship.
+
+    :param kind: ``agents`` or ``envs``
+    """
+    return {path.stem: read_table(path)["description"] for path in sorted(recipe_folder(kind).glob("*.toml"))}
 
 
 def load_recipes(env: str, agent: str) -> tuple[EnvRecipe, AgentRecipe]:
     """
-    The recipes of an environment and of an agent, with what the environment's changes for this agent.
+    Load the recipes of an environment and of an agent, and apply the environment's changes for this agent.
 
     All keys are checked before anything that they name is imported.
 
-    :param env: a recipe's name or path, or any id that Gymnasium can make
-    :param agent: a recipe's name or path
-    :raises InputError: for an unknown name or key, and for a value of the wrong kind or out of its range
+    :param env: name or path of a recipe, or any id that Gymnasium can make
+    :param agent: name or path of a recipe
+    :raises InputError: for an unknown name or key, and for a value of the wrong type or out of its range
     """
     env_path = _find("envs", env)
     if env_path is not None:
-        env_table = {"name": env_path.stem, "id": env_path.stem, **_read(env_path)}
+        env_table = {"name": env_path.stem, "id": env_path.stem, **read_table(env_path)}
     else:
         env_table = {"name": re.sub(r"[^\w.-]+", "-", env).strip("-.") or "env", "id": env, "description": "without a recipe"}
     env_recipe = env_from_table(env_table, f"the recipe {env}")
-    agent_path = _find("agents", agent)
-    if agent_path is None:
-        raise InputError(f"unknown agent {agent!r}{did_you_mean(agent, list(list_recipes('agents')))}")
-    agent_table = {"name": agent_path.stem, **_read(agent_path)}
-    agent_recipe = agent_from_table(agent_table, f"the recipe {agent}")
-    changes = env_recipe.agents.get(agent_path.stem)
-    if changes:
-        agent_recipe = agent_from_table(_merge(agent_table, changes), f"the recipe {agent}, as {env} changes it,")
-    try:
-        env_recipe = replace(env_recipe, id=find_env(env_recipe.id, list(list_recipes("envs"))))
-    except InputError as error:
-        if env_path is None:
-            raise
-        raise InputError(f"the recipe {env} names an environment that Gymnasium does not know: {error}") from error
-    for wrapper in env_recipe.wrappers:
-        try:
-            load_wrapper(wrapper)
-        except InputError as error:
-            raise InputError(f"the recipe {env}: {error}") from error
+    agent_recipe = _load_agent(agent, env, env_recipe)
+
+    # All keys are checked now. The rest imports what they name.
+    env_recipe = _import_names(env_recipe, env, has_recipe=env_path is not None)
     check_policy(agent_recipe, f"the recipe {agent}")
     if agent_recipe.reads_tokens:
         agent_recipe = replace(agent_recipe, model={"window": DEFAULT_WINDOW, **agent_recipe.model})
     return env_recipe, agent_recipe
 
 
+def _load_agent(agent: str, env: str, env_recipe: EnvRecipe) -> AgentRecipe:
+    """Load an agent's recipe with those that it extends, and apply the environment's changes for each of them in order."""
+    path = _find("agents", agent)
+    if path is None:
+        raise InputError(f"unknown agent {agent!r}{did_you_mean(agent, list(list_recipes('agents')))}")
+    plain_table: Table = {}
+    changed_table: Table = {}
+    for name, table in _read_chain(path):
+        plain_table = merge_tables(plain_table, table)
+        changed_table = merge_tables(merge_tables(changed_table, table), env_recipe.agents.get(name, {}))
+    recipe = agent_from_table(plain_table, f"the recipe {agent}")
+    if changed_table != plain_table:
+        recipe = agent_from_table(changed_table, f"the recipe {agent}, as {env} changes it,")
+    return recipe
+
+
+def _read_chain(path: Path) -> list[tuple[str, Table]]:
+    """
+    Read an agent's recipe and the recipes that it extends; return each file's name and table, the last base first.
+
+    :raises InputError: if a base does not exist, or if recipes extend each other in a circle
+    """
+    chain: list[tuple[str, Table]] = []
+    paths: list[Path] = []
+    while True:
+        if path.resolve() in paths:
+            circle = " extends ".join(one.name for one in [*paths[paths.index(path.resolve()) :], path])
+            raise InputError(f"recipes extend each other in a circle: {circle}")
+        paths.append(path.resolve())
+        table = {"name": path.stem, **read_table(path)}
+        base = table.pop("extends", None)
+        chain.insert(0, (path.stem, table))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise InputError(f"the recipe {path} has extends = {base!r}; it must be the name or the path of an agent's recipe")
+        found = path.parent / base if base.endswith(".toml") else recipe_folder("agents") / f"{base}.toml"
+        if not found.is_file():
+            hint = "" if base.endswith(".toml") else did_you_mean(base, list(list_recipes("agents")))
+            raise InputError(f"the recipe {path} extends {base!r}, which does not exist{hint}")
+        path = found
+
+
+def _import_names(recipe: EnvRecipe, name: str, has_recipe: bool) -> EnvRecipe:
+    """
+    Import what an environment's recipe names; return it with the id that Gymnasium knows.
+
+    :param recipe: the recipe
+    :param name: what the user calls the environment, for messages
+    :param has_recipe: whether there is a file of the recipe, for messages
+    """
+    try:
+        recipe = replace(recipe, id=find_env(recipe.id, list(list_recipes("envs"))))
+    except InputError as error:
+        if not has_recipe:
+            raise
+        raise InputError(f"the recipe {name} names an environment that Gymnasium does not know: {error}") from error
+    for wrapper in recipe.wrappers:
+        try:
+            load_wrapper(wrapper)
+        except InputError as error:
+            raise InputError(f"the recipe {name}: {error}") from error
+    return recipe
+
+
 def env_from_table(table: Any, where: str) -> EnvRecipe:
     """
-    An environment's recipe from its keys and values; what it names is not imported.
+    Make an environment's recipe from its keys and values, without importing what it names.
 
-    :param where: what the table is, for messages
-    :raises InputError: for an unknown key, and for a value of the wrong kind or out of its range
+    :param table: the keys and values
+    :param where: description of the table, for messages
+    :raises InputError: for an unknown key, and for a value of the wrong type or out of its range
     """
     check_table(table, EnvRecipe, where)
     for name, changes in table.get("agents", {}).items():
@@ -186,10 +241,11 @@ def env_from_table(table: Any, where: str) -> EnvRecipe:
 
 def agent_from_table(table: Any, where: str) -> AgentRecipe:
     """
-    An agent's recipe from its keys and values.
+    Make an agent's recipe from its keys and values.
 
-    :param where: what the table is, for messages
-    :raises InputError: for an unknown key, for a value of the wrong kind or out of its range, and for values that do not fit
+    :param table: the keys and values, with those of the recipes that it extends
+    :param where: description of the table, for messages
+    :raises InputError: for an unknown key, for a value of the wrong type or out of its range, and for values that do not fit
         together
     """
     algorithm = table.get("algorithm", AgentRecipe.algorithm) if isinstance(table, dict) else None
@@ -228,7 +284,13 @@ def check_policy(recipe: AgentRecipe, where: str) -> None:
 
 
 def check_model_size(model: Table, where: str) -> None:
-    """:raises InputError: for keywords of a model that would not fit into memory"""
+    """
+    Check that a model fits into memory.
+
+    :param model: hyperparameters of the model
+    :param where: description of what holds them, for the message
+    :raises InputError: if the model has too many parameters
+    """
     parameters = ModelSettings(**model).parameters
     if parameters > LARGEST_MODEL:
         raise InputError(
@@ -237,7 +299,7 @@ def check_model_size(model: Table, where: str) -> None:
 
 
 def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partial: bool) -> None:
-    """Check an agent's recipe, or what a table says of it; its ``ppo`` with an unknown algorithm against those of all."""
+    """Check the keys of an agent's recipe; without an algorithm, the table ``ppo`` must be valid for one of all algorithms."""
     check(table, AgentRecipe, where, key, partial)
     errors = []
     for name, known in ALGORITHMS.items():
@@ -252,30 +314,21 @@ def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partia
 
 @cache
 def _algorithm_of(agent: str) -> str | None:
-    """The algorithm of an agent that ships; ``None`` for another."""
+    """Return the algorithm of an agent that ships; ``None`` for another."""
     path = recipe_folder("agents") / f"{agent}.toml"
-    return _read(path).get("algorithm", AgentRecipe.algorithm) if path.is_file() else None
+    if not path.is_file():
+        return None
+    algorithm: str = AgentRecipe.algorithm
+    for _, table in _read_chain(path):
+        algorithm = table.get("algorithm", algorithm)
+    return algorithm
 
 
 def _find(kind: str, name: str) -> Path | None:
+    """Return the path of a recipe, ``None`` for a name that no recipe has."""
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise InputError(f"there is no recipe {name}")
         return Path(name)
     path = recipe_folder(kind) / f"{name}.toml"
     return path if path.is_file() else None
-
-
-def _read(path: Path) -> Table:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"the recipe {path} is not valid TOML: {error}") from error
-
-
-def _merge(table: Table, changes: Table) -> Table:
-    merged = dict(table)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
-    return merged
