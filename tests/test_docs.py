@@ -35,12 +35,14 @@ def test_every_command_is_one_that_exists(page: Path) -> None:
 
 
 def test_recipes_that_are_shown_are_valid(tmp_path: Path) -> None:
-    env, agent = (block.text for block in blocks(DOCS / "recipes.md") if block.language == "toml")
+    env, agent, extending = (block.text for block in blocks(DOCS / "recipes.md") if block.language == "toml")
     (tmp_path / "env.toml").write_text(env, encoding="utf-8")
     (tmp_path / "agent.toml").write_text(agent, encoding="utf-8")
     env_recipe, agent_recipe = load_recipes(str(tmp_path / "env.toml"), str(tmp_path / "agent.toml"))
     assert env_recipe.budget == 20_000
     assert agent_recipe.n_envs == 16
+    (tmp_path / "extending.toml").write_text(extending, encoding="utf-8")
+    assert load_recipes("CartPole-v1", str(tmp_path / "extending.toml"))[1].model["num_states"] == 16
 
 
 def test_every_page_is_reachable_from_the_index() -> None:

@@ -83,7 +83,7 @@ def _format_section(title: str, kind: Any, without: Any = None) -> str:
 
 
 def field_docstrings(kind: type[Any]) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass, those of its base classes included, by the fields' names."""
+    """Return the docstrings below the fields of a dataclass by the fields' names; base classes' where it has none itself."""
     docstrings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -91,10 +91,9 @@ def field_docstrings(kind: type[Any]) -> dict[str, str]:
         [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(definition, ast.ClassDef)
         for statement, following in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                assert isinstance(following, ast.Expr), f"{base.__name__}.{statement.target.id} has no docstring"
-                assert isinstance(following.value, ast.Constant)
-                docstrings[statement.target.id] = " ".join(str(following.value.value).split())
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docstrings[name] = " ".join(text.split())
     return docstrings
 
 
