@@ -43,7 +43,7 @@ class AgentRecipe:
     policy: PolicyName
     """Policy: ``DHMMPolicy``, one of SB3's by its name, or a class of your own: ``module:Class``."""
     algorithm: Annotated[str, one_of(*ALGORITHMS)] = "SequencePPO"
-    """Name of the algorithm. Those whose name begins with Sequence act on the cached state of DHMM-GPT2."""
+    """Name of the algorithm. SequencePPO and SequenceA2C act on the cached state of DHMM-GPT2."""
     model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
     """Hyperparameters of DHMM-GPT2, for agents that read tokens."""
     pretrain: Annotated[Table, TableOf(PretrainSettings)] = field(default_factory=dict)
