@@ -1,5 +1,6 @@
 """Every shipped recipe loads and builds; errors name invalid recipes."""
 
+import inspect
 import itertools
 import re
 from dataclasses import fields, replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from sb3_contrib.common.maskable.utils import get_action_masks
 
+from dhmm_rl.common import SequenceOnPolicyAlgorithm
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.config import ModelSettings
@@ -242,3 +244,14 @@ def test_the_reference_page_lists_every_key() -> None:
         assert values, key
         assert default, key
         assert meaning.endswith("."), f"{key}: {meaning}"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_registry_of_algorithms_describes_their_classes(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    known = algorithm.load_class()
+    assert known.__name__ == name
+    assert set(algorithm.policies) <= known.policy_aliases.keys()
+    assert algorithm.uses_cached_state == issubclass(known, SequenceOnPolicyAlgorithm)
+    assert algorithm.takes_masks == ("action_masks" in inspect.signature(known.predict).parameters)
+    assert algorithm.takes_masks or not algorithm.requires_masks
