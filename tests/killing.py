@@ -26,6 +26,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.runs.logs import read_log
+from tests.failing import fail_at
 
 Work = Callable[[Path], object]
 
@@ -177,20 +178,9 @@ class Child:
 
 def die_before(operation: int) -> None:
     """Let this process die before its n-th file operation from now on; 0 is the next one."""
-    left = operation
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            if left == 0:
-                os._exit(KILLED)
-            left -= 1
-            return function(*args, **kwargs)
-
-        return call
-
+    die = fail_at(operation, lambda: os._exit(KILLED))
     for name in CHANGES:
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, die(getattr(os, name)))
 
 
 def killed(work: Work, root: Path, operation: int) -> bool:

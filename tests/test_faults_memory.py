@@ -14,6 +14,7 @@ from dhmm_rl.cli import run_command
 from dhmm_rl.errors import is_out_of_memory
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.model import DHMMGPT2
+from tests.failing import fail_at
 from tests.killing import AGENT, ENV, MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens hardly tell")  # of a few short episodes
@@ -64,15 +65,8 @@ def test_other_errors_of_torch_are_not_mistaken_for_it() -> None:
 
 
 def fail_once(function: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """The function, in one call of which memory runs out."""
-    calls = 0
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return torch.zeros(10**15) if calls == call else function(*args, **kwargs)
-
-    return failing
+    """The function, in one call of which memory runs out; the first call is 1."""
+    return fail_at(call - 1, lambda: torch.zeros(10**15))(function)
 
 
 def test_a_run_of_ppo_that_ran_out_of_memory_is_resumed(
