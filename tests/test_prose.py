@@ -85,7 +85,6 @@ NOT_YET: dict[str, int] = {
     "dhmm_rl/model/outputs.py": 2,
     "dhmm_rl/model/slot_decoder.py": 4,
     "dhmm_rl/pretrain.py": 3,
-    "dhmm_rl/recipes/loading.py": 5,
     "dhmm_rl/runs/callbacks.py": 6,
     "dhmm_rl/runs/evaluation.py": 1,
     "dhmm_rl/runs/logs.py": 3,

@@ -93,6 +93,7 @@ def test_wrappers_are_put_on_in_their_order(vectorization: str, tmp_path: Path) 
             "wrapper 'gymnasium",
         ),
         ('description = "x"\nid = "CartPole-v1"\n[wrappers]\n"TimeLimit" = {}', "is not of the form 'module:class'"),
+        ('description = "x"\n[agents.mlp]\nextends = "lstm"', "has agents.mlp.extends; only the file of an agent's recipe"),
     ],
 )
 def test_bad_environments_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def _import_names(recipe: EnvRecipe, name: str, has_recipe: bool) -> EnvRecipe:
     Import what an environment's recipe names; return it with the id that Gymnasium knows.
 
     :param recipe: the recipe
-    :param name: what the user calls the environment, for messages
+    :param name: name or path that the user gave, for messages
     :param has_recipe: whether there is a file of the recipe, for messages
     """
     try:
@@ -301,6 +301,8 @@ def check_model_size(model: Table, where: str) -> None:
 def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partial: bool) -> None:
     """Check the keys of an agent's recipe; without an algorithm, the table ``ppo`` must be valid for one of all algorithms."""
     check(table, AgentRecipe, where, key, partial)
+    if table.get("extends") is not None:
+        raise InputError(f"{where} has {key + '.' if key else ''}extends; only the file of an agent's recipe can have it")
     errors = []
     for name, known in ALGORITHMS.items():
         if algorithm in (name, None):
