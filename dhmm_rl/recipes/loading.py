@@ -34,7 +34,7 @@ MODEL_KEYS = tuple(f.name for f in fields(ModelSettings))
 
 @dataclass(frozen=True)
 class AgentRecipe:
-    """How an agent is built, in ``agents/NAME.toml``."""
+    """How an agent is built."""
 
     name: Name
     """Name of the agent. Default: the name of the file."""
@@ -76,7 +76,7 @@ class AgentRecipe:
 
 @dataclass(frozen=True)
 class EnvRecipe:
-    """How an environment is used, in ``envs/NAME.toml``."""
+    """How an environment is used."""
 
     name: Name
     """Name of the environment in runs and tables. Default: the name of the file."""

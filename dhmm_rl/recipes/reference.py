@@ -36,7 +36,7 @@ Every key of every recipe. This page is generated: `python -m dhmm_rl.recipes re
 """
 
 AGENT_TABLES: list[tuple[str, Any]] = [
-    ("Agents: `agents/NAME.toml`", AgentRecipe),
+    ("Agents, in `agents/`", AgentRecipe),
     ("`[model]`", ModelSettings),
     ("`[pretrain]`", PretrainSettings),
     ("`[ppo]`: keys of all algorithms", AlgorithmSettings),
@@ -49,7 +49,7 @@ POLICY_TABLES: list[tuple[str, Any]] = [
     ("`[ppo.policy_kwargs.lstm_kwargs]`", LSTMSettings),
 ]
 ENV_TABLES: list[tuple[str, Any]] = [
-    ("Environments: `envs/NAME.toml`", EnvRecipe),
+    ("Environments, in `envs/`", EnvRecipe),
     ("`[tokens]`", TokenSettings),
     ('`[tokens.fields]`: a table for each field, such as `"observation[0]" = { bins = 20 }`', FieldSettings),
 ]
