@@ -95,7 +95,7 @@ def finetune(args: Args, seed: int, changes: dict[str, Any], device: str) -> lis
     recipe.ppo.update(changes)
     env = wrap(make_envs(env_recipe, recipe.n_envs, seed), recipe, checkpoint.tokenizer, training=True)
     evaluation = wrap(
-        make_envs(env_recipe.evaluated, args.episodes, seed + 10_000), recipe, checkpoint.tokenizer, training=False
+        make_envs(env_recipe.for_evaluation, args.episodes, seed + 10_000), recipe, checkpoint.tokenizer, training=False
     )
     agent = make_agent(recipe, env, seed, device, checkpoint)
     warmup = recipe.ppo.get("critic_warmup", 4)

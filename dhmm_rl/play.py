@@ -97,7 +97,7 @@ def main(args: Args) -> None:
 
     # The environments are those of evaluations, wrapped as in training.
     set_random_seed(args.seed)
-    factory = EnvFactory(run.env.evaluated, args.seed, actor.recipe)
+    factory = EnvFactory(run.env.for_evaluation, args.seed, actor.recipe)
     env = actor.wrap(factory.make(min(args.episodes, MAX_ENVS)))
     can_render = supports_rgb_array(env)
 
@@ -108,7 +108,7 @@ def main(args: Args) -> None:
         greedy = not args.sample
     else:
         greedy = result.get("best_actions") != SAMPLED
-    limit = eval_limit(run.env.evaluated)
+    limit = eval_limit(run.env.for_evaluation)
     if limit is not None:
         limit = result.get("eval_limit") or limit
         print(f"note: {run.env.name} has no time limit; episodes end after {limit} steps here")

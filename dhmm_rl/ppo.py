@@ -192,7 +192,7 @@ def try_agent(factory: EnvFactory, pretrained: Checkpoint | None, device: str) -
     env, agent, seed = factory.recipe, factory.agent, factory.seed
     assert agent is not None
     if env.eval_kwargs:
-        EnvFactory(env.evaluated, seed, agent).make(1).close()
+        EnvFactory(env.for_evaluation, seed, agent).make(1).close()
     venv = factory.training_envs
     check_positions(agent, env)
     if ALGORITHMS[agent.algorithm].requires_masks and not is_masking_supported(venv):
@@ -372,7 +372,7 @@ def ppo_steps(run: Run, agent: OnPolicyAlgorithm, pretraining_steps: int) -> int
 
 def make_evaluation(run: Run, tokenizer: Tokenizer | None, clock: Clock, checkpoint: Path | None) -> EvaluationCallback:
     """Make the callback that evaluates the agent, in environments with seeds of their own."""
-    factory = EnvFactory(run.env.evaluated, run.seed + EVAL_SEED_OFFSET, run.agent)
+    factory = EnvFactory(run.env.for_evaluation, run.seed + EVAL_SEED_OFFSET, run.agent)
     share = run.args.get("eval_share", EVAL_SHARE)
     settings = EvalSettings(
         every=run.env.eval_every,

@@ -58,7 +58,7 @@ def test_an_environment_can_be_another_in_evaluations(tmp_path: Path) -> None:
         'description = "x"\nid = "dhmm_rl/Copy-v0"\nkwargs = { base = 3, mixed = true }\neval_kwargs = { mixed = false }\n'
     )
     env, _ = load_recipes(str(path), "dhmm-gpt2")
-    found = [make_envs(recipe, 1, 0).get_attr("unwrapped")[0] for recipe in (env, env.evaluated)]
+    found = [make_envs(recipe, 1, 0).get_attr("unwrapped")[0] for recipe in (env, env.for_evaluation)]
     assert [(task.base, task.mixed) for task in found] == [(3, True), (3, False)]
 
 

@@ -23,7 +23,7 @@ from dhmm_rl.pretraining.trainer import (
     train_language_model,
 )
 from dhmm_rl.recipes import load_recipes
-from dhmm_rl.recipes.environments import restore_normalization
+from dhmm_rl.recipes.environments import load_vecnormalize
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.callbacks import Clock
 from dhmm_rl.runs.evaluation import EvalSettings, EvaluationCallback
@@ -162,6 +162,6 @@ def test_files_of_a_run_that_are_cut_short_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluations.npz cannot be read"):
         EvaluationCallback(tmp_path, recipe, lambda count: env, Clock(), EvalSettings(1, 1), tmp_path)
     with pytest.raises(InputError, match=r"vecnormalize.pkl cannot be read"):
-        restore_normalization(env, tmp_path / "vecnormalize.pkl", training=True)
+        load_vecnormalize(env, tmp_path / "vecnormalize.pkl", training=True)
     with pytest.raises(InputError, match=r"there is no .*gone.pkl"):
-        restore_normalization(env, tmp_path / "gone.pkl", training=True)
+        load_vecnormalize(env, tmp_path / "gone.pkl", training=True)

@@ -330,7 +330,7 @@ def wrap(venv: VecEnv, agent: AgentRecipe | None, tokenizer: Tokenizer | None, t
     return venv
 
 
-def restore_normalization(env: VecEnv, path: Path, training: bool) -> VecEnv:
+def load_vecnormalize(env: VecEnv, path: Path, training: bool) -> VecEnv:
     """
     Load saved statistics into a ``VecNormalize``; return environments without one as they are.
 

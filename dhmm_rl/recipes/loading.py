@@ -108,7 +108,7 @@ class EnvRecipe:
     """Changes for single agents, by their names: tables with the keys of an agent's recipe."""
 
     @property
-    def evaluated(self) -> "EnvRecipe":
+    def for_evaluation(self) -> "EnvRecipe":
         """The same recipe with the keywords of evaluations."""
         return replace(self, kwargs=self.kwargs | self.eval_kwargs)
 

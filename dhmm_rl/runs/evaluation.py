@@ -185,7 +185,9 @@ class EvaluationCallback(BaseCallback):
         sync_envs_normalization(self.training_env, self.env)
         if self.limit is None or 2 * self.clock.longest_ended > self.limit:
             affordable = seconds / (self.env.num_envs * self._step_seconds) if self._rollout_steps else math.inf
-            self.limit = time_limits.eval_limit(self.recipe.evaluated, self.clock.longest, self.clock.longest_ended, affordable)
+            self.limit = time_limits.eval_limit(
+                self.recipe.for_evaluation, self.clock.longest, self.clock.longest_ended, affordable
+            )
             if self.limit is not None:
                 print(f"note: {self.recipe.name} has no time limit; evaluations end an episode after {self.limit} steps")
         return self.env

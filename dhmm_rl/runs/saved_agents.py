@@ -26,7 +26,7 @@ from dhmm_rl.model.checkpoint import load_torch, save_torch
 from dhmm_rl.recipes import AgentRecipe
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.algorithms import ALGORITHMS, find_algorithm
-from dhmm_rl.recipes.environments import restore_normalization
+from dhmm_rl.recipes.environments import load_vecnormalize
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
 
@@ -149,7 +149,7 @@ class SavedAgent(NamedTuple):
         if not isinstance(env, VecNormalize):
             return env
         if self.content is None:
-            return restore_normalization(env, self.pickle, training)
+            return load_vecnormalize(env, self.pickle, training)
         with reading(self.path):
             for name, statistics in (self.statistics() or {}).items():
                 if statistics.mean.shape != getattr(env, name).mean.shape:
