@@ -275,12 +275,26 @@ class _Unbounded(Kind):
     """A space of values without a largest size, which cannot have a fixed number of slots."""
 
     def leaves(self, space: Any, name: str) -> list[Leaf]:
-        raise InputError(
-            f"{name} is a {type(space).__name__}, which may be of any size; declare a largest size: "
-            "dhmm_rl.envs.FlattenFields(env, size=8)"
-        )
+        raise _unbounded_error(space, name)
 
-    flatten = unflatten = to_dict = from_dict = lambda self, space, *_: self.leaves(space, "a value")  # type: ignore[assignment]
+    def flatten(self, space: Any, value: Any) -> NDArray[Any]:
+        raise _unbounded_error(space)
+
+    def unflatten(self, space: Any, values: NDArray[Any]) -> Any:
+        raise _unbounded_error(space)
+
+    def to_dict(self, space: Any) -> dict[str, Any]:
+        raise _unbounded_error(space)
+
+    def from_dict(self, description: dict[str, Any]) -> spaces.Space[Any]:
+        raise InputError(f"a {description['type']} without a largest size cannot be read")
+
+
+def _unbounded_error(space: spaces.Space[Any], name: str = "a value") -> InputError:
+    return InputError(
+        f"{name} is a {type(space).__name__}, which may be of any size; declare a largest size: "
+        "dhmm_rl.envs.FlattenFields(env, size=8)"
+    )
 
 
 def _stacked(space: Any, items: Any) -> Any:

@@ -71,8 +71,8 @@ class Patches:
         """Rows and columns of each patch, such as ``[0:12,72:84]``, (P,)."""
         height, width, _ = self.sizes
         corners = np.ndindex(self.rows, self.columns)
-        places = [(row * self.side, column * self.side) for row, column in corners]
-        return [f"[{y}:{min(y + self.side, height)},{x}:{min(x + self.side, width)}]" for y, x in places]
+        origins = [(row * self.side, column * self.side) for row, column in corners]
+        return [f"[{y}:{min(y + self.side, height)},{x}:{min(x + self.side, width)}]" for y, x in origins]
 
     def cut(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Cut images (..., H · W · channels) into patches (..., P, d)."""
@@ -82,6 +82,7 @@ class Patches:
         if self.channels_first:
             images = np.moveaxis(images, 1, -1)
         images = images.reshape(-1, height, width, channels)
+        # Repeat the lower and right edges until whole patches cover the image, then split both sides into patches and pixels.
         below, right = self.rows * self.side - height, self.columns * self.side - width
         images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
         grid = images.reshape(-1, self.rows, self.side, self.columns, self.side, channels).swapaxes(2, 3)
@@ -118,8 +119,8 @@ class Codebook:
         for first in range(0, len(images), block):
             cut = self.patches.cut(images[first : first + block]).astype(np.float32)
             # (|x - c|² - |x|²) / 2: the nearest code is the same without |x|², which is the same for all codes.
-            distance = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
-            nearest[first : first + block] = distance.argmin(axis=-1).reshape(cut.shape[:-1])
+            distances = self._half_squares - cut.reshape(-1, cut.shape[-1]) @ self._transposed
+            nearest[first : first + block] = distances.argmin(axis=-1).reshape(cut.shape[:-1])
         return nearest.reshape(*values.shape[:-1], nearest.shape[-1])
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
@@ -151,8 +152,9 @@ def fit_codebook(patches: Patches, values: NDArray[Any], count: int = DEFAULT_CO
     :raises InputError: if scikit-learn is required but not installed
     """
     rng = np.random.default_rng(seed)
-    seen = patches.cut(values)
-    flat = seen.reshape(-1, seen.shape[-1])
+    cut = patches.cut(values)
+    flat = cut.reshape(-1, cut.shape[-1])
+    # Finding the different patches sorts them, so draw some of very many first.
     if len(flat) > 4 * FITTED_PATCHES:
         flat = flat[rng.choice(len(flat), 4 * FITTED_PATCHES, replace=False)]
     different = np.unique(flat, axis=0)
@@ -164,6 +166,7 @@ def fit_codebook(patches: Patches, values: NDArray[Any], count: int = DEFAULT_CO
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
         raise InputError(f"a codebook of image patches needs scikit-learn: {install_command('images')}") from error
+    # Centers are rounded to bytes, after which some may be equal.
     means = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=2048, max_iter=20)
     centers = means.fit(different.astype(np.float32)).cluster_centers_
     return np.unique(np.rint(centers).clip(0, 255).astype(np.uint8), axis=0)

@@ -92,11 +92,12 @@ def check_settings(leaves: Sequence[Leaf], settings: Mapping[str, Settings]) -> 
         for key, value in chosen.items():
             if key not in SETTINGS:
                 raise InputError(f"token settings of {name} hold {key!r}; known are {', '.join(SETTINGS)}")
-            if key == "values" and not (isinstance(value, list | tuple) and value and all(map(_number, value))):
+            if key == "values" and not (isinstance(value, list | tuple) and value and all(map(_is_number, value))):
                 raise InputError(f"the values of {name} are {value!r}; a list of at least one number is needed, all finite")
             whole = SETTINGS[key] is int
-            if key != "values" and not (_number(value) and (not whole or float(value).is_integer())):
-                raise InputError(f"{key} of {name} is {value!r}; it must be a {'whole ' * whole}number, and finite")
+            if key != "values" and not (_is_number(value) and (not whole or float(value).is_integer())):
+                expected = "a whole number" if whole else "a number"
+                raise InputError(f"{key} of {name} is {value!r}; it must be {expected}, and finite")
         if chosen.get("scale", 1) <= 0:
             raise InputError(f"the scale of {name} is {chosen['scale']}; it must be positive")
         if chosen.get("codes", 2) < 2 or chosen.get("patch", 0) < 0:
@@ -129,7 +130,7 @@ def drop_unbounded(settings: Mapping[str, Any]) -> dict[str, Any]:
     return effective
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -167,10 +167,12 @@ class Tokenizer:
 
         A real field keeps its declared bounds if its data can be told apart with them: they use more than two bins, and the
         root mean square error of decoding is at most half their standard deviation. Otherwise, and for a field without bounds,
-        the bins are placed where the data are: finest at their median, wider with the distance from it (``asinh``), and out to
-        at least ten times their spread, which leaves room for values that the data do not show. Bins do not reach past declared
-        bounds. The spread is the root mean square distance from the median, after limiting the data to their 0.5 % and 99.5 %
-        quantiles. A field with one bound keeps its bins finest there if its data can be told apart that way.
+        the bins are placed where the data are: finest at their median, and wider with the distance from it (``asinh``). They
+        reach to the most distant value, between 10 and 100 times the spread of the data from the median, which leaves room for
+        values that the data do not show. If the bins are then too coarse to tell the data apart, they reach 10, 5 or 2.5 times
+        the spread. They never reach past declared bounds that hold the data. The spread is the root mean square distance from
+        the median, after limiting the data to their 0.5 % and 99.5 % quantiles. A field with one bound keeps its bins finest
+        there if its data can be told apart that way.
 
         A field with at most as many values as bins gets exactly these values as ids. A field that never changes keeps its bins.
         Arrays of integers, such as MiniGrid's, become cells of the categories that the data show; images get codebooks.
@@ -184,6 +186,7 @@ class Tokenizer:
         """
         observations, actions = fitting.read_rows(self, data)
         overrides, codebooks = fitting.fit_settings(self, observations, actions, seed)
+        # The fitted settings go through the constructor, as settings of a user would.
         fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
         fitted.report = report_fields(fitted, observations)
         fitting.warn_poorly_resolved(fitted, observations, fitted.report)
