@@ -45,3 +45,22 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     assert str(ROOT) not in recipes
     run("dhmm_rl.ppo", "--env", "CartPole-v1", "--steps", "512", "--quiet")
     assert (tmp_path / "runs/CartPole-v1/dhmm-gpt2/1/best_model.zip").is_file()
+
+
+def test_names_are_imported_when_they_are_used_and_the_policy_is_registered_with_them() -> None:
+    code = """
+import sys
+import gymnasium, dhmm_rl
+assert "dhmm_rl/Tiger-v0" in gymnasium.registry
+assert set(dhmm_rl.__all__) <= set(dir(dhmm_rl))
+dhmm_rl.Tokenizer, dhmm_rl.InputError
+assert not {"torch", "stable_baselines3"} & set(sys.modules)
+from dhmm_rl import TokenStream
+from stable_baselines3 import A2C, PPO
+assert "DHMMPolicy" in PPO.policy_aliases and "DHMMPolicy" in A2C.policy_aliases
+for name in dhmm_rl.__all__:
+    assert getattr(dhmm_rl, name).__name__ == name
+assert not hasattr(dhmm_rl, "Nothing")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
