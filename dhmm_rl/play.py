@@ -121,7 +121,7 @@ def main(args: Args) -> None:
     print(f"from {lowest} to {highest}; mean length {played.lengths.mean():.0f} steps")
     if args.video is not None:
         if not can_render:
-            raise InputError(f"{run.env.id} draws no pictures, so there is no video of it")
+            raise InputError(f"{run.env.id} has no render mode rgb_array, so there is no video of it")
         frames, fps = record_video(factory, actor, greedy, limit)
         save_video(args.video, frames, fps)
         print(f"video: {args.video}")
