@@ -23,6 +23,7 @@ from dhmm_rl.model.slot_decoder import sum_before
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.codec import Codec
+from dhmm_rl.tokens.fields import KINDS
 from dhmm_rl.tokens.images import Codebook
 from tests.image_and_vector import ImageAndVector
 
@@ -76,6 +77,20 @@ def test_a_vector_environments_observations_are_encoded_in_one_call(monkeypatch:
     for _ in range(5):
         stream.step(np.zeros((6, 2), dtype=np.int64))
     assert len(calls) == 5 * 2  # the actions' and the observations'
+
+
+def test_each_observation_of_a_stream_is_flattened_and_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = VecTokenStream(make_vec_env("CartPole-v1", 4, seed=0), history=1)
+    stream.reset()
+    flattened = count_calls(monkeypatch, type(KINDS["Box"]), "flatten")
+    encoded = count_calls(monkeypatch, Codec, "encode")
+    ends = 0
+    for _ in range(60):
+        _, _, dones, _ = stream.step(np.ones(4, dtype=np.int64))
+        ends += int(dones.sum())
+    assert ends > 4
+    assert len(flattened) == 60 + ends  # one call for all environments, and one for each last observation
+    assert len(encoded) == 2 * 60 + ends  # the actions are encoded too
 
 
 @pytest.mark.parametrize("dither", [None, 0])
