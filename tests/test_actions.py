@@ -164,7 +164,7 @@ def test_random_actions_say_that_they_ignore_masks_over_bins() -> None:
 def test_masks_are_laid_out_as_maskable_ppo_has_them(space: Any) -> None:
     tokenizer = Tokenizer(spaces.Discrete(2), space)
     model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=0)
-    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.zeros(1)))[None])
+    states = model.hidden_states(torch.as_tensor(tokenizer.first_step(np.zeros(1)))[None])
     tokens = ActionTokens(model, tokenizer)
     theirs = make_masked_proba_distribution(space)
     total = sum(tokens.choices)
@@ -173,7 +173,7 @@ def test_masks_are_laid_out_as_maskable_ppo_has_them(space: Any) -> None:
         fields = [rng.permutation([True, *(rng.random(n - 1) < 0.5)]) for n in tokens.choices]
         mask = np.concatenate(fields)[None]
         legal = check_masks(mask, tokens.choices, 1, torch.device("cpu"))
-        ours = tokens.proba_distribution(hidden, belief, legal)
+        ours = tokens.proba_distribution(states, legal)
         theirs.proba_distribution(torch.zeros(1, total))
         theirs.apply_masking(mask)
         for _ in range(5):

@@ -91,7 +91,7 @@ def test_position_ids_are_those_of_the_language(language: Language[Any]) -> None
     out = model(batch.input_ids, position_ids=batch.position_ids)
     state = model.initial_state(1)
     for t in range(batch.input_ids.shape[1]):
-        hidden, _, state = model.encode_step(batch.input_ids[:, t], state, position_ids=batch.position_ids[:, t])
+        (hidden, *_), state = model.step_hidden_states(batch.input_ids[:, t], state, position_ids=batch.position_ids[:, t])
         torch.testing.assert_close(hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
 
 
@@ -183,15 +183,15 @@ def test_the_belief_of_a_model_that_is_the_process_is_the_true_one() -> None:
     rng = np.random.default_rng(1)
     words = np.array([process.instance(64, rng) for _ in range(100)])
     model = DHMMGPT2(4, layers=0, num_states=3, matrices=1, dither=0.0)
-    assert model.chain is not None
+    assert model.hmm is not None
     assert read_out_belief(model, process, words).belief < 0.5
 
     def logs(p: float, rest: float) -> Tensor:
         return (rest + (p - rest) * torch.eye(3)).log()
 
-    model.chain.transition_logits.copy_(logs(1 - 2 * process.x, process.x))
-    model.chain.emission_logits.fill_(-20)  # of START
-    model.chain.emission_logits[1:, 0] = logs(process.a, (1 - process.a) / 2)
+    model.hmm.transition_logits.copy_(logs(1 - 2 * process.x, process.x))
+    model.hmm.emission_logits.fill_(-20)  # of START
+    model.hmm.emission_logits[1:, 0] = logs(process.a, (1 - process.a) / 2)
     found = read_out_belief(model, process, words)
     assert found.belief == pytest.approx(1, abs=1e-6)
     assert 0.5 < found.last_symbol < 0.9

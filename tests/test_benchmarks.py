@@ -129,7 +129,7 @@ def test_the_belief_that_is_learned_from_tigers_follows_the_exact_one() -> None:
     def correlation() -> float:
         played, unseen = played_at_random(100, 30, seed=1)
         with torch.no_grad():
-            beliefs = model.encode(unseen)[1].flatten(2).transpose(0, 1)
+            beliefs = model.hidden_states(unseen)[1].flatten(2).transpose(0, 1)
         return tiger.correlation(played._replace(beliefs=beliefs.numpy()))
 
     before = correlation()

@@ -21,8 +21,8 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.languages.__main__ import Args, main
 from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.latent_automaton import chain_agreement
-from dhmm_rl.model import DHMMGPT2, generate, load_checkpoint, save_checkpoint
-from dhmm_rl.model import bayes_filter as hmm
+from dhmm_rl.model import DHMMGPT2, filter_kernels, generate, load_checkpoint, save_checkpoint
+from dhmm_rl.model.bayes_filter import run_filter
 from dhmm_rl.model.generation import choose
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.runs.logs import QuotedCSV, make_logger, read_log
@@ -76,7 +76,7 @@ def damaged(model: DHMMGPT2, part: str, value: float) -> DHMMGPT2:
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "part", ["ln_f.weight", "head", "blocks.0.c_fc.weight", "chain.emission_logits", "chain.transition_logits"]
+    "part", ["ln_f.weight", "head", "blocks.0.c_fc.weight", "latent.emission_logits", "latent.transition_logits"]
 )
 def test_weights_that_are_not_numbers_choose_no_token(part: str, value: float, greedy: bool, cartpole: Tokenizer) -> None:
     flat = damaged(DHMMGPT2(10, embed_size=16, heads=2), part, value)
@@ -179,12 +179,12 @@ def of(slotted: bool, cartpole: Tokenizer, **settings: Any) -> tuple[DHMMGPT2, T
 def test_ids_past_the_last_are_refused_by_every_pass(slotted: bool, past: int, cartpole: Tokenizer) -> None:
     model, ids = of(slotted, cartpole)
     ids.view(-1)[-1] = model.vocab_size + past
-    state, first = model.initial_state(3), model._initial_belief(3)
+    state, first = model.initial_state(3), model.initial_state(3).belief
     passes: list[Callable[[], Any]] = [
         lambda: model(ids),
         lambda: model.step(ids[:, -1], state),
-        lambda: model.read(ids),
-        lambda: model.believe(ids, first),
+        lambda: model.prefill(ids),
+        lambda: model.filter_beliefs(ids, first),
         lambda: generate(model, ids, 2),
         lambda: generate(model, ids[:, -1:], 2),
     ]
@@ -302,7 +302,7 @@ def test_empty_batches_give_empty_results(
     assert out.loss == 0
     assert out.logits.shape[:2] == out.belief.shape[:2] == out.token_loss.shape[:2] == shape
     if places is None:
-        beliefs, state = model.read(ids)
+        beliefs, state = model.prefill(ids)
         assert beliefs.shape[:2] == shape
         assert len(state.belief) == len(model.position_after(ids, None)) == shape[0]
         if shape == (0, 5):
@@ -329,11 +329,11 @@ def certain(seed: int, cartpole: Tokenizer) -> tuple[DHMMGPT2, Tensor, Tensor]:
         "mutation": draw.choice([0.0, 0.2]),
     }
     model, _ = of(draw.random() < 0.5, cartpole, **settings)
-    assert model.chain is not None
+    assert model.hmm is not None
     size = draw.choice([1, 30, 1000])
-    for name, parameter in model.chain.named_parameters():
+    for name, parameter in model.hmm.named_parameters():
         if name != "residual_scale":
-            parameter.data = torch.randn_like(parameter) * size / model.chain.rate
+            parameter.data = torch.randn_like(parameter) * size / model.hmm.rate
     lowest = 0 if len(model.slots) == 1 else 2
     steps = draw.choice([1, 5, 40])
     ids = torch.stack([torch.randint(max(slot.start, lowest), slot.stop, (4, steps)) for slot in model.slots], dim=-1)
@@ -347,7 +347,7 @@ def certain(seed: int, cartpole: Tokenizer) -> tuple[DHMMGPT2, Tensor, Tensor]:
 def test_certain_transitions_keep_losses_beliefs_and_gradients_finite(
     scans: bool, cartpole: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hmm, "_scan_pays", lambda *_: scans)
+    monkeypatch.setattr(filter_kernels, "scan_pays", lambda *_: scans)
     for seed in range(100):
         model, ids, labels = certain(seed, cartpole)
         out = model(ids, labels)
@@ -375,7 +375,7 @@ def test_what_no_state_explains_leaves_all_states_possible() -> None:
     never = torch.tensor([[[[0.0], [-1e9]]]]).transpose(-1, -2)  # state 1 is impossible, and state 0 never left
     initial = torch.tensor([[[1.0, 0.0]]])
     evidence = torch.cat([never, never.flip(-1), never], dim=1)
-    beliefs = hmm.run_filter(initial, torch.ones(1, 3, 1, 1), evidence, torch.eye(2)[None, None])
+    beliefs = run_filter(initial, torch.ones(1, 3, 1, 1), evidence, torch.eye(2)[None, None])
     torch.testing.assert_close(beliefs[0, :, 0], torch.tensor([[1, 0], [1 / 3, 2 / 3], [1, 0]]))
 
 

@@ -18,8 +18,8 @@ from dhmm_rl.data import StreamDataset, collect
 from dhmm_rl.data.datasets import ROWS_AT_ONCE
 from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.model import DHMMGPT2
-from dhmm_rl.model.latent_layer import LatentChain
-from dhmm_rl.model.slot_decoder import sum_before
+from dhmm_rl.model.hmm_layer import HMMLayer
+from dhmm_rl.model.slots import sum_before
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 from dhmm_rl.tokens.codec import Codec
@@ -130,9 +130,9 @@ def test_slots_after_the_actions_share_one_gate_if_only_actions_gate(control: st
     tokenizer = Tokenizer(spaces.MultiDiscrete([3] * 60), spaces.Discrete(3))
     model = DHMMGPT2.from_tokenizer(tokenizer, **SETTINGS, matrices=4, control=control)
     ids = torch.tensor([slot.start for slot in tokenizer.slots]).expand(16, 9, -1)
-    hidden, belief = model.encode(ids[:, :-1])
-    calls = count_calls(monkeypatch, LatentChain, "weigh")
-    model.token_losses(hidden, belief, ids[:, 1:])
+    states = model.hidden_states(ids[:, :-1])
+    calls = count_calls(monkeypatch, HMMLayer, "_gate")
+    model.token_losses(states, ids[:, 1:])
     gates = sum(logits.shape[:-2].numel() for (logits,) in calls)
     assert gates == 16 * 8 * (1 if control == "actions" else 61)
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dhmm_rl.model import bayes_filter as hmm
+from dhmm_rl.model import filter_kernels
+from dhmm_rl.model.bayes_filter import clip_evidence, correct, dither, predict, propagate, run_filter
 from dhmm_rl.model.config import DHMMConfig
-from dhmm_rl.model.latent_layer import LatentChain
+from dhmm_rl.model.hmm_layer import HMMLayer
 
 seeds = st.integers(0, 2**31)
 
@@ -23,11 +24,11 @@ def random_rows(*shape: int, generator: torch.Generator, sharpness: float = 3.0)
 @given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2))
 def test_filter_equals_enumeration_of_every_path(seed: int, steps: int, states: int, matrices: int, chains: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    transitions = hmm.dither(random_rows(chains, matrices, states, states, generator=generator), 1e-3)
+    transitions = dither(random_rows(chains, matrices, states, states, generator=generator), 1e-3)
     gates = random_rows(1, steps, chains, matrices, generator=generator)
     evidence = -5 * torch.rand(1, steps, chains, states, generator=generator)
     start = random_rows(chains, states, generator=generator)
-    beliefs = hmm.run_filter(start[None], gates, evidence, transitions)
+    beliefs = run_filter(start[None], gates, evidence, transitions)
     for n in range(chains):
         weight = torch.zeros(states, dtype=torch.float64)
         for path in itertools.product(range(states), repeat=steps + 1):
@@ -42,11 +43,11 @@ def test_filter_equals_enumeration_of_every_path(seed: int, steps: int, states: 
 def two_filters(seed: int, states: int, floor: float, steps: int) -> Tensor:
     """Return beliefs (2, steps + 1, K) of two filters that read the same tokens from different starts, in double precision."""
     generator = torch.Generator().manual_seed(seed)
-    transitions = hmm.dither(random_rows(1, 2, states, states, generator=generator, sharpness=8.0), floor).double()
+    transitions = dither(random_rows(1, 2, states, states, generator=generator, sharpness=8.0), floor).double()
     gates = random_rows(1, steps, 1, 2, generator=generator).double().expand(2, -1, -1, -1)
-    evidence = hmm.limit(-20 * torch.rand(1, steps, 1, states, generator=generator), 20.0).double().expand(2, -1, -1, -1)
+    evidence = clip_evidence(-20 * torch.rand(1, steps, 1, states, generator=generator), 20.0).double().expand(2, -1, -1, -1)
     starts = random_rows(2, 1, states, generator=generator, sharpness=8.0).double()
-    return torch.cat([starts, hmm.run_filter(starts, gates, evidence, transitions)[:, :, 0]], dim=1)
+    return torch.cat([starts, run_filter(starts, gates, evidence, transitions)[:, :, 0]], dim=1)
 
 
 def hilbert(p: Tensor, q: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def test_hilbert_distance_and_total_variation_of_two_filters_shrink_as_promised(
 def test_expected_divergence_from_a_wrong_start_falls_geometrically(seed: int, states: int, floor: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     symbols, steps, runs = 3, 12, 20_000
-    transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator), floor)
+    transitions = dither(random_rows(1, 1, states, states, generator=generator), floor)
     emissions = random_rows(states, symbols, generator=generator, sharpness=1.0)
     right, wrong = random_rows(2, states, generator=generator, sharpness=1.0)
     state = torch.multinomial(right, runs, replacement=True, generator=generator)
@@ -79,11 +80,9 @@ def test_expected_divergence_from_a_wrong_start_falls_geometrically(seed: int, s
     for _ in range(steps):
         state = torch.multinomial(transitions[0, 0, state], 1, generator=generator)[:, 0]
         tokens.append(torch.multinomial(emissions[state], 1, generator=generator)[:, 0])
-    evidence = hmm.limit(emissions.log().T[torch.stack(tokens, dim=1)], 1e9)[:, :, None]
+    evidence = clip_evidence(emissions.log().T[torch.stack(tokens, dim=1)], 1e9)[:, :, None]
     gates = torch.ones(runs, steps, 1, 1)
-    p, q = (
-        hmm.run_filter(start.expand(runs, 1, -1), gates, evidence, transitions)[:, :, 0].double() for start in (right, wrong)
-    )
+    p, q = (run_filter(start.expand(runs, 1, -1), gates, evidence, transitions)[:, :, 0].double() for start in (right, wrong))
     divergence = (p * (p.log() - q.log())).sum(dim=-1)
     mean, error = divergence.mean(dim=0), divergence.std(dim=0) / runs**0.5
     first = (right * (right.log() - wrong.log())).sum().double()
@@ -95,10 +94,10 @@ def test_expected_divergence_from_a_wrong_start_falls_geometrically(seed: int, s
 def test_long_sequences_stay_finite_and_normalized() -> None:
     steps, states = 10_000, 100
     generator = torch.Generator().manual_seed(0)
-    transitions = hmm.dither(random_rows(1, 1, states, states, generator=generator, sharpness=20.0), 1e-3)
-    evidence = hmm.limit(-1000 * torch.rand(1, steps, 1, states, generator=generator), 20.0)
+    transitions = dither(random_rows(1, 1, states, states, generator=generator, sharpness=20.0), 1e-3)
+    evidence = clip_evidence(-1000 * torch.rand(1, steps, 1, states, generator=generator), 20.0)
     start = torch.full((1, 1, states), 1 / states)
-    beliefs = hmm.run_filter(start, torch.ones(1, steps, 1, 1), evidence, transitions)
+    beliefs = run_filter(start, torch.ones(1, steps, 1, 1), evidence, transitions)
     assert beliefs.isfinite().all()
     assert (beliefs.sum(dim=-1) - 1).abs().max() < 1e-5
     assert beliefs.min() >= 0
@@ -106,25 +105,25 @@ def test_long_sequences_stay_finite_and_normalized() -> None:
 
 def test_episode_starts_make_the_belief_forget() -> None:
     generator = torch.Generator().manual_seed(0)
-    transitions = hmm.dither(random_rows(1, 2, 4, 4, generator=generator), 1e-3)
+    transitions = dither(random_rows(1, 2, 4, 4, generator=generator), 1e-3)
     gates = random_rows(3, 9, 1, 2, generator=generator)
     evidence = -5 * torch.rand(3, 9, 1, 4, generator=generator)
     start = random_rows(1, 4, generator=generator)
     episode_start = torch.zeros(3, 9, dtype=torch.bool)
     episode_start[1, 4] = True
-    whole = hmm.run_filter(start.expand(3, -1, -1), gates, evidence, transitions, start=start, episode_start=episode_start)
-    second = hmm.run_filter(start[None], gates[1:2, 4:], evidence[1:2, 4:], transitions)
+    whole = run_filter(start.expand(3, -1, -1), gates, evidence, transitions, start=start, episode_start=episode_start)
+    second = run_filter(start[None], gates[1:2, 4:], evidence[1:2, 4:], transitions)
     torch.testing.assert_close(whole[1, 4:], second[0])
-    plain = hmm.run_filter(start.expand(3, -1, -1), gates, evidence, transitions)
+    plain = run_filter(start.expand(3, -1, -1), gates, evidence, transitions)
     torch.testing.assert_close(whole[[0, 2]], plain[[0, 2]])
     assert (whole[1, 4:] - plain[1, 4:]).abs().max() > 1e-3
 
 
 def test_mutation_jumps_at_its_rate_to_single_states() -> None:
-    transitions = hmm.dither(torch.full((1, 1, 5, 5), 0.2), 1e-3)
+    transitions = dither(torch.full((1, 1, 5, 5), 0.2), 1e-3)
     torch.manual_seed(0)
     plain = torch.full((200, 1, 5), 0.2)
-    mutated = hmm.run_filter(plain, torch.ones(200, 100, 1, 1), torch.zeros(200, 100, 1, 5), transitions, mutation=0.3)
+    mutated = run_filter(plain, torch.ones(200, 100, 1, 1), torch.zeros(200, 100, 1, 5), transitions, mutation=0.3)
     jumped = mutated.amax(dim=-1) == 1
     assert abs(float(jumped.float().mean()) - 0.3) < 0.02
     assert (mutated[jumped].sum(dim=0) / jumped.sum() - 0.2).abs().max() < 0.03
@@ -138,9 +137,9 @@ def test_the_fused_loop_is_predict_and_correct_step_after_step(matrices: int) ->
     gates = random_rows(5, 30, 2, matrices, generator=generator)
     evidence = -9 * torch.rand(5, 30, 2, 4, generator=generator)
     transitions = random_rows(2, matrices, 4, 4, generator=generator)
-    fused = hmm.run_filter(belief, gates, evidence, transitions)
+    fused = run_filter(belief, gates, evidence, transitions)
     for t in range(30):
-        belief = hmm.correct(hmm.predict(hmm.move(belief, transitions), gates[:, t]), evidence[:, t])
+        belief = correct(predict(propagate(belief, transitions), gates[:, t]), evidence[:, t])
         torch.testing.assert_close(fused[:, t], belief, atol=1e-6, rtol=1e-5)
 
 
@@ -155,8 +154,8 @@ def test_taking_a_steps_one_matrix_is_weighing_all_with_one_hot_gates() -> None:
     weights = torch.rand(5, 30, 2, 4, generator=generator)
     found = []
     for some in ((gates, None), (torch.ones(5, 30, 2, 1), which)):
-        beliefs = hmm.run_filter(
-            belief, some[0], evidence, transitions, start=start, episode_start=episode_start, which=some[1]
+        beliefs = run_filter(
+            belief, some[0], evidence, transitions, start=start, episode_start=episode_start, matrix_index=some[1]
         )
         found.append((beliefs, *torch.autograd.grad((beliefs * weights).sum(), transitions)))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
@@ -165,7 +164,7 @@ def test_taking_a_steps_one_matrix_is_weighing_all_with_one_hot_gates() -> None:
 @pytest.mark.parametrize("matrices", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 2**17])
 def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hmm, "CHUNK", chunk)
+    monkeypatch.setattr(filter_kernels, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     episode_start = torch.zeros(2, 5, dtype=torch.bool)
     episode_start[1, 3] = True
@@ -179,7 +178,7 @@ def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatc
 
     def beliefs(initial: Tensor, gates: Tensor, evidence: Tensor, transitions: Tensor, start: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same jumps every time
-        return hmm.run_filter(initial, gates, evidence, transitions, start=start, episode_start=episode_start, mutation=0.2)
+        return run_filter(initial, gates, evidence, transitions, start=start, episode_start=episode_start, mutation=0.2)
 
     assert torch.autograd.gradcheck(beliefs, [x.double().requires_grad_() for x in inputs])
 
@@ -191,7 +190,7 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     initial, start = random_rows(3, 2, 6, generator=generator), random_rows(2, 6, generator=generator)
-    transitions = hmm.dither(random_rows(2, 4, 6, 6, generator=generator, sharpness=8.0), floor)
+    transitions = dither(random_rows(2, 4, 6, 6, generator=generator, sharpness=8.0), floor)
     gates = torch.ones(3, 150, 2, 1) if one_matrix else random_rows(3, 150, 2, 4, generator=generator)
     which = torch.randint(4, (3, 150), generator=generator) if one_matrix else None
     evidence = -20 * torch.rand(3, 150, 2, 6, generator=generator)
@@ -201,8 +200,8 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
     episode_start = torch.rand(3, 150, generator=generator) < 0.02
     found = []
     for scans in (False, True):
-        monkeypatch.setattr(hmm, "_scan_pays", lambda *_, scans=scans: scans)
-        beliefs = hmm.run_filter(
+        monkeypatch.setattr(filter_kernels, "scan_pays", lambda *_, scans=scans: scans)
+        beliefs = run_filter(
             initial,
             gates,
             evidence,
@@ -210,7 +209,7 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
             start=start,
             episode_start=episode_start,
             mutation=0.02,
-            which=which,
+            matrix_index=which,
             generator=torch.Generator().manual_seed(1),
             scan=True,
         )
@@ -221,8 +220,8 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
 
 
 def test_new_chains_stay_for_dwell_times_from_a_few_steps_to_the_dithers_limit() -> None:
-    chain = LatentChain(DHMMConfig(vocab_size=6, matrices=2, control="all"))
+    chain = HMMLayer(DHMMConfig(vocab_size=6, matrices=2, control="all"))
     stay = chain.transitions[0].diagonal(dim1=-2, dim2=-1)
     assert ((1 / (1 - stay[:, 0])) < 5).all()
     assert ((1 / (1 - stay[:, -1])) > 300).all()
-    assert chain.tables().log_emissions.exp().sub(1 / 6).abs().max() < 0.1
+    assert chain.cached_parameters().log_emissions.exp().sub(1 / 6).abs().max() < 0.1

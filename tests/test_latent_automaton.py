@@ -35,8 +35,8 @@ def chain_of(language: Language[Any], transitions: Floats, shown: Floats, start:
     """Return a model of a chain with these probabilities: transitions (M, K, K), emissions (K, V), start (K,)."""
     matrices, states, _ = transitions.shape
     model = DHMMGPT2(len(language.tokens), layers=0, num_states=states, matrices=matrices, dither=1e-6)
-    assert model.chain is not None
-    parts = model.chain.transition_logits, model.chain.emission_logits, model.chain.start_logits
+    assert model.hmm is not None
+    parts = model.hmm.transition_logits, model.hmm.emission_logits, model.hmm.start_logits
     for part, probabilities in zip(parts, (transitions[None], shown.T[:, None], start[None]), strict=True):
         part.data = torch.from_numpy(np.log(probabilities + 1e-12)).float()
     return model
@@ -62,11 +62,11 @@ def automaton_chain(language: Automaton, copies: int, spare: int, rng: np.random
     shown = np.zeros((len(stands_for), len(language.tokens)))
     shown[np.arange(len(stands_for)), inputs + stands_for] = 1
     model = chain_of(language, transitions, shown, (~unused & (stands_for == 0)) / copies)
-    assert model.chain is not None
+    assert model.hmm is not None
     gates = torch.zeros(len(language.tokens), 1, inputs + 1)
     gates[:inputs, 0, :inputs] = 2 * SURE * torch.eye(inputs)
-    model.chain.gate_weight = torch.nn.Parameter(gates)
-    model.chain.gate_bias = torch.nn.Parameter(SURE * torch.eye(inputs + 1)[-1:])
+    model.hmm.gate_weight = torch.nn.Parameter(gates)
+    model.hmm.gate_bias = torch.nn.Parameter(SURE * torch.eye(inputs + 1)[-1:])
     return model
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
-from dhmm_rl.model import DHMMGPT2, generate, latent_layer, load_checkpoint, save_checkpoint
+from dhmm_rl.model import DHMMGPT2, generate, hmm_layer, load_checkpoint, save_checkpoint
+from dhmm_rl.model.mingru import compose_prefixes
 from dhmm_rl.tokens import PAD_ID, Slot, Tokenizer
 
 
@@ -28,14 +29,26 @@ def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list
     return ids, labels
 
 
+SEAMS: list[dict[str, Any]] = [{"latent": "mingru"}, {"mixer": "alibi"}, {"latent": "mingru", "mixer": "alibi", "chains": 3}]
+"""Layers behind the seams, beside the hidden Markov layer and rotary attention."""
+
+
 @pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
-@pytest.mark.parametrize(("layers", "num_states", "chains"), [(2, 8, 1), (1, 0, 1), (0, 8, 1), (2, 4, 3)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers": 2},
+        {"layers": 1, "num_states": 0},
+        {"layers": 0},
+        {"layers": 2, "num_states": 4, "chains": 3},
+        *({"layers": 2, **seam} for seam in SEAMS),
+    ],
+    ids=str,
+)
 def test_step_by_step_equals_one_pass_through_episode_ends(
-    cartpole: Tokenizer, positions: str, layers: int, num_states: int, chains: int
+    cartpole: Tokenizer, positions: str, settings: dict[str, Any]
 ) -> None:
-    model = DHMMGPT2.from_tokenizer(
-        cartpole, layers=layers, num_states=num_states, chains=chains, window=7, positions=positions, max_len=60
-    ).eval()
+    model = DHMMGPT2.from_tokenizer(cartpole, window=7, positions=positions, max_len=60, **settings).eval()
     # Make every part count.
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -51,10 +64,10 @@ def test_step_by_step_equals_one_pass_through_episode_ends(
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
-@pytest.mark.parametrize("num_states", [0, 4])
-def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int) -> None:
+@pytest.mark.parametrize("settings", [{"num_states": 0}, {"num_states": 4}, *SEAMS], ids=str)
+def test_padding_is_neither_read_nor_remembered(positions: str, settings: dict[str, Any]) -> None:
     """Flat sequences without a start id: alone, after padding in one pass, and after padding step by step."""
-    model = DHMMGPT2(20, layers=2, num_states=num_states, window=7, positions=positions, max_len=32).eval()
+    model = DHMMGPT2(20, layers=2, window=7, positions=positions, max_len=32, **settings).eval()
     ids = torch.randint(20, (3, 12))
     padded = torch.cat([torch.full((3, 9), -1), ids], dim=1)
     padded[1, :5] = 3  # something else, then nothing
@@ -68,6 +81,52 @@ def test_padding_is_neither_read_nor_remembered(positions: str, num_states: int)
     assert (generate(model, padded, 5, greedy=True)[:, 9:] == generate(model, ids, 5, greedy=True)).all()
 
 
+@pytest.mark.parametrize("seam", SEAMS, ids=str)
+def test_prefill_is_step_after_step_and_every_layer_learns(seam: dict[str, Any], cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole, window=7, layers=2, **seam)
+    ids, labels = streams(cartpole, 4, 30, {1: [13], 2: [20, 21]})
+    model(ids, labels).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert unused == []
+    _, state = model.prefill(ids[:, :25])
+    stepped = model.initial_state(4)
+    for t in range(25):
+        _, stepped = model.step(ids[:, t], stepped)
+    for t in range(25, 30):
+        (one, state), (other, stepped) = model.step(ids[:, t], state[:]), model.step(ids[:, t], stepped)
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gated_recurrence_in_parallel_is_its_formula_step_after_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(3, 37, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    new = torch.randn(3, 37, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    h, steps = torch.zeros(3, 5, dtype=torch.float64), []
+    for t in range(37):
+        h = keep[:, t] * h + new[:, t]
+        steps.append(h)
+    one_by_one, (_, scanned) = torch.stack(steps, dim=1), compose_prefixes(keep, new)
+    torch.testing.assert_close(scanned, one_by_one)
+    weights = torch.rand(3, 37, 5, generator=generator, dtype=torch.float64)
+    for found in zip(*(torch.autograd.grad((x * weights).sum(), (keep, new)) for x in (scanned, one_by_one)), strict=True):
+        torch.testing.assert_close(*found)
+
+
+def test_a_gated_recurrence_has_no_belief_of_its_own_to_predict_with() -> None:
+    with pytest.raises(InputError, match="requires latent = 'hmm'"):
+        DHMMGPT2(9, layers=0, latent="mingru")
+
+
+def test_checkpoints_of_earlier_names_are_read(cartpole: Tokenizer) -> None:
+    model = DHMMGPT2.from_tokenizer(cartpole)
+    earlier = {
+        name.replace("latent.", "chain.").replace("slot_decoder.mlp.", "slot_mlp."): value
+        for name, value in model.state_dict().items()
+    }
+    assert earlier.keys() != model.state_dict().keys()
+    DHMMGPT2.from_tokenizer(cartpole).load_state_dict(earlier)
+
+
 def with_reach(**settings: Any) -> tuple[DHMMGPT2, Tensor, Tensor]:
     """Return a model with position ids on two axes, tokens and their position ids."""
     model = DHMMGPT2(20, heads=2, reach=(1, 3), num_states=0, max_len=40, **settings).eval()
@@ -79,7 +138,7 @@ def test_position_ids_within_reach_step_by_step_equal_one_pass(window: int | Non
     model, ids, places = with_reach(layers=2, window=window)
     out, state = model(ids, position_ids=places), model.initial_state(3)
     for t in range(ids.shape[1]):
-        hidden, _, state = model.encode_step(ids[:, t], state, position_ids=places[:, t])
+        (hidden, *_), state = model.step_hidden_states(ids[:, t], state, position_ids=places[:, t])
         torch.testing.assert_close(hidden[:, 0], out.hidden[:, t], atol=1e-5, rtol=1e-5)
         state = state[:]
 
@@ -131,20 +190,20 @@ def test_a_stream_ends_with_done(cartpole: Tokenizer) -> None:
 def test_an_episode_knows_nothing_of_the_one_before(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
     ids, _ = streams(cartpole, 1, 20, {0: [8]})
-    alone, _ = model.encode(ids[:, 8:])
-    together, _ = model.encode(ids)
+    alone, *_ = model.hidden_states(ids[:, 8:])
+    together, *_ = model.hidden_states(ids)
     torch.testing.assert_close(together[:, 8:], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_before_an_episode_changes_nothing(cartpole: Tokenizer) -> None:
     model = DHMMGPT2.from_tokenizer(cartpole, layers=2, window=20).eval()
     ids, _ = streams(cartpole, 3, 9, {})
-    hidden, belief = model.encode(ids)
+    hidden, belief, _ = model.hidden_states(ids)
     padded = torch.cat([torch.full((3, 4, 5), -1), ids], dim=1)
-    late_hidden, late_belief = model.encode(padded)
+    late_hidden, late_belief, _ = model.hidden_states(padded)
     torch.testing.assert_close(late_hidden[:, 4:], hidden, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(late_belief[:, 4:], belief, atol=1e-5, rtol=1e-5)
-    last_hidden, last_belief = model.encode(padded, last=1)
+    last_hidden, last_belief, _ = model.hidden_states(padded, last=1)
     torch.testing.assert_close(last_hidden, hidden[:, -1:], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(last_belief, belief[:, -1:], atol=1e-5, rtol=1e-5)
 
@@ -188,11 +247,11 @@ def test_a_slot_is_predicted_from_the_slots_before_it_only(cartpole: Tokenizer) 
 
 @pytest.mark.parametrize("chunk", [2**22, 1000])
 def test_losses_of_many_unequal_slots_are_those_of_their_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dhmm_rl.model.dhmm_gpt2.CHUNK", chunk)
+    monkeypatch.setattr("dhmm_rl.model.slot_decoder.CHUNK", chunk)
     space = spaces.Dict([("cells", spaces.MultiDiscrete([3] * 20 + [5] * 10)), ("mission", spaces.Discrete(300))])
     tokenizer = Tokenizer(space, spaces.Discrete(4))
     model = DHMMGPT2.from_tokenizer(tokenizer, embed_size=16, heads=2, num_states=3, window=4)
-    assert len(model.slot_groups) > 1
+    assert len(model.slot_decoder.slot_groups) > 1
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     starts, stops = torch.tensor([(max(slot.start, 2), slot.stop) for slot in tokenizer.slots]).T
@@ -200,12 +259,11 @@ def test_losses_of_many_unequal_slots_are_those_of_their_logits(chunk: int, monk
     labels = torch.where(torch.rand(3, 6, 32) < 0.1, -100, ids.roll(-1, dims=1))
     for first in (0, 1, 5):
         model.zero_grad()
-        hidden, belief = model.encode(ids)
-        losses = model.token_losses(hidden, belief, labels, first)
+        losses = model.token_losses(model.hidden_states(ids), labels, first)
         torch.autograd.backward(losses.square().sum())
         found = [parameter.grad for parameter in model.parameters()]
         model.zero_grad()
-        logits = model.decode(*model.encode(ids), labels.clamp_min(-1), first)
+        logits = model.decode(model.hidden_states(ids), labels.clamp_min(-1), first)
         targets = torch.where(labels < 0, -100, labels - model.slot_ids[:, 0])[..., first:]
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
         torch.autograd.backward(expected.square().sum())
@@ -238,11 +296,11 @@ def test_taking_each_tokens_matrix_is_weighing_all(monkeypatch: pytest.MonkeyPat
     model = DHMMGPT2(9, num_states=5, matrices=4, control="all", layers=0, latent_init="automaton", chains=2)
     ids = torch.randint(9, (6, 20))
     ids[2, 15:] = PAD_ID
-    assert model.chain is not None
-    parameters = list(model.chain.parameters())
+    assert model.hmm is not None
+    parameters = list(model.hmm.parameters())
     found = []
     for numbers in (2**20, 0):
-        monkeypatch.setattr(latent_layer, "GROUPED", numbers)
+        monkeypatch.setattr(hmm_layer, "GATHER_SIZE", numbers)
         out = model(ids, labels=ids.roll(-1, dims=1))
         found.append((out.belief, out.logits, *torch.autograd.grad(out.loss, parameters)))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
@@ -384,7 +442,8 @@ def test_one_step_costs_the_same_late_as_early() -> None:
     for _ in range(100):
         _, state = model.step(tokens, state)
     early = fastest()
-    while state.time < 10_000:
+    assert state.cache is not None
+    while state.cache.time < 10_000:
         _, state = model.step(tokens, state)
     late = fastest()
     print(f"one step at 100: {1e3 * early:.2f} ms, at 10 000: {1e3 * late:.2f} ms")

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dhmm_rl.common import ActionTokens, DHMMPolicy, LanguageModelActor
 from dhmm_rl.envs import TokenSpace, TokenStream, VecTokenStream
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model import DHMMGPT2, HiddenStates
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
 
@@ -143,12 +143,16 @@ def test_actions_of_several_fields_are_a_normalized_distribution() -> None:
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     grid = np.array([[x, y] for x in (-0.75, -0.25, 0.25, 0.75) for y in (-0.75, -0.25, 0.25, 0.75)])
-    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.zeros(1)))[None])
-    distribution = ActionTokens(model, tokenizer).proba_distribution(hidden.expand(16, -1, -1), belief.expand(16, -1, -1, -1))
+    hidden, belief, parameters = model.hidden_states(torch.as_tensor(tokenizer.first_step(np.zeros(1)))[None])
+    distribution = ActionTokens(model, tokenizer).proba_distribution(
+        HiddenStates(hidden.expand(16, -1, -1), belief.expand(16, -1, -1, -1), parameters)
+    )
     probability = distribution.log_prob(torch.as_tensor(grid)).exp()
     assert abs(probability.sum().item() - 1) < 1e-5
     assert probability.std() > 0.005
-    many = ActionTokens(model, tokenizer).proba_distribution(hidden.expand(40_000, -1, -1), belief.expand(40_000, -1, -1, -1))
+    many = ActionTokens(model, tokenizer).proba_distribution(
+        HiddenStates(hidden.expand(40_000, -1, -1), belief.expand(40_000, -1, -1, -1), parameters)
+    )
     drawn = many.sample().numpy()
     found = np.array([(np.abs(drawn - action).max(axis=1) < 1e-6).mean() for action in grid])
     assert np.abs(found - probability.detach().numpy()).max() < 0.01
@@ -159,14 +163,14 @@ def test_actions_of_several_fields_are_a_normalized_distribution() -> None:
 
 def test_distance_from_uniform() -> None:
     model = DHMMGPT2.from_tokenizer(tokenizer := Tokenizer(spaces.Discrete(3), spaces.Discrete(4)), embed_size=16, heads=2)
-    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
+    states = model.hidden_states(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
     for mask in ([True] * 4, [True, False, True, True], [False, False, True, False]):
         legal = torch.tensor([mask])
-        distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief, legal)
+        distribution = ActionTokens(model, tokenizer).proba_distribution(states, legal)
         assert distribution.kl_from_uniform().abs() < 0.001  # a new policy is almost uniform
     with torch.no_grad():
         model.head[2:6] += torch.randn(4, 16)
-    distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief, torch.tensor([[True, False, True, True]]))
+    distribution = ActionTokens(model, tokenizer).proba_distribution(states, torch.tensor([[True, False, True, True]]))
     log_probs = distribution.slot_log_probs()
     ours = torch.distributions.Categorical(logits=log_probs[log_probs.isfinite()])
     theirs = torch.distributions.kl_divergence(torch.distributions.Categorical(probs=torch.ones(3)), ours)
@@ -176,10 +180,10 @@ def test_distance_from_uniform() -> None:
 
 def test_only_the_pull_to_uniform_reaches_a_policy_that_is_certain() -> None:
     model = DHMMGPT2.from_tokenizer(tokenizer := Tokenizer(spaces.Discrete(3), spaces.Discrete(2)), embed_size=16, heads=2)
-    hidden, belief = model.encode(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
+    states = model.hidden_states(torch.as_tensor(tokenizer.first_step(np.int64(1)))[None, None])
     with torch.no_grad():
-        model.head[2] += 15 * hidden[0, 0] / hidden.square().sum()  # so much likelier than the other
-    distribution = ActionTokens(model, tokenizer).proba_distribution(hidden, belief)
+        model.head[2] += 15 * states.hidden[0, 0] / states.hidden.square().sum()  # so much likelier than the other
+    distribution = ActionTokens(model, tokenizer).proba_distribution(states)
     pulls = []
     for loss in (-distribution.entropy(), distribution.kl_from_uniform()):
         (gradient,) = torch.autograd.grad(loss, model.head, retain_graph=True)

@@ -122,7 +122,7 @@ def test_rollouts_continue_the_stream_as_though_the_model_had_read_all_of_it() -
         values.append(buffer.values.copy())
     whole = torch.from_numpy(np.concatenate(rows)).long().transpose(0, 1)
     policy = model.policy
-    expected = policy.values(policy.features(*policy.language_model.encode(whole)))
+    expected = policy.values(policy.features(policy.language_model.hidden_states(whole)))
     assert (expected.detach().numpy().T - np.concatenate(values)).__abs__().max() < 1e-4
 
 
@@ -166,7 +166,7 @@ def test_predict_remembers_what_rollouts_remember() -> None:
             if before is not None and kept is not None:
                 assert torch.equal(before.keys, kept.keys), "predict must leave the state alone that it was given"
             policy = model.policy
-            features = policy.features(*policy.language_model.encode(torch.as_tensor(np.stack(seen, axis=1)), last=1))
+            features = policy.features(policy.language_model.hidden_states(torch.as_tensor(np.stack(seen, axis=1)), last=1))
             assert (policy.distribution(features[:, 0]).mode().numpy() == action).all()
             observation, *_ = env.step(action)
 

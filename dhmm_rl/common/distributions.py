@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from dhmm_rl.model import DHMMGPT2, Tables
+from dhmm_rl.model import DHMMGPT2, HiddenStates
 from dhmm_rl.model.generation import check_predictions
 from dhmm_rl.tokens import DONE, PAD_ID, Tokenizer
 from dhmm_rl.tokens.action_masks import validate_masks
@@ -33,9 +33,8 @@ class ActionTokens(Distribution):
         self.model, self.tokenizer = model, tokenizer
         sizes = [slot.stop - slot.start for slot in model.slots[: model.action_slots]]
         self.ids = model.slot_ids[: model.action_slots, : max(sizes)]
-        self.hidden, self.belief = torch.empty(0), torch.empty(0)
+        self.states: HiddenStates | None = None
         self.legal: Tensor = self.ids > DONE
-        self.tables: Tables | None = None
         self._log_probs: Tensor | None = None  # for the actions that were last sampled or evaluated, (B, A, n)
 
     @property
@@ -47,20 +46,16 @@ class ActionTokens(Distribution):
         """Part of SB3's interface; the language model is the network already."""
         return nn.Identity()
 
-    def proba_distribution(
-        self, hidden: Tensor, belief: Tensor, masks: Tensor | None = None, tables: Tables | None = None
-    ) -> Self:
+    def proba_distribution(self, states: HiddenStates, masks: Tensor | None = None) -> Self:
         """
         Set the hidden outputs and beliefs that actions are predicted from.
 
-        :param hidden: hidden outputs of the model, (B, 1, D)
-        :param belief: beliefs of the model, (B, 1, N, K)
+        :param states: hidden states of the model, with T = 1
         :param masks: whether each choice is legal, booleans (B, all choices of all action fields), in the order of
             sb3-contrib's MaskablePPO: for MultiDiscrete the choices of one entry after the other, for MultiBinary off and on
             of each entry, for Box the bins of each entry. With ``None`` all choices are legal
-        :param tables: the model's, where they serve more than this distribution
         """
-        self.hidden, self.belief, self.tables, self._log_probs = hidden, belief, tables, None
+        self.states, self._log_probs = states, None
         self.legal = self.ids > DONE
         if masks is not None:
             self.legal = masks[:, (self.ids - DONE - 1).clamp_min(0)] & self.legal
@@ -110,13 +105,13 @@ class ActionTokens(Distribution):
         """The actions that consist of each slot's likeliest id, chosen slot by slot."""
         return self._to_actions(self.choose_ids(deterministic=True)[0])
 
-    def actions_from_params(self, hidden: Tensor, belief: Tensor, deterministic: bool = False) -> Tensor:
-        """Choose actions, given hidden outputs and beliefs of the model."""
-        return self.proba_distribution(hidden, belief).get_actions(deterministic)
+    def actions_from_params(self, states: HiddenStates, deterministic: bool = False) -> Tensor:
+        """Choose actions, given hidden states of the model."""
+        return self.proba_distribution(states).get_actions(deterministic)
 
-    def log_prob_from_params(self, hidden: Tensor, belief: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions, given hidden outputs and beliefs of the model; also returns their log-probability."""
-        ids, log_prob = self.proba_distribution(hidden, belief).choose_ids()
+    def log_prob_from_params(self, states: HiddenStates) -> tuple[Tensor, Tensor]:
+        """Sample actions, given hidden states of the model; also returns their log-probability."""
+        ids, log_prob = self.proba_distribution(states).choose_ids()
         return self._to_actions(ids), log_prob
 
     def choose_ids(self, deterministic: bool = False) -> tuple[Tensor, Tensor]:
@@ -128,7 +123,9 @@ class ActionTokens(Distribution):
         :raises InputError: if a probability is NaN
         """
         slots = self.model.action_slots
-        ids = torch.full((len(self.hidden), slots), PAD_ID, device=self.hidden.device)
+        assert self.states is not None
+        hidden = self.states.hidden
+        ids = torch.full((len(hidden), slots), PAD_ID, device=hidden.device)
         per_slot = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
@@ -142,7 +139,8 @@ class ActionTokens(Distribution):
     def _slot_log_probs(self, following: Tensor, first: int, last: int) -> Tensor:
         """Log-probabilities (B, last - first, n) of the slots from ``first`` to ``last``, given the ids in ``following``."""
         width = self.ids.shape[1]
-        logits = self.model.decode(self.hidden, self.belief, following[:, None], first, last, self.tables, width)[:, 0]
+        assert self.states is not None
+        logits = self.model.decode(self.states, following[:, None], first, last, width)[:, 0]
         return logits.masked_fill(~self.legal[..., first:last, :], -torch.inf).log_softmax(dim=-1)
 
     def _log_prob_at(self, ids: Tensor) -> Tensor:

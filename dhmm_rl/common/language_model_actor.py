@@ -61,9 +61,9 @@ class LanguageModelActor:
             tokens = np.concatenate([actions, self.tokenizer.encode_observation(observation)], axis=-1)
             if episode_start is not None:
                 tokens[episode_start, : self.tokenizer.action_slots] = RESET
-        hidden, belief, memory = self.model.encode_step(torch.as_tensor(tokens, device=device), memory)
+        states, memory = self.model.step_hidden_states(torch.as_tensor(tokens, device=device), memory)
         legal = check_masks(action_masks, self.distribution.choices, len(tokens), device)
-        distribution = self.distribution.proba_distribution(hidden, belief, legal, memory.tables)
+        distribution = self.distribution.proba_distribution(states, legal)
         ids, _ = distribution.choose_ids(deterministic)
         actions = ids.cpu().numpy()
         return self.tokenizer.decode_action(actions), (memory, actions)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dhmm_rl.common.distributions import ActionTokens
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2, Tables
+from dhmm_rl.model import DHMMGPT2, CachedParameters, HiddenStates
 from dhmm_rl.model.generation import check_predictions
 from dhmm_rl.tokens import Tokenizer
 
@@ -58,8 +58,8 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
         :param observations: token ids, (B, H, C); SB3 passes them as floats, which represent them exactly
         :raises InputError: for numbers that are not whole
         """
-        hidden, belief = self.model.encode(as_ids(observations), last=1)
-        return torch.cat([hidden[:, 0], belief[:, 0].flatten(1)], dim=1)
+        states = self.model.hidden_states(as_ids(observations), last=1)
+        return torch.cat([states.hidden[:, 0], states.belief[:, 0].flatten(1)], dim=1)
 
 
 class DHMMPolicy(ActorCriticPolicy):
@@ -142,17 +142,19 @@ class DHMMPolicy(ActorCriticPolicy):
                 raise InputError(f"the pretrained model has {name} = {found[name]}, the policy {expected[name]}")
         self.language_model.load_state_dict(pretrained.state_dict())
 
-    def features(self, hidden: Tensor, belief: Tensor) -> Tensor:
-        """Input of actor and critic (..., D + N · K): the model's hidden output (..., D) and belief (..., N, K)."""
-        return torch.cat([hidden, belief.flatten(-2)], dim=-1)
+    def features(self, states: HiddenStates) -> Tensor:
+        """Input of actor and critic: the model's hidden output and its belief, (B, T, D + N · K)."""
+        return torch.cat([states.hidden, states.belief.flatten(2)], dim=-1)
 
-    def distribution(self, features: Tensor, masks: Tensor | None = None, tables: Tables | None = None) -> Distribution:
+    def distribution(
+        self, features: Tensor, masks: Tensor | None = None, parameters: CachedParameters | None = None
+    ) -> Distribution:
         """
         The distribution of the action, given the features.
 
         :param features: features of B steps, (B, D + N · K)
         :param masks: legal choices, (B, all choices); see :meth:`ActionTokens.proba_distribution`
-        :param tables: the model's, where they serve more than this distribution
+        :param parameters: cached parameters of the pass that computed the features; computed by default
         """
         if self.action_head == "gaussian":
             assert isinstance(self.action_dist, DiagGaussianDistribution)
@@ -162,10 +164,11 @@ class DHMMPolicy(ActorCriticPolicy):
             check_predictions((mean + self.log_std + self.log_std.exp())[..., None])
             return self.action_dist.proba_distribution(mean, self.log_std)
         model = self.language_model
-        shape = model.chain.shape if model.chain is not None else (0, 0)
         hidden, belief = features[:, None, : model.embed_size], features[:, None, model.embed_size :]
-        belief = belief.reshape(len(belief), 1, *shape)
-        return self._action_tokens().proba_distribution(hidden, belief, masks, tables)
+        belief = belief.reshape(len(belief), 1, *model.belief_shape)
+        return self._action_tokens().proba_distribution(
+            HiddenStates(hidden, belief, parameters or model.cached_parameters()), masks
+        )
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()

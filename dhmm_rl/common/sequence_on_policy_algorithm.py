@@ -234,14 +234,14 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._advance_burn_in(buffer.all_tokens()[:, : buffer.pos])
         buffer.reset()
         burn_in = buffer.all_tokens()[:, : buffer.burn_in]
-        return self.policy.language_model.read(burn_in, self._belief, self._position)[1]
+        return self.policy.language_model.prefill(burn_in, self._belief, self._position)[1]
 
     def _advance_burn_in(self, tokens: Tensor) -> None:
         """Carry the burn-in's first belief and position over steps (N, steps, C) that leave the buffer."""
         model = self.policy.language_model
         self._position = model.position_after(tokens, self._position)
-        if model.chain is not None:
-            self._belief = model.believe(tokens, self._belief)[:, -1]
+        if model.latent is not None:
+            self._belief = model.filter_beliefs(tokens, self._belief)[:, -1]
 
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
         """Return γ times the value of the final observation where an episode was truncated, else 0, (N,)."""

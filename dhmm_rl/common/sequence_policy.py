@@ -18,7 +18,7 @@ from dhmm_rl.common.buffers import SegmentSamples
 from dhmm_rl.common.distributions import ActionTokens, check_masks
 from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import DHMMGPT2, ModelState, Tables
+from dhmm_rl.model import DHMMGPT2, HiddenStates, ModelState
 from dhmm_rl.model.config import DEFAULT_WINDOW
 from dhmm_rl.tokens import RESET
 
@@ -70,7 +70,7 @@ class SequencePolicy(DHMMPolicy):
     @property
     def burn_in(self) -> int:
         """Number of earlier steps that the output of a step depends on through attention: layers · (window - 1)."""
-        return len(self.language_model.blocks) * (self.language_model.window - 1)
+        return self.language_model.blocks.burn_in
 
     @property
     def action_choices(self) -> list[int]:
@@ -108,7 +108,7 @@ class SequencePolicy(DHMMPolicy):
         """
         features, state = self.read_step(tokens, state)
         legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
-        distribution = self.distribution(features, legal, state.tables)
+        distribution = self.distribution(features, legal, state.parameters)
         if isinstance(distribution, ActionTokens):
             stored, log_prob = distribution.choose_ids(deterministic)
             actions = unclipped = distribution.tokenizer.decode_action(stored.cpu().numpy())
@@ -122,8 +122,8 @@ class SequencePolicy(DHMMPolicy):
 
     def read_step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Read one step of every stream (N, C); returns features (N, F) and the new state."""
-        hidden, belief, state = self.language_model.encode_step(tokens, state)
-        return self.features(hidden[:, 0], belief[:, 0]), state
+        states, state = self.language_model.step_hidden_states(tokens, state)
+        return self.features(states)[:, 0], state
 
     def values(self, features: Tensor) -> Tensor:
         """The critic's value estimates (...) from features (..., F)."""
@@ -162,7 +162,7 @@ class SequencePolicy(DHMMPolicy):
         if state is None:
             if ((tokens[:, 0, 0] != RESET) & (tokens[:, 0] >= 0).any(dim=-1)).any():
                 warnings.warn(FORGOTTEN, stacklevel=3)
-            _, memory = self.language_model.read(tokens[:, :-1])
+            _, memory = self.language_model.prefill(tokens[:, :-1])
         elif len(state.belief) != len(tokens):
             raise InputError(f"the state is of {len(state.belief)} environments, the observations are of {len(tokens)}")
         else:
@@ -172,33 +172,30 @@ class SequencePolicy(DHMMPolicy):
 
     # Training
 
-    def read_segments(self, samples: SegmentSamples, tables: Tables | None = None) -> tuple[Tensor, Tensor]:
+    def read_segments(self, samples: SegmentSamples) -> HiddenStates:
         """
-        Run the parallel pass; returns hidden outputs (B, T, D) and beliefs (B, T, N, K) of the steps after the burn-in.
+        Run the parallel pass; returns hidden states of the T steps after the burn-in.
 
         The burn-in rebuilds the state in which the rollout read these steps, so the outputs are the same.
         """
         steps = samples.tokens.shape[1] - self.burn_in
-        return self.language_model.encode(
-            samples.tokens, belief=samples.belief, position=samples.position, last=steps, tables=tables
-        )
+        return self.language_model.hidden_states(samples.tokens, belief=samples.belief, position=samples.position, last=steps)
 
-    def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, Tensor, Tensor]:
+    def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, HiddenStates]:
         """
         Evaluate the actions of whole segments.
 
-        :return: values (B · T,), log-probabilities of the actions (B · T,), the action distribution, and the hidden outputs
-            and beliefs that :meth:`read_segments` returns
+        :return: values (B · T,), log-probabilities of the actions (B · T,), the action distribution, and the hidden states
+            that :meth:`read_segments` returns
         """
-        tables = self.language_model.tables()
-        hidden, belief = self.read_segments(samples, tables)
-        features = self.features(hidden, belief).flatten(0, 1)
-        distribution = self.distribution(features, samples.masks, tables)
+        states = self.read_segments(samples)
+        features = self.features(states).flatten(0, 1)
+        distribution = self.distribution(features, samples.masks, states.parameters)
         if isinstance(distribution, ActionTokens):
             log_prob = distribution.log_prob_of_ids(samples.actions.long())
         else:
             log_prob = distribution.log_prob(samples.actions)
-        return self.values(features), log_prob, distribution, hidden, belief
+        return self.values(features), log_prob, distribution, states
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters that only the critic uses."""

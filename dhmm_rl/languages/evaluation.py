@@ -101,7 +101,7 @@ def read_out_belief(model: DHMMGPT2, process: HiddenProcess, words: NDArray[np.i
     start = np.full((len(words), 1), process.ids["START"])
     ids = torch.from_numpy(np.concatenate([start, symbols], axis=1)).to(model.slot_ids.device)
     initial = model.initial_state(1).belief.expand(len(words), -1, -1)
-    belief = model.believe(ids, initial)[:, 1:].flatten(2).cpu().numpy()
+    belief = model.filter_beliefs(ids, initial)[:, 1:].flatten(2).cpu().numpy()
     true = process.beliefs(words)
     return ReadOut(linear_r2(belief, true), linear_r2(np.eye(len(process.symbols))[words], true))
 
@@ -157,13 +157,13 @@ def write_traces(
     device = model.slot_ids.device
     if language.transduces:
         batch = make_batch(language, instances)
-        hidden, belief = model.encode(
+        states = model.hidden_states(
             batch.input_ids.to(device),
             position_ids=batch.position_ids.to(device),
             mutation=mutation_rate(model, greedy, mutation),
             generator=generator,
         )
-        logits = model.decode(hidden, belief, torch.full_like(batch.input_ids, PAD_ID, device=device)[..., None])[:, :, 0]
+        logits = model.decode(states, torch.full_like(batch.input_ids, PAD_ID, device=device)[..., None])[:, :, 0]
         ids = choose(logits.flatten(0, 1), greedy=greedy, temperature=temperature, generator=generator).view(logits.shape[:2])
         return [language.decode(row[seen >= 0].tolist()) for row, seen in zip(ids.cpu(), batch.input_ids, strict=True)]
 

@@ -206,7 +206,7 @@ def train_on_language(run: LanguageRun, *, device: str = "cpu", progress: bool =
         "best_step": trained.best_step,
     }
     info |= {"sizes": results}
-    if isinstance(language, HiddenProcess) and model.chain is not None:
+    if isinstance(language, HiddenProcess) and model.latent is not None:
         words = np.array(draw(language, [language.sizes[1]] * 2 * run.instances, run.seed + language.sizes[1]))
         r2 = read_out_belief(model, language, words)
         info["true_belief_r2"] = r2._asdict()

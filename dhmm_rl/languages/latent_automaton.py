@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from dhmm_rl.languages.evaluation import batches_for
 from dhmm_rl.languages.language import Language
-from dhmm_rl.model import DHMMGPT2
+from dhmm_rl.model import DHMMGPT2, HiddenStates
 from dhmm_rl.tokens import PAD_ID
 
 IN_USE = 0.99
@@ -60,7 +60,7 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     :param instances: with their traces, they show which states are in use and which tokens come there
     :return: ``None`` for a model without one latent chain, or with more than :data:`MOST_IN_USE` states in use
     """
-    if model.chain is None or model.chain.shape[0] > 1:
+    if model.hmm is None or model.hmm.belief_shape[0] > 1:
         return None
     model.eval()
     mass, met = _count(model, language, instances)
@@ -72,13 +72,15 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     mass, met = mass[used], met[used]
     met *= met > RARE * met.amax(dim=1, keepdim=True)
 
-    device, (states, ids) = model.slot_ids.device, (model.chain.shape[1], len(language.tokens))
+    device, (states, ids) = model.slot_ids.device, (model.hmm.belief_shape[1], len(language.tokens))
     certain = torch.eye(states)[used, None, None].to(device)  # (U, 1, 1, K)
     hidden = torch.zeros(count, 1, model.embed_size, device=device)
-    logits = model.decode(hidden, certain, torch.full((count, 1, 1), PAD_ID, device=device))
+    logits = model.decode(
+        HiddenStates(hidden, certain, model.cached_parameters()), torch.full((count, 1, 1), PAD_ID, device=device)
+    )
     predicted = logits[:, 0, 0].softmax(dim=-1).cpu()
     tokens = torch.arange(ids, device=device).repeat(count)[:, None]
-    after = model.believe(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
+    after = model.filter_beliefs(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
     moves = after.cpu().view(count, ids, states)[..., used]
 
     alike = _merge(predicted, moves, met > 0)
@@ -105,9 +107,10 @@ def chain_agreement(model: DHMMGPT2, language: Language[Any], instances: Sequenc
     model.eval()
     same = tokens = 0
     for batch in batches_for(model, language, instances):
-        hidden, belief = model.encode(batch.input_ids, position_ids=batch.position_ids)
+        states = model.hidden_states(batch.input_ids, position_ids=batch.position_ids)
+        chain_only = states._replace(hidden=torch.zeros_like(states.hidden))
         unknown = torch.full_like(batch.input_ids, PAD_ID)[..., None]
-        whole, alone = (model.decode(part, belief, unknown)[:, :, 0].argmax(dim=-1) for part in (hidden, hidden * 0))
+        whole, alone = (model.decode(part, unknown)[:, :, 0].argmax(dim=-1) for part in (states, chain_only))
         predicted = batch.labels >= 0
         same, tokens = same + int(((whole == alone) & predicted).sum()), tokens + int(predicted.sum())
     return same / tokens
@@ -118,7 +121,7 @@ def _count(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -
     ids, mass, met = len(language.tokens), [], []
     for batch in batches_for(model, language, instances):
         read = batch.input_ids >= 0
-        belief = model.encode(batch.input_ids, position_ids=batch.position_ids)[1][:, :, 0] * read[..., None]
+        belief = model.hidden_states(batch.input_ids, position_ids=batch.position_ids)[1][:, :, 0] * read[..., None]
         following = one_hot(batch.input_ids[:, 1:].clamp_min(0), ids) * read[:, 1:, None]
         mass.append(belief.sum(dim=(0, 1)))
         met.append(torch.einsum("btk,btv->kv", belief[:, :-1], following.float()))

@@ -12,26 +12,28 @@ if TYPE_CHECKING:
     from dhmm_rl.model.config import DHMMConfig
     from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
     from dhmm_rl.model.generation import generate
-    from dhmm_rl.model.outputs import ModelOutput, ModelState, Tables
+    from dhmm_rl.model.outputs import CachedParameters, HiddenStates, ModelOutput, ModelState
 
 _MODULES = {
+    "CachedParameters": "outputs",
     "Checkpoint": "checkpoint",
     "DHMMConfig": "config",
     "DHMMGPT2": "dhmm_gpt2",
+    "HiddenStates": "outputs",
     "ModelOutput": "outputs",
     "ModelState": "outputs",
-    "Tables": "outputs",
     "generate": "generation",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }
 __all__ = [
     "DHMMGPT2",
+    "CachedParameters",
     "Checkpoint",
     "DHMMConfig",
+    "HiddenStates",
     "ModelOutput",
     "ModelState",
-    "Tables",
     "generate",
     "load_checkpoint",
     "save_checkpoint",

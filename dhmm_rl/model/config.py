@@ -5,6 +5,7 @@ The keywords of :class:`~dhmm_rl.model.DHMMGPT2`, the table ``[model]`` of recip
 these two dataclasses. This module does not import torch.
 """
 
+import importlib
 import inspect
 import typing
 from dataclasses import asdict, dataclass, fields
@@ -13,12 +14,23 @@ from typing import Annotated, Any, Literal, Self
 from dhmm_rl.errors import InputError
 from dhmm_rl.plain import plain
 from dhmm_rl.tokens import Slot
-from dhmm_rl.validation import NotEmpty, NotNegative, Range, check
+from dhmm_rl.validation import NotEmpty, NotNegative, Range, check, one_of
 
 DEFAULT_WINDOW = 16
 """Number of steps that the attention of an agent sees, unless its settings say otherwise."""
 LARGEST_SIZE = 2**31 - 1
 """Largest number of values that one part of a model may hold."""
+
+LATENT_LAYERS = {
+    "hmm": "dhmm_rl.model.hmm_layer:HMMLayer",
+    "mingru": "dhmm_rl.model.mingru:MinGRU",
+}
+"""Latent layers by the name that ``latent`` gives them."""
+MIXERS = {
+    "attention": "dhmm_rl.model.attention:Attention",
+    "alibi": "dhmm_rl.model.alibi:AlibiAttention",
+}
+"""Mixers by the name that ``mixer`` gives them."""
 
 Size = Annotated[int, Range(1, LARGEST_SIZE)]
 Number = Annotated[int, Range(0, LARGEST_SIZE)]
@@ -43,12 +55,17 @@ class ModelSettings:
     """Longest sequence for learned positions, and the default of ``window``."""
     window: Size | None = None
     """Number of steps that attention sees, including the present one. Default: ``max_len``; 16 for agents."""
+    mixer: Annotated[str, one_of(*MIXERS)] = "attention"
+    """What mixes steps in a block: ``attention``, or ``alibi``, attention with linear biases instead of rotary positions."""
     positions: Literal["rotary", "learned", "both"] = "rotary"
     """Position embedding: ``rotary`` (relative, for streams of any length), ``learned`` (GPT-2's own, counted from the start of
     the episode, up to ``max_len``) or ``both``."""
     reach: Annotated[list[Annotated[int, Range(0, 2**30)]], NotEmpty(100)] | None = None
     """For position ids that are passed with the tokens: the largest difference that attention sees, on each of their P axes.
     Attention then depends on differences of position ids only. Requires ``rotary`` positions."""
+    latent: Annotated[str, one_of(*LATENT_LAYERS)] = "hmm"
+    """Latent layer: ``hmm``, a hidden Markov model, or ``mingru``, a gated linear recurrence of ``chains`` times ``num_states``
+    units, which requires at least one transformer block. The settings below are for ``hmm``, if they do not say otherwise."""
     matrices: Size = 4
     """Number M of transition matrices that the gate mixes."""
     control: Literal["actions", "all", "none"] = "actions"
@@ -87,7 +104,7 @@ class DHMMConfig(ModelSettings):
 
     vocab_size: Size
     """Number V of ids."""
-    slots: tuple[Slot, ...] | None = None
+    slots: tuple[Slot, ...] = None  # type: ignore[assignment]
     """Slots of a step; one slot with all ids by default."""
     action_slots: Number = 0
     """Number of slots at the start of a step that hold the agent's action."""
@@ -131,6 +148,12 @@ class DHMMConfig(ModelSettings):
         return {field.name: getattr(self, field.name) for field in fields(ModelSettings)}
 
 
+def load_class(registry: dict[str, str], name: str) -> Any:
+    """The class that a registry names as ``module:Class``."""
+    module, _, class_name = registry[name].partition(":")
+    return getattr(importlib.import_module(module), class_name)
+
+
 POSITIONAL = ("vocab_size", "embed_size", "layers", "heads", "ff_hidden", "num_states", "max_len")
 """Arguments that :class:`~dhmm_rl.model.DHMMGPT2` also accepts by position, in this order."""
 
@@ -164,7 +187,7 @@ def _check_consistency(config: DHMMConfig) -> None:
         if not condition:
             raise InputError(message)
 
-    width, heads, reach, slots = config.embed_size, config.heads, config.reach, config.slots or ()
+    width, heads, reach, slots = config.embed_size, config.heads, config.reach, config.slots
     require(config.action_slots <= len(slots), f"action_slots is {config.action_slots}; a step has {len(slots)} slots")
     require(
         config.reset_id is None or config.reset_id < config.vocab_size,
@@ -174,14 +197,18 @@ def _check_consistency(config: DHMMConfig) -> None:
         config.layers > 0 or config.num_states > 0,
         "layers = 0 and num_states = 0 leave no model; one of them must be positive",
     )
+    require(
+        config.layers > 0 or config.latent == "hmm",
+        f"layers = 0 leaves the latent layer alone, which requires latent = 'hmm', not {config.latent!r}",
+    )
     require(width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
     require(
         config.positions == "learned" or width // heads % 2 == 0,
         f"rotary positions require an even head size; embed_size {width} / heads {heads} is odd",
     )
     require(
-        reach is None or config.positions == "rotary",
-        f"reach is {reach} with {config.positions} positions; it requires rotary positions",
+        reach is None or (config.positions == "rotary" and config.mixer == "attention"),
+        f"reach is {reach} with {config.positions} positions and mixer {config.mixer}; it requires rotary attention",
     )
     require(
         reach is None or width // heads // 2 >= len(reach),
@@ -191,7 +218,7 @@ def _check_consistency(config: DHMMConfig) -> None:
 
 def _check_size(config: DHMMConfig) -> None:
     """:raises InputError: for a model that is too large to be intended"""
-    width, states, ids, slots = config.embed_size, config.num_states, config.vocab_size, config.slots or ()
+    width, states, ids, slots = config.embed_size, config.num_states, config.vocab_size, config.slots
     widest = max(slot.stop - slot.start for slot in slots)
     numbers = {
         "layers, embed_size and ff_hidden": config.layers * width * (4 * width + 2 * (config.ff_hidden or 4 * width)),

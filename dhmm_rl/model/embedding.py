@@ -73,22 +73,6 @@ def ordinal_features(bins: int) -> Tensor:
     return torch.cat([phase.sin() / frequency, phase.cos() / frequency], dim=1)
 
 
-def position_features(positions: int, embed_size: int) -> Tensor:
-    """
-    Sines and cosines with which learned positions begin, (positions, D), of deviation 1.
-
-    Wavelengths go geometrically from 4 positions to four times as many as there are (Vaswani et al. 2017, arXiv 1706.03762,
-    section 3.5). A linear map turns them to those of a position so much earlier, or mirrored, for all positions at once:
-    attention that finds one place finds all.
-
-    :param embed_size: D
-    """
-    count = (embed_size + 1) // 2
-    wavelength = 4 * float(max(positions, 2)) ** torch.linspace(0, 1, count)
-    phase = torch.arange(positions)[:, None] * (2 * math.pi / wavelength)
-    return math.sqrt(2) * torch.cat([phase.sin(), phase.cos()], dim=1)[:, :embed_size]
-
-
 def init_head(head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
     """
     Normal noise; smooth over the bins of a real field. What reads out actions starts from zero: a new policy is uniform.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
-from dhmm_rl.model.bayes_filter import TINY
 from dhmm_rl.model.dhmm_gpt2 import DHMMGPT2
-from dhmm_rl.model.outputs import Tables
+from dhmm_rl.model.filter_kernels import TINY
+from dhmm_rl.model.outputs import HiddenStates
 from dhmm_rl.tokens import DONE, PAD_ID
 
 
@@ -75,8 +75,7 @@ def mutation_rate(model: DHMMGPT2, greedy: bool, mutation: float | None) -> floa
 @torch.no_grad()
 def sample_slots(
     model: DHMMGPT2,
-    hidden: Tensor,
-    belief: Tensor,
+    states: HiddenStates,
     slots: range,
     following: Tensor | None = None,
     *,
@@ -85,24 +84,21 @@ def sample_slots(
     top_k: int | None = None,
     greedy: bool = False,
     generator: torch.Generator | None = None,
-    tables: Tables | None = None,
 ) -> Tensor:
     """
     Choose the next step's slots one after the other.
 
-    :param hidden: of the step before, (B, 1, D)
-    :param belief: (B, 1, N, K)
+    :param states: hidden states of the step before, with T = 1
     :param slots: which slots to choose; those before them are read from ``following``
     :param legal: which ids may be chosen, (V,) booleans; all when ``None``
-    :param tables: the model's, where they serve more than this step
     :return: ids of the next step, -1 in slots not chosen or given, (B, C)
     :raises InputError: when no legal id is left for a slot
     """
     if following is None:
-        following = torch.full((len(hidden), len(model.slots)), -1, device=hidden.device)
+        following = torch.full((len(states.hidden), len(model.slots)), -1, device=states.hidden.device)
     following = following.clone()
     for j in slots:
-        logits = model.decode(hidden, belief, following[:, None], j, j + 1, tables)[:, 0, 0]
+        logits = model.decode(states, following[:, None], j, j + 1)[:, 0, 0]
         ids = model.slot_ids[j]
         if legal is not None:
             allowed = legal[ids.clamp_min(0)] & (ids >= 0)
@@ -169,21 +165,19 @@ def generate(
     state = model.initial_state(len(prompt))
     given = None if position_ids is None else position_ids(prompt)
     for t in range(read - 1):
-        _, _, state = model.encode_step(prompt[:, t], state, position_ids=None if given is None else given[:, t])
+        _, state = model.step_hidden_states(prompt[:, t], state, position_ids=None if given is None else given[:, t])
     for t in range(read - 1, read + steps - 1):
         at = None if position_ids is None else position_ids(stream[:, : t + 1])[:, -1]
-        hidden, belief, state = model.encode_step(stream[:, t], state, rate, at, generator)
+        states, state = model.step_hidden_states(stream[:, t], state, rate, at, generator)
         tokens = sample_slots(
             model,
-            hidden,
-            belief,
+            states,
             range(len(model.slots)),
             legal=legal,
             temperature=temperature,
             top_k=top_k,
             greedy=greedy,
             generator=generator,
-            tables=state.tables,
         )
         if end_id is not None:
             tokens[over] = PAD_ID

@@ -1,8 +1,8 @@
 """
-What a model gives, what it remembers between steps, and its parameters as passes use them.
+What a model returns, what it remembers between steps, and its parameters as passes use them.
 
-Shapes: B sequences, T steps, C slots, V ids, D width, L layers, H heads, N chains, K latent states, M matrices, W window,
-n the ids of the widest slot.
+Shapes: B sequences, T steps, C slots, V ids, D width, F features and S shape of the latent layer's belief, n the ids of the
+widest slot.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,57 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dhmm_rl.model.latent_layer import ChainTables
+from dhmm_rl.model.cache import Cache
+from dhmm_rl.model.latent_layer import LatentLayer, LatentParameters
+
+
+class CachedParameters(NamedTuple):
+    """
+    The parameters as passes use them: computed once for a pass, or for all steps of a rollout.
+
+    :param lookup: what each id contributes to a step, summed over its slots: its embedding, then its features for the latent
+        layer, (V + 1, D + F); the last row is padding
+    :param head: output embeddings of the transformer, (V, D); ``None`` without one
+    :param latent_layer: the latent layer; ``None`` without one
+    :param latent: the latent layer's own cached parameters
+    """
+
+    lookup: Tensor
+    head: Tensor | None
+    latent_layer: LatentLayer | None
+    latent: LatentParameters | None
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of rows of the lookup table, (..., D + F), as embeddings (..., D) and latent features (..., F)."""
+        if self.latent is None:
+            return rows, rows[..., :0]
+        features = self.latent.token_features.shape[1]
+        embedded, latent = torch.split(rows, [rows.shape[-1] - features, features], dim=-1)
+        return (embedded if self.head is None else embedded.to(self.head.dtype)), latent
+
+
+class HiddenStates(NamedTuple):
+    """
+    What a model knows after each step; :meth:`DHMMGPT2.decode` makes predictions of it.
+
+    :param hidden: output of the transformer, (B, T, D)
+    :param belief: belief of the latent layer, (B, T, *S)
+    :param parameters: parameters that computed them
+    """
+
+    hidden: Tensor
+    belief: Tensor
+    parameters: CachedParameters
 
 
 @dataclass
 class ModelOutput:
     """
-    What a forward pass gives; read it as ``out["loss"]`` or ``out.loss``.
+    Result of a forward pass; read it as ``out["loss"]`` or ``out.loss``.
 
-    :param hidden: the transformer's output, (B, T, D)
-    :param belief: filtered beliefs, (B, T, N · K)
-    :param decode: computes :attr:`logits`
+    :param hidden: output of the transformer, (B, T, D)
+    :param belief: filtered beliefs, flattened, (B, T, N · K)
+    :param decode: function that computes :attr:`logits`
     :param loss: weighted mean of the cross-entropy in nats per token; ``None`` without labels
     :param token_loss: cross-entropy of each token in nats, unweighted, 0 where there is no label; shaped like the labels
     :param bits: mean cross-entropy per field in bits, (C,); NaN for a field without labels
@@ -39,9 +79,9 @@ class ModelOutput:
     @cached_property
     def logits(self) -> Tensor:
         """
-        Of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
-        ``model.slots[j]`` and minus infinity beyond them. Computed when first asked for, which training never does: ask before
-        the model's parameters change.
+        Logits of what follows each step: (B, T, V) with one slot; otherwise (B, T, C, n), slot j's ids in the order of
+        ``model.slots[j]`` and minus infinity beyond them. They are computed when first used, which training never does: use
+        them before the model's parameters change.
         """
         return self.decode()
 
@@ -53,50 +93,21 @@ class ModelOutput:
 @dataclass
 class ModelState:
     """
-    What a model remembers of B streams between steps. :meth:`DHMMGPT2.step` writes into it: use the state it returns.
+    What a model remembers of B streams between steps. :meth:`DHMMGPT2.step` writes into it: use the state that it returns.
 
-    :param keys: ring of rotated keys per layer, (L, B, H, W, D / H)
-    :param values: ring of values per layer, the same shape
-    :param belief: (B, N, K)
-    :param held: which places of the rings hold a step of the present episode, (B, W)
-    :param position: steps since each stream's episode began, (B,)
-    :param places: the position ids of the rings' steps, (B, W, P), in a model with a ``reach``
-    :param tables: the model's parameters as its steps use them; a state is worth nothing once they have changed
-    :param time: steps taken by all streams together
+    :param belief: belief of the latent layer, (B, *S)
+    :param position: steps since each stream's episode started, (B,)
+    :param cache: what attention remembers; ``None`` in a parallel pass that nothing follows
+    :param parameters: the model's parameters as its steps use them; a state is useless once they have changed
     """
 
-    keys: Tensor
-    values: Tensor
     belief: Tensor
-    held: Tensor
     position: Tensor
-    places: Tensor
-    tables: "Tables" = field(repr=False)
-    time: int = 0
+    cache: Cache | None
+    parameters: CachedParameters = field(repr=False)
 
     def __getitem__(self, streams: Any) -> "ModelState":
-        """A copy of some streams' state, which further steps of the others leave alone; ``state[:]`` copies all."""
+        """A copy of the state of some streams, independent of further steps of the others; ``state[:]`` copies all."""
         index = torch.arange(len(self.belief), device=self.belief.device)[streams]
-        return ModelState(
-            self.keys[:, index],
-            self.values[:, index],
-            self.belief[index],
-            self.held[index],
-            self.position[index],
-            self.places[index],
-            self.tables,
-            self.time,
-        )
-
-
-class Tables(NamedTuple):
-    """
-    Parameters as passes use them.
-
-    :param lookup: what every id contributes to a step, summed over its slots: embedding, log-likelihood, gate logits,
-        (V + 1, D + N · K + N · M); the last row is nothing
-    :param chain: the latent layer's
-    """
-
-    lookup: Tensor
-    chain: ChainTables | None
+        cache = None if self.cache is None else self.cache.select(index)
+        return ModelState(self.belief[index], self.position[index], cache, self.parameters)

@@ -336,8 +336,8 @@ class TrainingState:
     def __init__(self, model: DHMMGPT2, settings: TrainingSettings, path: Path) -> None:
         self.model, self.path = model, path
         # Weight decay acts on the transformer's matrices: not on biases and norms, and not on the latent layer
-        decayed = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith("chain.")]
-        rest = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith("chain.")]
+        decayed = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith("latent.")]
+        rest = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith("latent.")]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
         self.step = self.best_step = 0

@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss
 
 from dhmm_rl.common import ActionTokens, DHMMPolicy, SegmentSamples, SequenceOnPolicyAlgorithm
 from dhmm_rl.errors import InputError
-from dhmm_rl.model import Checkpoint, load_checkpoint
+from dhmm_rl.model import Checkpoint, HiddenStates, load_checkpoint
 from dhmm_rl.plain import plain_scalars
 from dhmm_rl.tokens import PAD_ID
 
@@ -132,8 +132,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
     def _advance_burn_in(self, tokens: Tensor) -> None:
         super()._advance_burn_in(tokens)
         prior = self.policy.prior
-        if prior is not None and prior.chain is not None:
-            self._prior_belief = prior.believe(tokens, self._prior_belief)[:, -1]
+        if prior is not None and prior.latent is not None:
+            self._prior_belief = prior.filter_beliefs(tokens, self._prior_belief)[:, -1]
 
     @property
     def warming_up(self) -> bool:
@@ -175,7 +175,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
             for samples in self._minibatches():
                 # The features come from the model, which is not trained here
                 with torch.no_grad():
-                    features = self.policy.features(*self.policy.read_segments(samples)).flatten(0, 1)
+                    features = self.policy.features(self.policy.read_segments(samples)).flatten(0, 1)
                 # Value loss using the TD(gae_lambda) target
                 value_loss = mse_loss(self.policy.values(features), samples.returns)
                 metrics["value_loss"].append(value_loss.item())
@@ -232,7 +232,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
         :return: the loss, and its terms and other metrics by name
         """
-        values, log_prob, distribution, hidden, belief = self.policy.evaluate_segments(samples)
+        values, log_prob, distribution, states = self.policy.evaluate_segments(samples)
 
         # Ratio between new and old policy, 1 before the first gradient step of an update
         log_ratio = log_prob - samples.old_log_prob
@@ -277,20 +277,20 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
                 metrics["uniform_kl"] = uniform_kl.item()
         if self.next_token_coef > 0:
             # The model stays a language model: it goes on predicting observations
-            next_token_loss = self._next_token_loss(samples, hidden, belief)
+            next_token_loss = self._next_token_loss(samples, states)
             loss = loss + self.next_token_coef * next_token_loss
             metrics["next_token_loss"] = next_token_loss.item()
         metrics["loss"] = loss.item()
         return loss, metrics
 
-    def _next_token_loss(self, samples: SegmentSamples, hidden: Tensor, belief: Tensor) -> Tensor:
+    def _next_token_loss(self, samples: SegmentSamples, states: HiddenStates) -> Tensor:
         """Mean cross-entropy of the next step's observation tokens, given its action, in nats per token."""
         model = self.policy.language_model
         following, actions = samples.following, model.action_slots
         # A following step counts if it is known (not padding) and continues the episode (not RESET)
         continues = following[..., :1] > 1
         labels = torch.where(continues, following, PAD_ID)
-        total = model.token_losses(hidden, belief, labels, first=actions).sum()
+        total = model.token_losses(states, labels, first=actions).sum()
         return total / (labels[..., actions:] >= 0).sum().clamp_min(1)
 
     @torch.no_grad()
@@ -299,16 +299,17 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         buffer, prior = self.rollout_buffer, self.policy.prior
         if prior is None or self.prior_kl_now == 0:
             return None
-        hidden, belief = prior.encode(
+        states = prior.hidden_states(
             buffer.all_tokens(), belief=self._prior_belief, position=self._position, last=buffer.buffer_size
         )
         distribution = ActionTokens(prior, self.policy.tokenizer)
         masks = torch.from_numpy(buffer.masks).to(self.device).transpose(0, 1).flatten(0, 1) if buffer.mask_size else None
-        distribution.proba_distribution(hidden.flatten(0, 1)[:, None], belief.flatten(0, 1)[:, None], masks)
+        hidden, belief = states.hidden.flatten(0, 1)[:, None], states.belief.flatten(0, 1)[:, None]
+        distribution.proba_distribution(HiddenStates(hidden, belief, states.parameters), masks)
         actions = torch.from_numpy(buffer.actions).to(self.device).transpose(0, 1).flatten(0, 1)
         distribution.log_prob_of_ids(actions.long())
         log_probs = distribution.slot_log_probs()
-        return log_probs.view(*hidden.shape[:2], *log_probs.shape[1:])
+        return log_probs.view(*states.hidden.shape[:2], *log_probs.shape[1:])
 
     def _normalize(self, advantages: NDArray[np.float32]) -> NDArray[np.float32]:
         """

@@ -1,0 +1,110 @@
+"""
+Positions: rotary tables, learned positions and the position of a step in its episode.
+
+Shapes: B sequences, T steps, D width, H heads, P axes of position ids.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROTARY_ROWS = 1024
+"""Number of positions for which the rotary tables of single steps are computed at a time."""
+
+
+@functools.lru_cache(maxsize=64)
+def _axis_frequencies(head_size: int, reach: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The axis that each angle belongs to, and its frequency, each (head_size / 2,)."""
+    pair = torch.arange(head_size // 2, device=device)
+    axis, rank = pair % len(reach), pair // len(reach)
+    longest = torch.tensor([2.0 * max(farthest, 1) for farthest in reach], dtype=torch.float64, device=device)[axis]
+    return axis, math.pi / 2 * longest ** -(rank.double() / max(int(rank.max()), 1))
+
+
+def rotary_axes(positions: Tensor, head_size: int, reach: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """
+    Rotary tables of position ids on several axes, which take turns in the angles.
+
+    The wavelengths of an axis grow geometrically from 4 ids to 8 times its reach, so that all differences within reach can be
+    told apart.
+
+    :param positions: position ids, (B, T, P)
+    :param head_size: width of a head
+    :param reach: the largest difference that attention sees, on each axis
+    :return: cosines and sines, each (B, 1, T, head_size / 2), fp32
+    """
+    axis, frequency = _axis_frequencies(head_size, tuple(reach), positions.device)
+    angles = (positions.double()[..., axis] * frequency)[:, None]
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines of rotary position embedding (Su et al. 2021, arXiv 2104.09864, section 3.2).
+
+    Angles are computed in double precision, so that step 1 000 000 is as exact as step 1.
+
+    :param positions: positions of any shape
+    :param head_size: width of a head
+    :return: each (..., head_size / 2), fp32
+    """
+    frequency = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size)
+    angles = positions.double()[..., None] * frequency
+    return angles.cos().float(), angles.sin().float()
+
+
+@functools.lru_cache(maxsize=64)
+def _rotary_rows(chunk: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_table(torch.arange(ROTARY_ROWS, device=device) + chunk * ROTARY_ROWS, head_size)
+    return cos[:, None], sin[:, None]
+
+
+def rotary_at(position: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rotary table of one position, each (1, head_size / 2); computed for many positions at once and cached."""
+    cos, sin = _rotary_rows(position // ROTARY_ROWS, head_size, device)
+    return cos[position % ROTARY_ROWS], sin[position % ROTARY_ROWS]
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply a rotary table (..., T, head_size / 2) to queries or keys (B, H, T, head_size)."""
+    cos, sin = (part.to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def positions_in_episode(valid: Tensor, starts: Tensor | None, first: Tensor) -> Tensor:
+    """
+    Number of steps since each step's episode started, (B, T); -1 for padding.
+
+    :param valid: steps that are not padding, (B, T)
+    :param starts: steps that have nothing to do with those before them, (B, T); ``None`` if there are none
+    :param first: position of the first step, if its episode started earlier, (B,)
+    """
+    steps = torch.arange(valid.shape[1], device=valid.device)
+    if starts is None:
+        return first[:, None] + steps
+    if valid.shape[1] == 1:  # the same, in fewer operations
+        return torch.where(starts, valid.long() - 1, first[:, None])
+    started_at = torch.where(starts, steps + (~valid).long(), 0).cummax(dim=1).values
+    continues = starts.cumsum(dim=1) == 0
+    return steps - started_at + torch.where(continues, first[:, None], 0)
+
+
+def learned_positions(positions: int, embed_size: int) -> Tensor:
+    """
+    Sines and cosines with which learned positions begin, (positions, D), of standard deviation 1.
+
+    Wavelengths grow geometrically from 4 positions to four times their number (Vaswani et al. 2017, arXiv 1706.03762, section
+    3.5). A linear map turns these features into those of an earlier or a mirrored position, for all positions at once, so
+    attention that finds one place finds all.
+
+    :param positions: number of positions
+    :param embed_size: width D
+    """
+    count = (embed_size + 1) // 2
+    wavelength = 4 * float(max(positions, 2)) ** torch.linspace(0, 1, count)
+    phase = torch.arange(positions)[:, None] * (2 * math.pi / wavelength)
+    return math.sqrt(2) * torch.cat([phase.sin(), phase.cos()], dim=1)[:, :embed_size]
