@@ -19,6 +19,7 @@ from dhmm_rl.data.datasets import ROWS_AT_ONCE
 from dhmm_rl.envs import VecTokenStream
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.hmm_layer import HMMLayer
+from dhmm_rl.model.slot_decoder import SlotDecoder
 from dhmm_rl.model.slots import sum_before
 from dhmm_rl.sequence_ppo import SequencePPO
 from dhmm_rl.tokens import Tokenizer
@@ -153,9 +154,9 @@ def test_acting_decodes_no_more_than_the_actions(monkeypatch: pytest.MonkeyPatch
     agent = SequencePPO(
         "DHMMPolicy", env, n_steps=8, batch_size=16, n_epochs=1, policy_kwargs=dict(features_extractor_kwargs=SETTINGS)
     )
-    calls = count_calls(monkeypatch, DHMMGPT2, "_read_slots")
+    calls = count_calls(monkeypatch, SlotDecoder, "_inputs")
     agent.learn(32)
-    assert {(first, last) for _, _, _, first, last, _ in calls} == {(0, 1), (1, 2), (0, 2)}  # two drawn, both evaluated
+    assert {(first, last) for _, _, first, last in calls} == {(0, 1), (1, 2), (0, 2)}  # two drawn, both evaluated
 
 
 @pytest.mark.slow
