@@ -553,7 +553,7 @@ def test_checkpoints_come_back_and_bad_ones_are_named(cartpole: Tokenizer, tmp_p
     with pytest.raises(InputError, match="cut short"):
         load_checkpoint(path)
     torch.save({"weights": 1}, path)
-    with pytest.raises(InputError, match="no checkpoint of this kind"):
+    with pytest.raises(InputError, match="not a checkpoint of this kind"):
         load_checkpoint(path)
     with pytest.raises(InputError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "other.pt")

@@ -57,6 +57,8 @@ BUILDS = [
     {"layers": 2, "window": 20, "num_states": 4, "chains": 2, "control": "all"},
     {"layers": 2, "window": 10, "num_states": 4, "positions": "both"},
     {"layers": 0, "num_states": 6},
+    {"layers": 1, "window": 8, "num_states": 4, "latent": "mingru"},
+    {"layers": 2, "window": 10, "num_states": 4, "mixer": "alibi"},
 ]
 
 
@@ -164,7 +166,9 @@ def test_predict_remembers_what_rollouts_remember() -> None:
             before, kept = state, None if state is None else state[:]
             action, state = model.predict(observation, state, deterministic=True)
             if before is not None and kept is not None:
-                assert torch.equal(before.keys, kept.keys), "predict must leave the state alone that it was given"
+                assert torch.equal(before.cache.layers[0].keys, kept.cache.layers[0].keys), (
+                    "predict must leave the state alone that it was given"
+                )
             policy = model.policy
             features = policy.features(policy.language_model.hidden_states(torch.as_tensor(np.stack(seen, axis=1)), last=1))
             assert (policy.distribution(features[:, 0]).mode().numpy() == action).all()

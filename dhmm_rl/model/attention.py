@@ -59,7 +59,7 @@ class Attention(Mixer):
         :param q: queries of the last T of the steps, (B, H, T, D / H)
         :param k: keys, (B, H, S, D / H)
         :param v: values, (B, H, S, D / H)
-        :param mask: which keys each query sees, (B, 1, T, S); ``None`` for all up to and including its own
+        :param mask: mask of the keys that each query sees, (B, 1, T, S); ``None`` for all up to and including its own
         :param cache_index: index of the query's own key, if the keys are the ring of a cache
         :return: (B, H, T, D / H)
         """

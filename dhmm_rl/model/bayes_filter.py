@@ -8,6 +8,7 @@ dimension of chains comes before that of states everywhere.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -133,28 +134,17 @@ def run_filter(
     initial, weights = initial.transpose(0, 1), gates.permute(1, 2, 0, 3).contiguous()
     likelihood = evidence.exp().permute(1, 2, 0, 3).contiguous()
     matrix_of_step = None if matrix_index is None else matrix_index.T.contiguous()
-    beliefs: Tensor
+    events = (restart_belief, restarts, jumps, targets, matrix_of_step)
     if scan and filter_kernels.scan_pays(evidence.device, evidence.numel() * states):
-        beliefs = filter_kernels.scan_filter(
-            initial, weights, likelihood, transitions, restart_belief, restarts, jumps, targets, matrix_of_step
-        )
+        beliefs = filter_kernels.scan_filter(initial, weights, likelihood, transitions, *events)
     else:
         # A matrix product with [A_1 … A_M] propagates the belief through all matrices at once.
         if matrix_index is None:
             transitions = transitions.transpose(1, 2).reshape(chains, states, -1)
         beliefs = filter_kernels.FilterLoop.apply(  # type: ignore[no-untyped-call]
-            initial,
-            weights,
-            likelihood,
-            transitions.contiguous(),
-            restart_belief,
-            restarts,
-            jumps,
-            targets,
-            matrix_of_step,
-            not scan,
+            initial, weights, likelihood, transitions.contiguous(), *events, not scan
         )
-    return beliefs.permute(2, 0, 1, 3)
+    return cast(Tensor, beliefs).permute(2, 0, 1, 3)
 
 
 def log_predictive(prior: Tensor, emissions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A language model in one file, with the tokenizer of its streams and how it came to be."""
+"""A language model in one file, with the tokenizer of its streams and a record of its training."""
 
 import io
 import zipfile
@@ -19,9 +19,11 @@ _FORMAT = "dhmm-rl language model 2"
 
 class Checkpoint(NamedTuple):
     """
-    :param model: in evaluation mode
-    :param tokenizer: of the streams it was trained on; ``None`` for flat sequences
-    :param info: plain values about how it came to be, e.g. ``env_id`` and ``env_steps``
+    A language model as it is stored.
+
+    :param model: model in evaluation mode
+    :param tokenizer: tokenizer of the streams it was trained on; ``None`` for flat sequences
+    :param info: plain values about its training, e.g. ``env_id`` and ``env_steps``
     """
 
     model: DHMMGPT2
@@ -47,7 +49,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     """
     Read what :func:`save_checkpoint` wrote.
 
-    :raises InputError: when there is no such file, or it is something else, or it is cut short
+    :raises InputError: if the file is missing, cut short or of another kind
     """
     content = load_torch(path, _FORMAT, device)
     try:
@@ -57,14 +59,14 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         return Checkpoint(model.eval(), tokenizer, content["info"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} holds a model of another version of dhmm-rl ({reason}); pretrain one anew") from error
+        raise InputError(f"{path} holds a model of another version of dhmm-rl ({reason}); pretrain a new one") from error
 
 
 def save_torch(path: str | Path, content: dict[str, Any]) -> None:
     """
     Write a file of tensors and plain values; :func:`load_torch` reads it. It holds a checksum of each of its parts.
 
-    :raises OSError: when the disk is full; what was there before is still there then
+    :raises OSError: if the disk is full; the previous file is kept
     """
     buffer = io.BytesIO()  # torch's own writer raises a RuntimeError of many lines when the disk is full
     torch.save(content, buffer)
@@ -76,7 +78,7 @@ def load_torch(path: str | Path, expected: str, device: str | torch.device = "cp
     """
     Read a file of tensors and plain values whose ``format`` entry is ``expected``; no code in it is run.
 
-    :raises InputError: when there is no such file, or it is something else, or a byte of it was changed or lost
+    :raises InputError: if the file is missing, of another kind, or a byte of it was changed or lost
     """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}; python -m dhmm_rl.pretrain writes one")
@@ -89,5 +91,5 @@ def load_torch(path: str | Path, expected: str, device: str | torch.device = "cp
     except Exception as error:  # zipfile and torch raise whatever they met in a damaged file
         raise InputError(f"{path} cannot be read as a checkpoint: it is cut short or of another program") from error
     if not isinstance(content, dict) or content.get("format") != expected:
-        raise InputError(f"{path} is no checkpoint of this kind; expected a {expected}")
+        raise InputError(f"{path} is not a checkpoint of this kind; expected a {expected}")
     return content

@@ -165,7 +165,7 @@ class DHMMGPT2(nn.Module):
         :param input_ids: token ids, (B, T) or (B, T, C)
         :param belief: belief before the first of these steps, (B, *S); that of a new episode by default
         :param position: position of the first of these steps in its episode, (B,); 0 by default. For learned positions
-        :param position_ids: as in :meth:`forward`
+        :param position_ids: position ids, as in :meth:`forward`
         :param mutation: probability per step that the belief jumps to a random state
         :param generator: random generator of the jumps; torch's global one by default
         :param last: number of steps to return, the last ones; all by default

@@ -15,20 +15,20 @@ from dhmm_rl.tokens import Slot
 STD = 0.1
 """Standard deviation of new embeddings."""
 OWN = 0.1
-"""How fast the part of a bin's embedding that is its own learns, relative to everything else."""
+"""Relative learning rate of the part of an embedding that belongs to a single bin."""
 
 
 class TokenEmbedding(nn.Module):
     """
-    The embeddings of all ids, (V + 1, D); the last row, always zero, is what "nothing" looks up.
+    The embeddings of all ids, (V + 1, D); the last row, always zero, is that of padding.
 
-    Those of a real field's bins are a learned smooth function of the bin, plus a part of each bin's own that learns a tenth as
-    fast. Were they rows like any other, each would take its own random walk under an optimizer like Adam, and after a thousand
-    steps the small differences of neighbouring bins, in which a velocity shows, would be lost.
+    The embedding of a real-valued field's bin is a learned smooth function of the bin, plus a part of its own that learns ten
+    times more slowly. With independent rows, each would take its own random walk under an optimizer like Adam, and after a
+    thousand steps the small differences of neighboring bins, which show a velocity, would be lost.
 
-    :param vocab_size: V
-    :param embed_size: D
-    :param slots: which ids are bins of one real field
+    :param vocab_size: number of ids V
+    :param embed_size: width D
+    :param slots: slots of a step, which say which ids are bins of one real-valued field
     """
 
     def __init__(self, vocab_size: int, embed_size: int, slots: Sequence[Slot]) -> None:
@@ -60,12 +60,12 @@ class TokenEmbedding(nn.Module):
 
 def ordinal_features(bins: int) -> Tensor:
     """
-    Smooth features of the bins of one real field, so that neighbors look alike, (n, F).
+    Smooth features of the bins of one real-valued field, which make neighbors similar, (n, F).
 
     Sines and cosines of the companded centers in [-1, 1], octave by octave until a period is a few bins, with amplitudes that
     fall as 1 / frequency.
 
-    :param bins: n
+    :param bins: number of bins n
     """
     centers = (torch.arange(bins) + 0.5) / bins * 2 - 1
     frequency = 2.0 ** torch.arange(int(math.log2(bins)))
@@ -75,7 +75,12 @@ def ordinal_features(bins: int) -> Tensor:
 
 def init_head(head: nn.Parameter, slots: Sequence[Slot], action_slots: int) -> None:
     """
-    Normal noise; smooth over the bins of a real field. What reads out actions starts from zero: a new policy is uniform.
+    Initialize output embeddings: normal noise, smooth over the bins of a real-valued field, and zero for actions, so that a new
+    policy is uniform.
+
+    :param head: output embeddings, (V, D); changed in place
+    :param slots: slots of a step
+    :param action_slots: number of slots at the start of a step that hold the action
     """
     with torch.no_grad():
         nn.init.normal_(head, std=0.02)

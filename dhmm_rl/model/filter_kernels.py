@@ -110,10 +110,8 @@ class FilterLoop(torch.autograd.Function):
                 if restarts is not None:
                     belief = torch.where(restarts[t], restart_belief, belief)
                 # Predict: propagate the belief through the transition matrices.
-                propagated = (
-                    torch.bmm(belief, flat_transitions) if groups is None else groups.times(belief, flat_transitions, t)
-                )
-                propagated = propagated.view(chains, batch, -1, states)
+                product = torch.bmm(belief, flat_transitions) if groups is None else groups.times(belief, flat_transitions, t)
+                propagated = product.view(chains, batch, -1, states)
                 # Correct: weigh by gates and likelihood, and normalize.
                 post = propagated * weight
                 post = post.sum(dim=2) if gates.shape[-1] > 1 else post[:, :, 0]
@@ -127,11 +125,8 @@ class FilterLoop(torch.autograd.Function):
                 beliefs.append(belief)
                 norms.append(norm)
                 products.append(propagated)
-        filtered = torch.stack(beliefs)
-        all_norms = torch.stack(norms)
-        ctx.save_for_backward(
-            initial, gates, likelihood, flat_transitions, restart_belief, restarts, jumps, filtered, all_norms
-        )
+        filtered, scale = torch.stack(beliefs), torch.stack(norms)
+        ctx.save_for_backward(initial, gates, likelihood, flat_transitions, restart_belief, restarts, jumps, filtered, scale)
         ctx.products, ctx.groups, ctx.guard = products, groups, guard
         return filtered
 
@@ -142,6 +137,7 @@ class FilterLoop(torch.autograd.Function):
         chains, batch, _ = initial.shape
         if ctx.guard:
             norms = norms.clamp_min(UNLIKELY)
+        # The belief that each step started from.
         started = torch.cat([initial[None], filtered[:-1]])
         if restarts is not None:
             started = torch.where(restarts, restart_belief, started)
@@ -155,6 +151,7 @@ class FilterLoop(torch.autograd.Function):
         for chunk in reversed(_chunks(gates, likelihood)):
             span = slice(chunk.start, chunk.stop)
             weights = _weights(gates, likelihood, chunk)
+            # Backwards through the steps of the chunk: only the gradients at beliefs need a loop.
             scaled = (weights / norms[span, ..., None]).unbind(0)
             arriving, belief_of = grads[0][span].unbind(0), filtered[span].unbind(0)
             inner, at_initial = [], []  # h - h·b, and the gradient at the belief that the step starts from
@@ -173,6 +170,7 @@ class FilterLoop(torch.autograd.Function):
                     carried = carried * continues[chunk[i]]
             if restarts is not None:
                 grad_restart += (torch.stack(at_initial[::-1]) * restarts[span]).sum(dim=(0, 2))[:, None]
+            # All other gradients of the chunk at once.
             at_post = torch.stack(inner[::-1]) / norms[span]
             at_weights = torch.stack(ctx.products[span]) * at_post[:, :, :, None]
             grad_gates[span] = (at_weights * likelihood[span, :, :, None]).sum(dim=-1)

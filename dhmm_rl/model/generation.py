@@ -1,11 +1,12 @@
 """
-Letting a model continue streams.
+Generation: a model continues streams.
 
 Shapes: B streams, T steps, C slots.
 """
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +43,10 @@ def choose(
     """
     Pick one entry of each row.
 
-    :param logits: (B, n)
-    :param temperature: above 1 flattens the distribution, below 1 sharpens it
-    :param top_k: keep only so many of the likeliest entries
-    :param greedy: take the likeliest
+    :param logits: logits of the entries, (B, n)
+    :param temperature: temperature: above 1 it flattens the distribution, below 1 it sharpens it
+    :param top_k: number of likeliest entries to choose from; all by default
+    :param greedy: take the likeliest entry
     :return: indices, (B,)
     :raises InputError: for a temperature or ``top_k`` out of range, or logits that are not finite numbers
     """
@@ -64,7 +65,7 @@ def choose(
 
 
 def mutation_rate(model: DHMMGPT2, greedy: bool, mutation: float | None) -> float:
-    """The rate that is asked for; when ``None`` the model's own, and 0 where the likeliest is taken."""
+    """The given mutation rate; by default the model's own, or 0 if the likeliest token is taken."""
     if mutation is None:
         return 0.0 if greedy else model.mutation
     if not 0 <= mutation < 1:
@@ -86,11 +87,11 @@ def sample_slots(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """
-    Choose the next step's slots one after the other.
+    Choose the slots of the next step one after the other.
 
     :param states: hidden states of the step before, with T = 1
-    :param slots: which slots to choose; those before them are read from ``following``
-    :param legal: which ids may be chosen, (V,) booleans; all when ``None``
+    :param slots: slots to choose; those before them are read from ``following``
+    :param legal: flags of the ids that may be chosen, (V,) booleans; all by default
     :return: ids of the next step, -1 in slots not chosen or given, (B, C)
     :raises InputError: when no legal id is left for a slot
     """
@@ -126,64 +127,63 @@ def generate(
     position_ids: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """
-    Continue streams on the cached state, so a continuation may be of any length.
+    Continue streams on the cached state, so that a continuation may have any length.
 
-    A stream of an environment ends with ``DONE``: after it there is nothing, -1.
-
-    :param prompt: at least one step, (B, T), or (B, T, C) with several slots
-    :param steps: how many steps to add
-    :param legal_ids: the only ids that may be chosen; all when ``None``
-    :param temperature: above 1 flattens the distribution, below 1 sharpens it
-    :param top_k: choose only among so many of the likeliest ids
+    :param model: model of the streams
+    :param prompt: first steps of the streams, at least one, (B, T), or (B, T, C) with several slots
+    :param steps: number of steps to add
+    :param legal_ids: the only ids that may be chosen; all by default
+    :param temperature: temperature: above 1 it flattens the distribution, below 1 it sharpens it
+    :param top_k: number of likeliest ids to choose from; all by default
     :param greedy: always take the likeliest id
-    :param mutation: probability per step, from the prompt's last on, that the belief jumps to a random state; the model's own
-        when ``None``, or 0 if ``greedy``
-    :param generator: seeds the choices and the jumps
-    :param end_id: with one slot, the id that ends a sequence; after it there is nothing, -1
-    :param position_ids: what gives the position ids (B, t), or (B, t, P), of the ids (B, t) so far; counted when ``None``
+    :param mutation: probability of a jump of the belief per step after the prompt; by default the model's, or 0 if ``greedy``
+    :param generator: random generator of the choices and the jumps
+    :param end_id: id that ends a sequence, followed by padding only; ``DONE`` in a stream of an environment
+    :param position_ids: function that returns the position ids (B, t), or (B, t, P), of the ids (B, t) so far
     :return: prompt and continuation, (B, T + steps) or (B, T + steps, C)
     :raises InputError: for an empty prompt, or legal ids that leave a slot without choice
     """
+    _check_prompt(prompt, steps)
+    rate, length = mutation_rate(model, greedy, mutation), prompt.shape[1]
+    legal = None if legal_ids is None else _legal_flags(model, legal_ids, prompt.device)
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "greedy": greedy, "generator": generator}
+    end_id = DONE if model.action_slots > 0 else end_id
+    stream = prompt.new_full((len(prompt), length + steps, *prompt.shape[2:]), PAD_ID)
+    stream[:, :length] = prompt
+    last = prompt[:, -1] if prompt.dim() == 2 else prompt[:, -1, 0]
+    ended = torch.zeros_like(last, dtype=torch.bool) if end_id is None else last.eq(end_id)
+    state = model.initial_state(len(prompt))
+    # Read the prompt, all but its last step.
+    ids = None if position_ids is None else position_ids(prompt)
+    for t in range(length - 1):
+        _, state = model.step_hidden_states(prompt[:, t], state, position_ids=None if ids is None else ids[:, t])
+    # Read the last step so far, choose the next one, and so on.
+    for t in range(length - 1, length + steps - 1):
+        ids = None if position_ids is None else position_ids(stream[:, : t + 1])[:, -1]
+        states, state = model.step_hidden_states(stream[:, t], state, rate, ids, generator)
+        tokens = sample_slots(model, states, range(len(model.slots)), legal=legal, **sampling)
+        # Padding follows the end of a stream; a step that ends one holds nothing else.
+        if end_id is not None:
+            tokens[ended] = PAD_ID
+            ended = ended | (tokens[:, 0] == end_id)
+            tokens[ended, 1:] = PAD_ID
+        stream[:, t + 1] = tokens[:, 0] if prompt.dim() == 2 else tokens
+        if bool(ended.all()):
+            break
+    return stream
+
+
+def _check_prompt(prompt: Tensor, steps: int) -> None:
     if prompt.shape[1] == 0:
         raise InputError("the prompt is empty; generation needs at least one step to continue")
     if steps < 0:
         raise InputError(f"steps is {steps}; it must not be negative")
-    rate = mutation_rate(model, greedy, mutation)
-    legal = None
-    if legal_ids is not None:
-        if not all(0 <= id_ < model.vocab_size for id_ in legal_ids):
-            raise InputError(f"legal ids must lie between 0 and {model.vocab_size - 1}")
-        legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=prompt.device)
-        legal[torch.tensor(sorted(legal_ids), dtype=torch.long, device=prompt.device)] = True
-    if model.action_slots > 0:  # a stream of an environment
-        end_id = DONE
-    read = prompt.shape[1]
-    stream = prompt.new_full((len(prompt), read + steps, *prompt.shape[2:]), PAD_ID)
-    stream[:, :read] = prompt
-    last = prompt[:, -1] if prompt.dim() == 2 else prompt[:, -1, 0]
-    over = torch.zeros_like(last, dtype=torch.bool) if end_id is None else last.eq(end_id)
-    state = model.initial_state(len(prompt))
-    given = None if position_ids is None else position_ids(prompt)
-    for t in range(read - 1):
-        _, state = model.step_hidden_states(prompt[:, t], state, position_ids=None if given is None else given[:, t])
-    for t in range(read - 1, read + steps - 1):
-        at = None if position_ids is None else position_ids(stream[:, : t + 1])[:, -1]
-        states, state = model.step_hidden_states(stream[:, t], state, rate, at, generator)
-        tokens = sample_slots(
-            model,
-            states,
-            range(len(model.slots)),
-            legal=legal,
-            temperature=temperature,
-            top_k=top_k,
-            greedy=greedy,
-            generator=generator,
-        )
-        if end_id is not None:
-            tokens[over] = PAD_ID
-            over = over | (tokens[:, 0] == end_id)
-            tokens[over, 1:] = PAD_ID
-        stream[:, t + 1] = tokens[:, 0] if prompt.dim() == 2 else tokens
-        if end_id is not None and bool(over.all()):
-            break
-    return stream
+
+
+def _legal_flags(model: DHMMGPT2, legal_ids: Collection[int], device: torch.device) -> Tensor:
+    """Flags of the ids that may be chosen, (V,)."""
+    if not all(0 <= id_ < model.vocab_size for id_ in legal_ids):
+        raise InputError(f"legal ids must lie between 0 and {model.vocab_size - 1}")
+    legal = torch.zeros(model.vocab_size, dtype=torch.bool, device=device)
+    legal[torch.tensor(sorted(legal_ids), dtype=torch.long, device=device)] = True
+    return legal

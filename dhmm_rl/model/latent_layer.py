@@ -1,5 +1,5 @@
 """
-The seam of the latent layer: memory of unlimited length that is read beside attention.
+The seam of the latent layer: memory of unlimited length that complements attention.
 
 A new latent layer is one file with a subclass of :class:`LatentLayer` and one line in
 :data:`dhmm_rl.model.config.LATENT_LAYERS`.
@@ -23,7 +23,7 @@ class LatentParameters:
     What a latent layer computes from its parameters once for a whole pass, or for all steps of a rollout.
 
     :param initial: belief before the first step of an episode, (*S)
-    :param token_features: what each id contributes to the features of a step, (V + 1, F); the last row, for padding, is zero
+    :param token_features: contribution of each id to the features of a step, (V + 1, F); the last row, for padding, is zero
     """
 
     initial: Tensor
@@ -64,7 +64,7 @@ class LatentLayer(nn.Module):
         :param features: sums of the token features of each step, (B, T, F)
         :param initial: belief before the first step, (B, *S)
         :param starts: steps before which the belief is reset to that of a new episode, (B, T); ``None`` if there are none
-        :param parameters: what :meth:`cached_parameters` returned
+        :param parameters: result of :meth:`cached_parameters`
         :param ids: tokens of the steps if there is one slot, -1 for padding, (B, T)
         :param mutation: probability per step that the belief jumps to a random state, in layers that have such
         :param generator: random generator of the jumps; torch's global one by default
@@ -81,7 +81,7 @@ class LatentLayer(nn.Module):
             same; ``None`` if nothing is before them
         :param first: the first of the slots
         :param last: one past the last of the slots
-        :param parameters: what :meth:`cached_parameters` returned
+        :param parameters: result of :meth:`cached_parameters`
         :return: (c, B, T, *S); ``None`` if the layer predicts nothing by itself
         """
         return None
@@ -94,8 +94,8 @@ class LatentLayer(nn.Module):
         """
         What the layer adds to the logits of some slots.
 
-        :param slot_beliefs: from :meth:`slot_beliefs`, (c, B, T, *S)
-        :param emissions: from :meth:`slot_emissions`, (c, …)
+        :param slot_beliefs: result of :meth:`slot_beliefs`, (c, B, T, *S)
+        :param emissions: result of :meth:`slot_emissions`, (c, …)
         :return: (c, B, T, n)
         """
         raise NotImplementedError

@@ -23,7 +23,7 @@ class Context(NamedTuple):
 
     :param valid: steps that are not padding, (B, T)
     :param starts: steps that have nothing to do with those before them, (B, T); ``None`` if there are none
-    :param attention_mask: which steps each step sees, (B, 1, T, S); ``None`` for all up to and including itself
+    :param attention_mask: mask of the steps that each step sees, (B, 1, T, S); ``None`` for all up to and including itself
     :param rotary: cosines and sines of the T positions, each (…, T, D / 2H); ``None`` without rotary positions
     :param cache_index: index of the single step of this pass in the caches; ``None`` if the steps are read in parallel
     """
@@ -60,8 +60,8 @@ class Mixer(nn.Module):
         Mix steps. One step at a time is the same as in parallel: T = 1 on a cache.
 
         :param x: inputs, (B, T, D)
-        :param context: what is known of the steps
-        :param cache: what the layer remembers; written in place. ``None`` if nothing comes before or after this pass
+        :param context: masks and positions of the steps
+        :param cache: memory of the layer, written in place; ``None`` if nothing comes before or after this pass
         :param last: number of steps to return, the last ones; all by default
         :return: (B, T, D), or (B, last, D)
         """

@@ -21,7 +21,7 @@ class CachedParameters(NamedTuple):
     """
     The parameters as passes use them: computed once for a pass, or for all steps of a rollout.
 
-    :param lookup: what each id contributes to a step, summed over its slots: its embedding, then its features for the latent
+    :param lookup: contribution of each id to a step, summed over its slots: its embedding, then its features for the latent
         layer, (V + 1, D + F); the last row is padding
     :param head: output embeddings of the transformer, (V, D); ``None`` without one
     :param latent_layer: the latent layer; ``None`` without one
@@ -97,7 +97,7 @@ class ModelState:
 
     :param belief: belief of the latent layer, (B, *S)
     :param position: steps since each stream's episode started, (B,)
-    :param cache: what attention remembers; ``None`` in a parallel pass that nothing follows
+    :param cache: memory of the blocks; ``None`` in a parallel pass that nothing follows
     :param parameters: the model's parameters as its steps use them; a state is useless once they have changed
     """
 

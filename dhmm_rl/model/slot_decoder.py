@@ -30,7 +30,7 @@ class SlotHeads(NamedTuple):
     :param padded: whether some of these slots have fewer than n ids
     :param ids: ids of the slots, -1 beyond them, (c, n)
     :param head: output embeddings of these ids, (c, n, D); ``None`` without a transformer
-    :param emissions: what the latent layer needs to know of the slots, (c, …); ``None`` if it predicts nothing
+    :param emissions: emissions of these slots in the latent layer, (c, …); ``None`` if it predicts nothing
     """
 
     padded: bool
@@ -182,7 +182,7 @@ def make_output(
     :param decoder: predicts the slots
     :param states: hidden states of the pass
     :param following: ids of the steps that follow, (B, T, C)
-    :param labels: the same as the user passed them; ``None`` if the steps that follow are unknown
+    :param labels: these ids as the user passed them; ``None`` if the steps that follow are unknown
     :param weights: weight of every label in the loss, broadcastable to the labels
     """
     recorded, one_slot = torch.is_grad_enabled(), len(decoder.slots) == 1
