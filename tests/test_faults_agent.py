@@ -135,7 +135,9 @@ def test_done_is_never_an_action_however_likely_the_model_finds_it() -> None:
         model.head[2:] = -100
     states = model.hidden_states(torch.as_tensor(tokenizer.first_step(env.reset()))[:, None])
     for greedy in (True, False):
-        ids, _ = ActionTokens(model, tokenizer).proba_distribution(states._replace(hidden=states.hidden.abs())).choose_ids(greedy)
+        ids, _ = (
+            ActionTokens(model, tokenizer).proba_distribution(states._replace(hidden=states.hidden.abs())).choose_ids(greedy)
+        )
         assert (ids > 1).all()
 
 

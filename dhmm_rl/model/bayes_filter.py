@@ -8,7 +8,6 @@ dimension of chains comes before that of states everywhere.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +143,7 @@ def run_filter(
         beliefs = filter_kernels.FilterLoop.apply(  # type: ignore[no-untyped-call]
             initial, weights, likelihood, transitions.contiguous(), *events, not scan
         )
-    return cast(Tensor, beliefs).permute(2, 0, 1, 3)
+    return beliefs.permute(2, 0, 1, 3)
 
 
 def log_predictive(prior: Tensor, emissions: Tensor) -> Tensor:
