@@ -21,7 +21,7 @@ from dhmm_rl.cli import check_counts, run_command, set_up
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, Process, score
-from dhmm_rl.languages.experiment import draw, draw_held_out, model_settings
+from dhmm_rl.languages.run import draw, draw_held_out, model_settings
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.plotting import save_figure
 from dhmm_rl.pretraining.trainer import SequenceDataset, train_language_model

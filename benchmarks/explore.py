@@ -24,7 +24,7 @@ from benchmarks.ablate import Job, Study, plan, run_all, train
 from dhmm_rl.cli import check_counts, run_command
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Language, write_traces
-from dhmm_rl.languages.experiment import draw
+from dhmm_rl.languages.run import draw
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.plotting import save_figure
 

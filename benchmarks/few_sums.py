@@ -14,8 +14,8 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write
 from dhmm_rl.languages import Addition, FixedSentences, score
 from dhmm_rl.languages.addition import Sum
-from dhmm_rl.languages.experiment import HELD_OUT, draw, model_settings
 from dhmm_rl.languages.language import Coupling
+from dhmm_rl.languages.run import HELD_OUT, draw, model_settings
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.recipes.schema import TrainingSettings
 

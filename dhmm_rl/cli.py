@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -19,7 +19,8 @@ MAX_SEED = 2**32 - 100_000
 
 
 OPTIONS = {
-    **dict.fromkeys(("episodes", "final_episodes", "eval_episodes", "instances", "beyond", "judge"), Range(1, 10**6)),
+    **dict.fromkeys(("episodes", "final_episodes", "eval_episodes", "instances"), Range(1, 10**6)),
+    **dict.fromkeys(("evaluate", "extrapolate", "num_eval_examples"), Range(1, 10**6)),
     **dict.fromkeys(("draws", "sums", "updates", "turns", "n_envs", "n_steps", "n_epochs"), Range(1, 10**6)),
     **dict.fromkeys(("seeds", "jobs", "threads", "embed_sizes"), Range(1, 10_000)),
     **dict.fromkeys(("seconds", "max_seconds"), Range(0, above=True)),
@@ -28,7 +29,9 @@ OPTIONS = {
 """Ranges of the options that mean the same in every command. Recipes and training settings check the other options."""
 
 
-def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) -> None:
+def run_command(
+    main: Callable[[Args], None], arguments: type[Args], name: str, renamed: Mapping[str, str] | None = None
+) -> None:
     """
     Parse the command line into ``arguments`` and run ``main``.
 
@@ -40,6 +43,7 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     :param main: function of the command
     :param arguments: dataclass of the command's options; its docstrings are the command's ``--help``
     :param name: name of the module, as ``python -m`` takes it
+    :param renamed: old names of options and the names that replace them, without dashes in front; a note names the new one
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,7 +51,8 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     try:
         expect_interruptions()
         try:
-            args = tyro.cli(arguments, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,))
+            words = replace_old_options(sys.argv[1:], renamed or {})
+            args = tyro.cli(arguments, prog=f"python -m {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
             check_options(args)
             main(args)
         finally:
@@ -70,6 +75,24 @@ def run_command(main: Callable[[Args], None], arguments: type[Args], name: str) 
     except KeyboardInterrupt as error:  # an interrupted run says in it how to continue
         print(f"interrupted; {error}" if str(error) else "interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def replace_old_options(words: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """
+    Replace options with an old name, and print a note that names the new one.
+
+    :param words: words of the command line
+    :param renamed: old names of options and the names that replace them, without dashes in front
+    """
+    replaced = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        new = renamed.get(option.removeprefix("--")) if option.startswith("--") else None
+        if new is not None:
+            print(f"note: {option} is now called --{new}; the old name goes away in the next release", file=sys.stderr)
+            word = f"--{new}{equals}{value}"
+        replaced.append(word)
+    return replaced
 
 
 def check_options(args: Any) -> None:

@@ -31,7 +31,7 @@ from dhmm_rl.runs.evaluate import preserve_random_state
 from dhmm_rl.runs.evaluation import EVAL_SHARE, FINAL_EPISODES, EvalSettings, EvaluationCallback, check_share
 from dhmm_rl.runs.logs import make_logger
 from dhmm_rl.runs.report import evaluate_and_report
-from dhmm_rl.runs.run import Run, removed_if_failed
+from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import read_checkpoint
 from dhmm_rl.runs.time_limits import check_positions
 from dhmm_rl.tokens import Tokenizer
@@ -105,9 +105,9 @@ def main(args: Args) -> None:
     else:
         run = Run.resume(args.resume, "ppo", args.trust)
         factory = EnvFactory(run.env, run.seed, run.agent)
-    if (run.folder / "result.json").exists():
+    if run.complete:
         raise InputError(f"the run {run.folder} is complete; play it, or start another without --resume")
-    with removed_if_failed(run.folder, new=args.resume is None), run.writing():
+    with run.writing(new=args.resume is None):
         train(run, factory, args, device)
 
 

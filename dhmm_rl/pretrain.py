@@ -12,7 +12,7 @@ from dhmm_rl.pretraining.sources import Source, check_top_fraction
 from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.environments import EnvFactory
-from dhmm_rl.runs.run import Run, removed_if_failed
+from dhmm_rl.runs.run import Run
 
 
 @dataclass
@@ -86,10 +86,10 @@ def main(args: Args) -> None:
         run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
     else:
         run = Run.resume(args.resume, "pretrain", args.trust)
-        if run.language_model.exists():
+        if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
     seconds = run.args.get("max_seconds")
-    with removed_if_failed(run.folder, new=args.resume is None), run.writing():
+    with run.writing(new=args.resume is None):
         checkpoint = pretrain(
             run,
             EnvFactory(run.env, run.seed),

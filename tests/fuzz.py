@@ -25,8 +25,8 @@ from dhmm_rl.data import Rollouts, collect, read_minari, write_minari
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import run_checksum
 from dhmm_rl.languages import LANGUAGES
-from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.options import find_language
+from dhmm_rl.languages.run import LanguageRun
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.pretraining.trainer import TrainingState
 from dhmm_rl.recipes import EnvRecipe, load_recipes

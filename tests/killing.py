@@ -83,7 +83,7 @@ def start_pretrain(root: Path) -> None:
 def start_languages(root: Path) -> None:
     """Train a model of a language, or resume an interrupted run."""
     model, sizes = ("embed_size=8", "heads=1", "num_states=2"), ("sizes=2,4",)
-    args = languages.Args("parity", sizes, model, steps=12, eval_every=3, instances=5, runs=root, quiet=True)
+    args = languages.Args("parity", sizes, model, steps=12, eval_every=3, num_eval_examples=5, runs=root, quiet=True)
     for folder in unfinished(root, "result.json"):
         languages.main(languages.Args(resume=folder, quiet=True) if folder else args)
 

@@ -23,7 +23,7 @@ from dhmm_rl.languages import (
     score,
     write_traces,
 )
-from dhmm_rl.languages.experiment import model_settings
+from dhmm_rl.languages.run import model_settings
 from dhmm_rl.model import DHMMGPT2, generate
 
 SMALL: dict[str, Language[Any]] = {

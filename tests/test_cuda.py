@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dhmm_rl import DHMMGPT2, SequencePPO, VecTokenStream
 from dhmm_rl.languages import LANGUAGES, FixedSentences, FreshSentences, Language, score, write_traces
-from dhmm_rl.languages.experiment import draw, model_settings
+from dhmm_rl.languages.run import draw, model_settings
 from dhmm_rl.pretraining.trainer import train_language_model
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.tokens import Tokenizer

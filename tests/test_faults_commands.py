@@ -28,7 +28,7 @@ from dhmm_rl.cli import run_command
 from dhmm_rl.common import DHMMPolicy
 from dhmm_rl.errors import InputError, install_command, python_command
 from dhmm_rl.languages import LANGUAGES
-from dhmm_rl.languages.experiment import LanguageRun
+from dhmm_rl.languages.run import LanguageRun
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.pretraining.teachers import load_teacher
@@ -594,8 +594,8 @@ def test_this_projects_environments_are_known_in_processes_of_a_notebook() -> No
         ("dhmm_rl.collect", ["--to", "x", "--n-envs", "-1"], "n_envs is -1"),
         ("dhmm_rl.collect", ["--to", "x", "--seed", "-1"], "seed is -1"),
         ("dhmm_rl.collect", ["--to", "x", "--episodes", "1000000000000"], "episodes is 1000000000000"),
-        ("dhmm_rl.languages.__main__", ["--instances", "0"], "instances is 0"),
-        ("dhmm_rl.languages.__main__", ["--beyond", "-1"], "beyond is -1"),
+        ("dhmm_rl.languages.__main__", ["--num-eval-examples", "0"], "num_eval_examples is 0"),
+        ("dhmm_rl.languages.__main__", ["--extrapolate", "-1"], "extrapolate is -1"),
         (
             "dhmm_rl.languages.__main__",
             ["--model", "layers=1000000000000"],

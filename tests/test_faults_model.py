@@ -19,8 +19,8 @@ from torch import Tensor
 from dhmm_rl import ppo, pretrain
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages.__main__ import Args, main
-from dhmm_rl.languages.experiment import LanguageRun
 from dhmm_rl.languages.latent_automaton import chain_agreement
+from dhmm_rl.languages.run import LanguageRun
 from dhmm_rl.model import DHMMGPT2, filter_kernels, generate, load_checkpoint, save_checkpoint
 from dhmm_rl.model.bayes_filter import run_filter
 from dhmm_rl.model.generation import choose
@@ -385,7 +385,7 @@ def test_what_no_state_explains_leaves_all_states_possible() -> None:
 def test_where_chance_rules_traces_are_drawn_and_no_exactness_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(Args("markov-chain", set=("sizes=30,30", "states=3"), steps=30, instances=20, runs=tmp_path, quiet=True))
+    main(Args("markov-chain", set=("sizes=30,30", "states=3"), steps=30, num_eval_examples=20, runs=tmp_path, quiet=True))
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["size", "nats", "best"]
     assert "%" not in out
@@ -406,10 +406,10 @@ def test_where_chance_rules_traces_are_drawn_and_no_exactness_is_reported(
 @pytest.mark.parametrize(("layers", "steps", "drawn"), [(0, 150, True), (1, 60, False)])
 def test_an_automaton_is_drawn_if_the_chain_is_what_predicts(layers: int, steps: int, drawn: bool, tmp_path: Path) -> None:
     model = (f"layers={layers}", "embed_size=32", "heads=2")
-    main(Args("parity", set=("sizes=1,8",), model=model, steps=steps, instances=20, runs=tmp_path, quiet=True))
+    main(Args("parity", set=("sizes=1,8",), model=model, steps=steps, num_eval_examples=20, runs=tmp_path, quiet=True))
     folder = tmp_path / "parity/languages/1"
     run = LanguageRun.open(folder)
-    found = load_checkpoint(run.checkpoint).model
+    found = load_checkpoint(run.language_model).model
     assert (chain_agreement(found, run.language, run.held_out()) > 0.9) == drawn
     assert (folder / "automaton.png").exists() == drawn
     assert (folder / "curve.png").exists()

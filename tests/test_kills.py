@@ -24,7 +24,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import LANGUAGES
 from dhmm_rl.languages import __main__ as languages
-from dhmm_rl.languages.experiment import LanguageRun, newest_run
+from dhmm_rl.languages.run import LanguageRun, newest_run
 from dhmm_rl.model import DHMMGPT2, load_checkpoint, save_checkpoint
 from dhmm_rl.recipes import load_recipes
 from dhmm_rl.recipes.schema import TrainingSettings
@@ -123,7 +123,7 @@ def resume(command: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["ppo", "pretrain", "languages"])
 def test_two_processes_do_not_write_into_one_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.0)
+    monkeypatch.setattr(runs, "LOCK_TIMEOUT", 0.0)
     folder = make_run(tmp_path, command)
     (folder / ".lock").write_text("process 1 on a machine that is gone")
     with writing(folder, command):
@@ -136,7 +136,7 @@ def test_two_processes_do_not_write_into_one_run(command: str, tmp_path: Path, m
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.0)
+    monkeypatch.setattr(runs, "LOCK_TIMEOUT", 0.0)
     hold = "import os, sys; from filelock import FileLock; FileLock(sys.argv[1] + '/.lock').acquire(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", hold, str(tmp_path)], check=False).returncode == -9
     with writing(tmp_path, "ppo"):

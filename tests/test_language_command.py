@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from dhmm_rl.cli import run_command
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import LANGUAGES, Addition, Parity
-from dhmm_rl.languages.__main__ import Args, main
-from dhmm_rl.languages.experiment import LanguageRun
+from dhmm_rl.languages.__main__ import RENAMED, Args, main
 from dhmm_rl.languages.latent_automaton import read_automaton
 from dhmm_rl.languages.options import find_language, with_options
+from dhmm_rl.languages.run import LanguageRun
 from dhmm_rl.model import load_checkpoint
 from dhmm_rl.pretraining import trainer as language_model
 from dhmm_rl.pretraining.trainer import learning_rate
@@ -31,7 +32,7 @@ SMALL = Args(
     steps=150,
     learning_rate=1e-2,
     eval_every=50,
-    instances=30,
+    num_eval_examples=30,
     quiet=True,
 )
 
@@ -51,12 +52,12 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     run = LanguageRun.open(folder)
     assert run.language == with_options(LANGUAGES["bubble-sort"], SMALL.set)
-    assert load_checkpoint(run.checkpoint).model.config.reach == [1, 6]
+    assert load_checkpoint(run.language_model).model.config.reach == [1, 6]
 
     for asked in (replace(SMALL, resume=folder), replace(SMALL, runs=tmp_path)):
         main(replace(asked, show="3 1"))
         assert capsys.readouterr().out == "START 3 1\nCOMPARE 3 1 SWAP\nEND\n-> solved: 1 3\n"
-    main(Args(runs=tmp_path, judge=(4, 6), instances=30))
+    main(Args(runs=tmp_path, evaluate=(4, 6), num_eval_examples=30))
     table = [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]]
     exact, tokens, nats = (result["sizes"][1][name] for name in ("exact", "tokens", "nats"))
     assert table[0] == ["4", f"{exact:.2%}", f"{tokens:.2%}", f"{nats:.4f}"]
@@ -68,7 +69,7 @@ def test_it_learns_to_sort_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_a_process_showed_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = Args("markov-chain", set=("sizes=5,5", "states=3"), steps=60, instances=5, runs=tmp_path, quiet=True)
+    asked = Args("markov-chain", set=("sizes=5,5", "states=3"), steps=60, num_eval_examples=5, runs=tmp_path, quiet=True)
     main(asked)
     assert "entropy rate: 0." in capsys.readouterr().out
     main(replace(asked, show="A B C"))
@@ -86,7 +87,7 @@ def test_what_suits_a_language_is_its_own_to_say(tmp_path: Path) -> None:
 
     LANGUAGES["looks"] = Looks(sizes=(1, 2))
     try:
-        main(Args("looks", instances=5, runs=tmp_path, quiet=True))
+        main(Args("looks", num_eval_examples=5, runs=tmp_path, quiet=True))
     finally:
         del LANGUAGES["looks"]
     settings = json.loads((tmp_path / "looks/languages/1/run.json").read_text())["settings"]
@@ -114,7 +115,7 @@ def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monke
         with pytest.raises(Interrupted):
             main(replace(short, runs=tmp_path / "parts"))
     parts = tmp_path / "parts/bubble-sort/languages/1"
-    assert not LanguageRun.open(parts).checkpoint.exists()
+    assert not LanguageRun.open(parts).language_model.exists()
     with pytest.raises(InputError, match="is not finished"):
         main(Args(resume=parts, show="3 1"))
     state = torch.load(parts / "training.pt")
@@ -132,7 +133,18 @@ def test_an_interrupted_run_ends_as_though_it_had_not_been(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", ["mess3", "parity", "stream"])
 def test_processes_automata_and_streams_are_learned_too(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(Args(name, set=("sizes=5,9",), steps=20, eval_every=10, instances=10, beyond=(12,), runs=tmp_path, quiet=True))
+    main(
+        Args(
+            name,
+            set=("sizes=5,9",),
+            steps=20,
+            eval_every=10,
+            num_eval_examples=10,
+            extrapolate=(12,),
+            runs=tmp_path,
+            quiet=True,
+        )
+    )
     out = capsys.readouterr().out
     assert ("best" in out) == (name == "mess3")
     result = json.loads((tmp_path / name / "languages/1/result.json").read_text())
@@ -144,12 +156,12 @@ def test_processes_automata_and_streams_are_learned_too(name: str, tmp_path: Pat
 def test_running_states_learned_on_40_tokens_are_right_after_512(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(Args(name, steps=800, beyond=(512,), instances=50, runs=tmp_path, quiet=True))
+    main(Args(name, steps=800, extrapolate=(512,), num_eval_examples=50, runs=tmp_path, quiet=True))
     result = json.loads((tmp_path / name / "languages/1/result.json").read_text())
     assert [entry["exact"] for entry in result["sizes"][:2]] == [1, 1]
     assert result["sizes"][2]["tokens"] >= 0.99  # at chance, 0.5 or 0.2; by counting steps alone, too
     run = LanguageRun.open(tmp_path / name / "languages/1")
-    model = load_checkpoint(run.checkpoint).model
+    model = load_checkpoint(run.language_model).model
     assert is_the_automaton(read_automaton(model, run.language, run.held_out()), run.language)
     assert capsys.readouterr().out.endswith(f"automaton:        {run.folder}/automaton.png\n")
     assert (run.folder / "automaton.png").is_file()
@@ -180,7 +192,7 @@ def test_a_language_of_ones_own_is_trained_by_its_name(
     text = (Path(__file__).parents[1] / "docs/languages.md").read_text()
     (tmp_path / "own_euclid.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
     monkeypatch.syspath_prepend(tmp_path)
-    main(Args("own_euclid:Euclid", steps=10, eval_every=10, instances=10, runs=tmp_path, quiet=True))
+    main(Args("own_euclid:Euclid", steps=10, eval_every=10, num_eval_examples=10, runs=tmp_path, quiet=True))
     assert "8     0.00%" in capsys.readouterr().out
     main(Args("own_euclid:Euclid", runs=tmp_path, show="48 36"))
     assert capsys.readouterr().out.startswith("GCD 48 36\n")
@@ -203,9 +215,9 @@ BAD: dict[str, tuple[Args, str]] = {
     "no model": (Args("parity", model=("layers=0", "num_states=0")), "leave no model"),
     "no such keyword": (Args("parity", model=("layer=0",)), "'layer=0' is no option"),
     "no steps": (Args("parity", steps=0), "steps of pretraining is 0"),
-    "no instances": (Args("parity", instances=0), "at least 1"),
-    "no size": (Args("parity", beyond=(0,)), "at least 1"),
-    "nothing to judge": (Args("parity", judge=(40,)), "no finished run of parity"),
+    "no instances": (Args("parity", num_eval_examples=0), "at least 1"),
+    "no size": (Args("parity", extrapolate=(0,)), "at least 1"),
+    "nothing to judge": (Args("parity", evaluate=(40,)), "no finished run of parity"),
     "no keyword of languages": (Args("addition", model=("action_slots=1",)), "is no option"),
     "no differences": (Args("addition", model=("reach=abc",)), "reach cannot be 'abc'; it is one or more, each a whole number"),
     "no width": (Args("addition", model=("ff_hidden=-1",)), "ff_hidden is -1"),
@@ -246,3 +258,18 @@ def test_the_command_ends_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: parity counts modulo 2, not 3; counting takes any n\n"
+
+
+def test_options_with_an_old_name_still_work_and_a_note_names_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed: list[Args] = []
+    monkeypatch.setattr(sys, "argv", ["languages", "parity", "--beyond", "20", "50", "--instances=7", "--judge", "3"])
+    run_command(parsed.append, Args, "dhmm_rl.languages", RENAMED)
+    assert (parsed[0].extrapolate, parsed[0].num_eval_examples, parsed[0].evaluate) == ((20, 50), 7, (3,))
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.split(";")[0] for note in notes] == [
+        "note: --beyond is now called --extrapolate",
+        "note: --instances is now called --num-eval-examples",
+        "note: --judge is now called --evaluate",
+    ]

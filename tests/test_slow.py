@@ -81,7 +81,7 @@ def test_the_belief_holds_the_first_of_831_cards(tmp_path: Path) -> None:
 def test_languages_are_right_far_beyond_their_training(
     language: str, beyond: int, instances: int, inside: float, outside: float, tmp_path: Path
 ) -> None:
-    run(tmp_path, "dhmm_rl.languages", language, "--beyond", str(beyond), "--instances", str(instances), "--quiet")
+    run(tmp_path, "dhmm_rl.languages", language, "--extrapolate", str(beyond), "--num-eval-examples", str(instances), "--quiet")
     sizes = json.loads((tmp_path / f"runs/{language}/languages/1/result.json").read_text())["sizes"]
     assert sizes[1]["exact"] >= inside
     assert sizes[2]["size"] == beyond

@@ -4,7 +4,7 @@ What a model answers in a language.
 Shapes: B instances, T tokens of the longest, K states of a hidden process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,58 +144,77 @@ def write_traces(
     """
     Let a model write a trace for each instance.
 
-    :param steps: the most tokens that are written; as many as the longest of the language's own traces has when ``None``
-    :param begun: the beginnings of traces, given as well; not in a language that transduces
-    :param greedy: always take the likeliest token; drawn when ``False``
-    :param temperature: of drawn tokens
-    :param mutation: probability per step that the belief jumps to a random state; the model's own when ``None``, or 0 if
+    :param model: model of the language
+    :param language: language of the instances
+    :param instances: B instances
+    :param steps: largest number of tokens to write; the length of the longest of the language's own traces when ``None``
+    :param begun: beginnings of the traces, given to the model; not for a language that transduces
+    :param greedy: take the most likely tokens instead of sampled ones
+    :param temperature: temperature of sampled tokens
+    :param mutation: probability per step that the belief jumps to a random state; the model's own when ``None``, or 0 with
         ``greedy``
-    :param generator: seeds the choices and the jumps
-    :return: B traces; one that comes to no end in so many steps is cut there
+    :param generator: random number generator for sampled tokens and for jumps
+    :return: B traces; a trace that does not end within ``steps`` tokens is cut there
     """
     model.eval()
-    device = model.slot_ids.device
+    sampling: dict[str, Any] = {"greedy": greedy, "temperature": temperature, "generator": generator}
     if language.transduces:
-        batch = make_batch(language, instances)
-        states = model.hidden_states(
-            batch.input_ids.to(device),
-            position_ids=batch.position_ids.to(device),
-            mutation=mutation_rate(model, greedy, mutation),
-            generator=generator,
-        )
-        logits = model.decode(states, torch.full_like(batch.input_ids, PAD_ID, device=device)[..., None])[:, :, 0]
-        ids = choose(logits.flatten(0, 1), greedy=greedy, temperature=temperature, generator=generator).view(logits.shape[:2])
-        return [language.decode(row[seen >= 0].tolist()) for row, seen in zip(ids.cpu(), batch.input_ids, strict=True)]
+        return _answer_prompts(model, language, instances, mutation_rate(model, greedy, mutation), sampling)
 
+    # Prompts and beginnings, padded in front to the same length
     begun = [[]] * len(instances) if begun is None else begun
-    prompts = [language.encode([*language.prompt(one), *first]) for one, first in zip(instances, begun, strict=True)]
-    width = max(map(len, prompts))
-    ids = torch.tensor([[PAD_ID] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    prompts = [
+        language.encode([*language.prompt(instance), *beginning]) for instance, beginning in zip(instances, begun, strict=True)
+    ]
+    length = max(map(len, prompts))
+    ids = torch.tensor([[PAD_ID] * (length - len(prompt)) + prompt for prompt in prompts], device=model.slot_ids.device)
 
-    offsets = [language.offset(language.prompt(instance)) for instance in instances]
-
-    def positions(stream: Tensor) -> Tensor:
-        given = [
-            language.position_ids(language.decode(ids)) + offset for ids, offset in zip(stream.tolist(), offsets, strict=True)
-        ]
-        found = torch.zeros(*stream.shape, given[0].shape[1], dtype=torch.long)
-        for row, ids, places in zip(found, stream, given, strict=True):
-            first = int((ids >= 0).nonzero()[0])
-            row[first : first + len(places)] = torch.from_numpy(places)
-        if model.reach is None:
-            found = found[..., 0].clamp_max(model.max_len - 1)  # a trace that is wrong may run beyond
-        return found.to(stream.device)
-
+    has_positions = language.coupling == "learned" or model.reach is not None
     stream = generate(
         model,
         ids,
         max(len(language.trace(instance)) for instance in instances) if steps is None else steps,
-        greedy=greedy,
-        temperature=temperature,
         mutation=mutation,
-        generator=generator,
         end_id=None if language.end is None else language.ids[language.end],
-        position_ids=positions if language.coupling == "learned" or model.reach is not None else None,
+        position_ids=_position_function(model, language, instances) if has_positions else None,
+        **sampling,
     )
-    written = stream[:, width:].tolist()
-    return [[*first, *language.decode(row)] for first, row in zip(begun, written, strict=True)]
+    written = stream[:, length:].tolist()
+    return [[*beginning, *language.decode(row)] for beginning, row in zip(begun, written, strict=True)]
+
+
+def _answer_prompts(
+    model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], mutation: float, sampling: dict[str, Any]
+) -> list[list[str]]:
+    """Answer all tokens of each prompt in one parallel pass, in a language that transduces."""
+    device = model.slot_ids.device
+    batch = make_batch(language, instances)
+    states = model.hidden_states(
+        batch.input_ids.to(device),
+        position_ids=batch.position_ids.to(device),
+        mutation=mutation,
+        generator=sampling["generator"],
+    )
+    unknown = torch.full_like(batch.input_ids, PAD_ID, device=device)[..., None]
+    logits = model.decode(states, unknown)[:, :, 0]
+    ids = choose(logits.flatten(0, 1), **sampling).view(logits.shape[:2])
+    return [language.decode(row[read >= 0].tolist()) for row, read in zip(ids.cpu(), batch.input_ids, strict=True)]
+
+
+def _position_function(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> Callable[[Tensor], Tensor]:
+    """Return a function from ids (B, T), padded in front, to the position ids that the language gives them."""
+    offsets = [language.offset(language.prompt(instance)) for instance in instances]
+
+    def position_ids(stream: Tensor) -> Tensor:
+        rows = [
+            language.position_ids(language.decode(ids)) + offset for ids, offset in zip(stream.tolist(), offsets, strict=True)
+        ]
+        padded = torch.zeros(*stream.shape, rows[0].shape[1], dtype=torch.long)
+        for target, ids, row in zip(padded, stream, rows, strict=True):
+            first = int((ids >= 0).nonzero()[0])
+            target[first : first + len(row)] = torch.from_numpy(row)
+        if model.reach is None:
+            padded = padded[..., 0].clamp_max(model.max_len - 1)  # a wrong trace can be longer than all positions
+        return padded.to(stream.device)
+
+    return position_ids

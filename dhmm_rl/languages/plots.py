@@ -15,7 +15,7 @@ RADIUS = 0.36
 """Of a state's circle, in inches."""
 MARGIN = 0.9
 """Around the circles' centers, in inches; long labels widen it."""
-MOST_ARROWS = 40
+MAX_ARROWS = 40
 """Nobody can read a picture of more."""
 LISTED = 5
 """So many tokens or latent states are named at most, before a …"""

@@ -1,10 +1,11 @@
-"""A run's folder, ``runs/<env>/<agent>/<n>/``, and what lies in it."""
+"""Runs and their folders: ``runs/<env>/<agent>/<n>/`` with the description ``run.json``, logs, checkpoints and results."""
 
 import os
 import platform
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +21,21 @@ from dhmm_rl.recipes.schema import Steps, TrainingSettings
 from dhmm_rl.validation import Range, TableOf, check, check_table
 
 LANGUAGE_MODEL = "pretrained.pt"
-"""The pretrained language model of a run."""
-NO_WORK = ("run.json", ".", "tokens.", "progress_", "events.")
-"""How files begin that are not worth keeping by themselves."""
+"""Name of the file with the trained language model of a run."""
+RESULT = "result.json"
+"""Name of the file with the results. It is the last file that a run writes."""
+WORTHLESS = ("run.json", ".", "tokens.", "progress_", "events.")
+"""Prefixes of the files that are not worth keeping when a run fails early."""
 LOCK = ".lock"
-"""File that a process locks while it writes into a folder; it holds the process's number and machine."""
+"""Name of the file that a process locks while it writes into a folder; it holds the process id and the machine."""
 
-PATIENCE = 5.0
-"""Seconds to wait for another process, which may be about to end, to release a folder."""
+LOCK_TIMEOUT = 5.0
+"""Seconds to wait until another process, which may be about to end, releases a folder."""
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What ``run.json`` holds; the recipes are checked apart."""
+    """Content of ``run.json``. The recipes in it are checked separately."""
 
     env: Any
     agent: Any
@@ -41,7 +44,6 @@ class _Description:
     args: dict[str, Any]
 
 
-DESCRIPTION_KEYS = tuple(f.name for f in fields(_Description))
 ARGUMENT_KINDS: dict[str, Any] = {
     "steps": Steps | None,
     "pretrained": str,
@@ -52,22 +54,65 @@ ARGUMENT_KINDS: dict[str, Any] = {
     "agent": str,
     "changes": Annotated[dict[str, Any], TableOf(TrainingSettings)],
 }
-"""What the arguments of a run must be, as far as they are checked when it is resumed."""
+"""Types of the arguments of a run that are checked when it is resumed."""
 REQUIRED = {"pretrain": ("data", "episodes", "changes", "env", "agent"), "ppo": ("steps", "pretrained")}
 """Arguments without which a run cannot be resumed."""
 
 
-@dataclass(frozen=True)
-class Run:
+class BaseRun(ABC):
     """
-    A run: its folder and what it is a run of.
+    A training with a folder of its own, which holds its description ``run.json``, its logs and its results.
 
-    :param folder: everything that belongs to it
-    :param env: the environment's recipe, as resolved
-    :param agent: the agent's recipe, as resolved
-    :param seed: of everything random in it
-    :param command: what makes it, ``pretrain`` or ``ppo``
-    :param args: the command's further arguments
+    The description says what the run does, so that an interrupted run can be resumed from its folder alone.
+    """
+
+    folder: Path
+    seed: int
+    command: str
+
+    @property
+    @abstractmethod
+    def trust_option(self) -> str:
+        """Option that commands on the folder require: `` --trust``, or nothing."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether the run has all its results, so that it cannot be resumed."""
+
+    @property
+    def language_model(self) -> Path:
+        """Path of the trained language model, whether or not it exists yet."""
+        return self.folder / LANGUAGE_MODEL
+
+    @property
+    def result(self) -> Path:
+        """Path of the JSON file with the results, whether or not it exists yet."""
+        return self.folder / RESULT
+
+    @contextmanager
+    def writing(self, new: bool = False) -> Iterator[None]:
+        """
+        Write into the folder as the only process, see :func:`writing`.
+
+        :param new: whether the run starts in this block; its folder is then removed if it fails early, see
+            :func:`removed_if_failed`
+        """
+        with removed_if_failed(self.folder, new), writing(self.folder, self.command, self.trust_option):
+            yield
+
+
+@dataclass(frozen=True)
+class Run(BaseRun):
+    """
+    A run that trains an agent, or a language model for one, in an environment.
+
+    :param folder: folder of the run
+    :param env: recipe of the environment, as resolved
+    :param agent: recipe of the agent, as resolved
+    :param seed: seed for data, weights, environments and actions
+    :param command: command that makes the run, ``pretrain`` or ``ppo``
+    :param args: further arguments of the command
     """
 
     folder: Path
@@ -79,7 +124,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, command: str, env: EnvRecipe, agent: AgentRecipe, seed: int, args: dict[str, Any]) -> "Run":
-        """Make the next folder: ``root/<env>/pretrain/<n>`` of pretraining, ``root/<env>/<agent>/<n>`` of an agent."""
+        """Create the next folder: ``root/<env>/pretrain/<n>`` for pretraining, ``root/<env>/<agent>/<n>`` for an agent."""
         description = {"env": asdict(env), "agent": asdict(agent), "seed": seed, "command": command, "args": args}
         folder = create_folder(root / env.name / (agent.name if command == "ppo" else command), description)
         return cls(folder, env, agent, seed, command, args)
@@ -87,15 +132,15 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, trust: bool = False) -> "Run":
         """
-        A run that exists.
+        Open an existing run.
 
+        :param folder: folder of the run
         :param trust: accept an environment, wrappers and a policy from outside the installed packages, and wrappers that
             write files
-        :raises InputError: when the folder holds none, when its ``run.json`` holds what a recipe may not, and when that names
-            modules that need trust
+        :raises InputError: when the folder does not hold a run, when its ``run.json`` holds what a recipe may not hold, and
+            when it names modules that require trust
         """
-        description, where = read_description(folder), f"{folder}/run.json"
-        check_table({key: value for key, value in description.items() if key in DESCRIPTION_KEYS}, _Description, where)
+        description, where = read_description(folder, _Description), f"{folder}/run.json"
         for key, value in description["args"].items():
             if key in ARGUMENT_KINDS:
                 check(value, ARGUMENT_KINDS[key], where, f"args.{key}")
@@ -111,10 +156,12 @@ class Run:
     @classmethod
     def resume(cls, folder: Path, command: str, trust: bool = False) -> "Run":
         """
-        A run that a command is to go on with.
+        Open a run that a command continues.
 
+        :param folder: folder of the run
+        :param command: command that continues the run
         :param trust: see :meth:`open`
-        :raises InputError: when the folder holds none, or one of another command's
+        :raises InputError: when the folder does not hold a run of this command
         """
         run = cls.open(folder, trust)
         if run.command != command:
@@ -124,26 +171,23 @@ class Run:
                 raise InputError(f"{folder}/run.json lacks 'args.{key}'")
         return run
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Be the one process that writes into the folder, see :func:`writing`."""
-        return writing(self.folder, self.command, self.trust_option)
-
     @property
     def trust_option(self) -> str:
-        """Option that commands on the folder need: `` --trust``, or nothing."""
+        """Option that commands on the folder require: `` --trust``, or nothing."""
         return trust_option(with_package(self.env.id), *self.env.wrappers, self.agent.policy)
 
     @property
-    def language_model(self) -> Path:
-        """The pretrained language model, if the run has one."""
-        return self.folder / LANGUAGE_MODEL
+    def complete(self) -> bool:
+        """Whether the agent is evaluated or, in pretraining, the language model is saved."""
+        return (self.result if self.command == "ppo" else self.language_model).exists()
 
 
 def create_folder(parent: Path, description: dict[str, Any]) -> Path:
     """
-    Make the next numbered folder, ``parent/<n>``, with its ``run.json``; there is never one without the other.
+    Create the next numbered folder, ``parent/<n>``, together with its ``run.json``.
 
-    :param description: what the run is; the versions it is made with are added
+    :param parent: folder of all runs of this kind
+    :param description: content of ``run.json``; the versions of the packages are added
     """
     versions = {name: version(name) for name in ("dhmm-rl", "torch", "stable-baselines3", "gymnasium", "numpy")}
     description = {**description, "versions": {"python": platform.python_version(), **versions}}
@@ -163,14 +207,15 @@ def create_folder(parent: Path, description: dict[str, Any]) -> Path:
 @contextmanager
 def removed_if_failed(folder: Path, new: bool) -> Iterator[None]:
     """
-    Remove a run's folder when the block raises an error while the folder holds nothing but what the run is, or logs.
+    Remove a run's folder when the block raises an error while the folder holds only its description and logs.
 
-    :param new: whether the run begins; the folder of a resumed one, which may be another process's, is left alone
+    :param folder: folder of the run
+    :param new: whether the run is new; the folder of a resumed run, which may belong to another process, is never removed
     """
     try:
         yield
     except Exception:
-        if new and folder.is_dir() and all(path.is_file() and path.name.startswith(NO_WORK) for path in folder.iterdir()):
+        if new and folder.is_dir() and all(path.is_file() and path.name.startswith(WORTHLESS) for path in folder.iterdir()):
             shutil.rmtree(folder)
         raise
 
@@ -178,17 +223,18 @@ def removed_if_failed(folder: Path, new: bool) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """
-    Keep other processes from writing into a folder during the block, and first remove what killed ones left there.
+    Lock a folder during the block, and first remove temporary files of killed processes.
 
     The operating system releases the lock when its process dies.
 
-    :return: the lock's file, which is gone when the folder was removed during the block
+    :param folder: folder to lock
+    :return: path of the lock file, which no longer exists if the folder was removed during the block
     :raises InputError: when another process writes into the folder
     """
     path = folder / LOCK
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout as error:
         owner = path.read_text(encoding="utf-8") or "another process"
         raise InputError(f"{owner} is writing into {folder}; wait until it ends") from error
@@ -203,13 +249,13 @@ def locked(folder: Path) -> Iterator[Path]:
 @contextmanager
 def writing(folder: Path, command: str, trust: str = "") -> Iterator[None]:
     """
-    Be the one process that writes into a run's folder during the block.
+    Write into a run's folder during the block as the only process.
 
-    :param folder: of the run
+    :param folder: folder of the run
     :param command: command that resumes the run, e.g. ``ppo``
-    :param trust: an option that it needs, see :attr:`Run.trust_option`
+    :param trust: option that the command requires, see :attr:`BaseRun.trust_option`
     :raises InputError: when another process writes into the folder, or when the folder is removed during the block
-    :raises KeyboardInterrupt: on one in the block, with a text that says how to continue
+    :raises KeyboardInterrupt: when the block is interrupted, with a text that says how to continue
     """
     with locked(folder) as lock:
         try:
@@ -224,35 +270,45 @@ def writing(folder: Path, command: str, trust: str = "") -> Iterator[None]:
             raise InputError(f"the folder {folder} was removed while its run was writing into it") from error
 
 
-def read_description(folder: str | Path) -> dict[str, Any]:
+def read_description(folder: str | Path, schema: type | None = None) -> dict[str, Any]:
     """
     Read ``run.json``.
 
-    :raises InputError: when the folder holds none
+    :param folder: folder of a run
+    :param schema: dataclass of the keys to check; no key is checked when ``None``
+    :raises InputError: when the folder has no ``run.json``, or when a key lacks or has a wrong type
     """
     path = Path(folder) / "run.json"
     if not path.is_file():
-        raise InputError(f"{folder} is not the folder of a run; runs lie in runs/<env>/<agent>/<n>")
-    return read_json(path)
+        raise InputError(f"{folder} is not the folder of a run; runs are in runs/<env>/<agent>/<n>")
+    description = read_json(path)
+    if schema is not None:
+        known = {f.name for f in fields(schema)}
+        check_table({key: value for key, value in description.items() if key in known}, schema, f"{folder}/run.json")
+    return description
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Files of runs, those of the newest run first: the one with the highest number, because clocks can be set back."""
+    """Sort files of runs by the number of the run, the highest first. Times are not reliable: clocks can be set back."""
     return sorted(paths, key=lambda path: run_number(path.parent), reverse=True)
 
 
 def run_number(folder: Path) -> int:
-    """The number of a run's folder, 0 for a folder that has a name."""
+    """Return the number of a run's folder, 0 for a folder with another name."""
     return int(folder.name) if folder.name.isdecimal() else 0
 
 
 def pretraining_runs(root: Path, env: EnvRecipe) -> list[Run]:
-    """Runs with a finished language model of an environment: first those of ``python -m dhmm_rl.pretrain``, newest first."""
-    found = newest_first((root / env.name).glob(f"*/*/{LANGUAGE_MODEL}"))
+    """
+    Return the runs with a finished language model of an environment.
+
+    Runs of ``python -m dhmm_rl.pretrain`` come first. Newer runs come before older ones. Runs that cannot be read are left out.
+    """
+    models = newest_first((root / env.name).glob(f"*/*/{LANGUAGE_MODEL}"))
     runs = []
-    for folder in sorted((path.parent for path in found), key=lambda path: path.parent.name != "pretrain"):
+    for folder in sorted((path.parent for path in models), key=lambda path: path.parent.name != "pretrain"):
         try:
-            runs.append(Run.open(folder, trust=True))  # nothing that it names is imported
-        except InputError:  # of another version, or damaged
+            runs.append(Run.open(folder, trust=True))  # opening it imports nothing that it names
+        except InputError:  # written by another version, or damaged
             continue
     return runs
