@@ -102,7 +102,7 @@ def main(args: Args) -> None:
     can_render = supports_rgb_array(env)
 
     # The result of a complete run says which actions did better, and after how many steps its evaluations ended an episode.
-    path = run.folder / "result.json"
+    path = run.result
     result = read_json(path) if path.is_file() else {}
     if args.sample or args.greedy or args.language_model:
         greedy = not args.sample

@@ -26,7 +26,7 @@ from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.agents import make_agent, rollout_size
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import EnvFactory, make_tokenizer, unfitted_tokenizer, wrap
-from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, WatchDivergence, last_checkpoint, return_to_checkpoint
+from dhmm_rl.runs.callbacks import CheckpointCallback, Clock, DivergenceCallback, last_checkpoint, return_to_checkpoint
 from dhmm_rl.runs.evaluate import preserve_random_state
 from dhmm_rl.runs.evaluation import EVAL_SHARE, FINAL_EPISODES, EvalSettings, EvaluationCallback, check_share
 from dhmm_rl.runs.logs import make_logger
@@ -245,7 +245,7 @@ def train(run: Run, factory: EnvFactory, args: Args, device: str) -> None:
     with closing(agent.logger):
         agent.learn(
             total_steps - agent.num_timesteps,
-            callback=[WatchDivergence(), evaluation, KeepCheckpoint(run.folder, run.env.eval_every, clock)],
+            callback=[DivergenceCallback(), evaluation, CheckpointCallback(run.folder, run.env.eval_every, clock)],
             reset_num_timesteps=checkpoint is None,
             progress_bar=not args.quiet,
         )

@@ -1,4 +1,4 @@
-"""``python -m dhmm_rl.pretrain``: rollouts, then a language model of them."""
+"""``python -m dhmm_rl.pretrain``: collect or load rollouts, and pretrain a language model on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,48 +20,49 @@ class Args:
     """
     Pretrain DHMM-GPT2 on rollouts of an environment by next-token prediction.
 
-    Without arguments: 200 random episodes of CartPole-v1. Held-out bits per field are printed at the end, beside those of a
-    model that knows only how frequent each id is. A run that was interrupted goes on with --resume.
+    Without arguments, the data are 200 random episodes of CartPole-v1. At the end the command prints held-out bits per field,
+    and for comparison those of a model that only knows how frequent each id is. An interrupted run continues with --resume.
     """
 
     env: str = "CartPole-v1"
-    """Environment: a recipe's name, the path of a recipe of your own (.toml), or any Gymnasium id."""
+    """Environment: name of a recipe, path of your own recipe (.toml), or any Gymnasium id."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Where rollouts come from; given more than once, they are mixed. Default: the agent recipe's, or 'random'. Actions are
-    imitated of 'oracle', what the environment's own method of that name would do; of 'teacher:PATH', the folder of a run of
-    ppo or, with --trust, the zip of an SB3 model; and of 'minari:ID', a local Minari dataset. A folder that Rollouts.save wrote
-    says it itself. Options follow: 'teacher:best.zip@weight=2@episodes=50' shows each of its steps twice as often;
-    'minari:ID@imitate=no' teaches observations alone; 'FOLDER@skip_bad=yes' leaves damaged episodes out."""
+    """Source of rollouts; several sources are mixed. Default: those of the agent's recipe, or 'random'. The model imitates the
+    actions of 'oracle', the environment's own method of that name; of 'teacher:PATH', the folder of a run of ppo or, with
+    --trust, the zip of an SB3 model; and of 'minari:ID', a local Minari dataset. A folder that Rollouts.save wrote says itself
+    whether to imitate. Options come after the source: 'teacher:best.zip@weight=2@episodes=50' shows each step twice as often;
+    'minari:ID@imitate=no' teaches observations only; 'FOLDER@skip_bad=yes' leaves out damaged episodes."""
     top: float | None = None
-    """Of the episodes worth imitating, imitate only this share, those of the highest returns (0.1: the best tenth). The others
-    still teach observations."""
+    """Fraction of the imitated episodes to keep, those with the highest returns (0.1: the best tenth). The other episodes still
+    teach observations."""
     agent: str = "dhmm-gpt2"
-    """Agent whose model is trained: a recipe's name or path."""
+    """Agent to pretrain the model of: name or path of a recipe."""
     episodes: int | None = None
-    """Episodes to collect from each source that is not read. Default: the agent recipe's."""
+    """Number of episodes to collect from each source that is not loaded. Default: that of the agent's recipe."""
     steps: int | None = None
-    """The most gradient steps; training stops sooner when the held-out loss stops falling. Default: the agent recipe's."""
+    """Largest number of gradient steps. Training stops earlier when the held-out loss stops falling. Default: that of the
+    agent's recipe."""
     max_seconds: float | None = None
-    """Take no more gradient steps than fit in this time, judged by the first ones. Default: no limit."""
+    """Time limit of the gradient steps. Their number follows from the duration of the first ones. Default: no limit."""
     length: int | None = None
-    """Steps in a training window. A model that is to act by itself carries its belief through whole episodes, so let it see
-    long windows: 64 rather than 16. Default: the agent recipe's."""
+    """Number of steps in a training window. A model that acts by itself carries its belief through whole episodes, so train it
+    on long windows: 64 rather than 16. Default: that of the agent's recipe."""
     batch_size: int | None = None
-    """Windows in a gradient step. Default: the agent recipe's."""
+    """Number of windows in a gradient step. Default: that of the agent's recipe."""
     learning_rate: float | None = None
-    """Peak learning rate. Default: the agent recipe's."""
+    """Peak learning rate. Default: that of the agent's recipe."""
     seed: int = 0
-    """Seeds collection, the held-out split, the weights and the order of batches."""
+    """Seed for the collected rollouts, the held-out episodes, the weights and the order of batches."""
     device: str = "cpu"
-    """Device to train on; on 'cuda' in mixed precision."""
+    """Device to train on. Training on 'cuda' uses mixed precision."""
     threads: int = 1
-    """CPU threads. Small models are faster with one."""
+    """Number of CPU threads. Small models train fastest with one."""
     runs: Path = Path("runs")
-    """Folder under which runs are kept."""
+    """Folder of all runs."""
     resume: Path | None = None
-    """Folder of an interrupted run to go on with; all other arguments but the device's are then the run's own."""
+    """Folder of an interrupted run to continue. All other arguments except the device are then those of the run."""
     trust: bool = False
-    """Read SB3's zips as teachers, which can run code hidden in them; a run's folder as a teacher needs no trust. With
+    """Also read zips of SB3 models as teachers, which can run code hidden in them. The folder of a run needs no trust. With
     --resume, also import an environment and wrappers that are not in installed packages."""
     quiet: bool = False
     """Show no progress bars."""
@@ -70,24 +71,16 @@ class Args:
 def main(args: Args) -> None:
     """Run the command."""
     device = set_up(args.device, args.threads, args.seed)
+
+    # Create the folder of a new run, or open the one to resume
     if args.resume is None:
-        env, agent = load_recipes(args.env, args.agent)
-        given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
-        changes = {name: value for name, value in given.items() if value is not None}
-        training_settings(agent, **changes).check()
-        data = list(args.data)
-        for source in data:
-            Source.parse(source)
-        check_top_fraction(args.top)
-        if args.max_seconds is not None and not args.max_seconds > 0:
-            raise InputError(f"max_seconds is {args.max_seconds:g}; it must be positive")
-        kept = {"data": data, "top": args.top, "episodes": args.episodes, "changes": changes, "env": args.env}
-        kept |= {"agent": args.agent, "max_seconds": args.max_seconds}
-        run = Run.create(args.runs, "pretrain", env, agent, args.seed, kept)
+        run = create_run(args)
     else:
         run = Run.resume(args.resume, "pretrain", args.trust)
         if run.complete:
             raise InputError(f"the run {run.folder} is complete: {run.language_model}")
+
+    # Load the data, fit the tokenizer, train the model and save it, or continue where that was interrupted
     seconds = run.args.get("max_seconds")
     with run.writing(new=args.resume is None):
         checkpoint = pretrain(
@@ -98,14 +91,42 @@ def main(args: Args) -> None:
             progress=not args.quiet,
             trust=args.trust,
         )
-    print(f"\npretrained model: {checkpoint}")
+
+    # Commands to go on from here
     python = python_command()
-    print(
-        f"let it act:       {python} -m dhmm_rl.play {run.folder} --language-model{run.trust_option}   (after a teacher's data)"
-    )
+    print(f"\npretrained model: {checkpoint}")
+    act = f"{python} -m dhmm_rl.play {run.folder} --language-model{run.trust_option}"
+    print(f"let it act:       {act}   (after a teacher's data)")
     recipes = f"--env {run.args['env']} --agent {run.args['agent']}"
     print(f"train it by PPO:  {python} -m dhmm_rl.ppo {recipes} --pretrained {checkpoint}")
     print(f"watch the losses: {python} -m tensorboard.main --logdir {run.folder}")
+
+
+def create_run(args: Args) -> Run:
+    """
+    Create the folder of a new run, after all arguments have been checked.
+
+    :raises InputError: for unknown recipes and sources, and for arguments that are out of range
+    """
+    env, agent = load_recipes(args.env, args.agent)
+    given = {name: getattr(args, name) for name in ("steps", "length", "batch_size", "learning_rate")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    training_settings(agent, **changes).check()
+    for source in args.data:
+        Source.parse(source)
+    check_top_fraction(args.top)
+    if args.max_seconds is not None and not args.max_seconds > 0:
+        raise InputError(f"max_seconds is {args.max_seconds:g}; it must be positive")
+    saved = {
+        "data": list(args.data),
+        "top": args.top,
+        "episodes": args.episodes,
+        "changes": changes,
+        "env": args.env,
+        "agent": args.agent,
+        "max_seconds": args.max_seconds,
+    }
+    return Run.create(args.runs, "pretrain", env, agent, args.seed, saved)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dhmm_rl.envs import GymnasiumVecEnv, InfoActionMask, ReportFaults, Reportin
 from dhmm_rl.errors import EnvironmentFault
 from dhmm_rl.recipes import EnvRecipe
 from dhmm_rl.recipes.environments import VecRaiseOnNan, make_envs
-from dhmm_rl.runs.callbacks import WatchDivergence
+from dhmm_rl.runs.callbacks import DivergenceCallback
 from tests.faulty_env import Faulty
 
 MODEL: dict[str, Any] = {"embed_size": 16, "heads": 2, "num_states": 2}
@@ -165,11 +165,11 @@ def test_losses_that_are_not_finite_are_told_of_all_algorithms_and_such_weights_
     env = streams if policy == "DHMMPolicy" else toys
     agent = algorithm(policy, env(reward=1e30), **settings)
     with pytest.warns(UserWarning, match="train/.*loss.* became NaN or infinite"), np.errstate(over="ignore", invalid="ignore"):
-        agent.learn(48, WatchDivergence())
+        agent.learn(48, DivergenceCallback())
     agent = algorithm(policy, env(), **settings)
     spoil(agent.policy, np.nan)
     with pytest.raises(InputError, match="training diverged: by step 0 weights became NaN or infinite"):
-        agent.learn(48, WatchDivergence())
+        agent.learn(48, DivergenceCallback())
 
 
 # Masks

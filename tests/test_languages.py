@@ -168,15 +168,15 @@ def test_options_out_of_range_are_refused() -> None:
 @pytest.mark.parametrize(
     ("language", "text", "said"),
     [
-        (Addition(), "12", "is no sum"),
-        (Addition(), "1x+2", "is no sum"),
+        (Addition(), "12", "is not a sum"),
+        (Addition(), "1x+2", "is not a sum"),
         (BubbleSort(), "3 x", "is not an array"),
         (BubbleSort(), "", "is not an array"),
         (BubbleSort(), "40 1", "40 is too large"),
-        (Parity(), "0 2", "'2' is no input"),
+        (Parity(), "0 2", "'2' is not an input"),
         (Parity(), "", "at least one input"),
         (Dyck(), "( ) )", "at place 2 may not come"),
-        (Mess3(), "A D", "'D' is no token"),
+        (Mess3(), "A D", "'D' is not a token"),
         (Stream(), "RESET observation[0]:1", "begins with a whole step"),
     ],
 )

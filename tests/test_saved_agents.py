@@ -17,7 +17,7 @@ from dhmm_rl.pretraining.teachers import load_teacher
 from dhmm_rl.recipes import AgentRecipe, load_recipes
 from dhmm_rl.recipes.agents import make_agent
 from dhmm_rl.recipes.environments import make_envs, make_tokenizer, wrap
-from dhmm_rl.runs.callbacks import Clock, KeepCheckpoint, last_checkpoint, save_best
+from dhmm_rl.runs.callbacks import CheckpointCallback, Clock, last_checkpoint, save_best
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import AGENT, BEST_AGENT, SavedAgent, read_best, read_checkpoint, save_agent
 
@@ -117,7 +117,7 @@ def test_what_is_kept_of_the_best_agent_and_of_a_checkpoint_is_one_file_of_one_s
 
     recipe, env, pretrained = make(name)
     agent = make_agent(recipe, env, 0, "cpu", pretrained)
-    agent.learn(128, callback=[Remember(), KeepCheckpoint(tmp_path, 32, Clock())])
+    agent.learn(128, callback=[Remember(), CheckpointCallback(tmp_path, 32, Clock())])
     folder = last_checkpoint(tmp_path)
     assert folder is not None
     assert folder.name == "96"

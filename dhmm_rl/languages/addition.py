@@ -1,4 +1,4 @@
-"""Addition of two numbers of equally many decimal digits."""
+"""Addition of two numbers with the same number of decimal digits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ CARRIES = ("c0", "c1")
 
 class Sum(NamedTuple):
     """
-    :param a: decimal digits, the highest first; leading zeros count as digits
-    :param b: as many
+    Two numbers to add.
+
+    :param a: decimal digits of the first number, the highest first; leading zeros count as digits
+    :param b: decimal digits of the second number; it has the same number of digits
     """
 
     a: str
@@ -28,18 +30,18 @@ class Addition(Language[Sum]):
     """
     Addition of two n-digit numbers: ``2 7 + 0 5 =``, then ``0 3 2 END``.
 
-    Size: digits n of either number. They are uniform, so leading zeros occur, and the sum always has n + 1 digits: the prompt
-    alone then says how long the answer is.
+    The size is the number n of digits of either number. Digits are uniform, so leading zeros occur. The sum always has n + 1
+    digits, so that the prompt alone determines the length of the answer.
 
-    Position ids (position coupling, arXiv 2405.20671, section 3): digits of equal significance, and the carry into the next,
-    share one, so that column i looks the same at every length. ``=`` has the one before the answer's first digit, as though it
-    were the digit written before it. ``+`` marks where the answer ends: it has the position of the highest column if that is
-    written last, and else the one after the lowest.
+    Position ids (position coupling, arXiv 2405.20671, section 3): digits of the same significance share an id, and so does the
+    carry into the next column. So column i looks the same at every length. ``=`` has the id before that of the answer's first
+    digit, as if it were the digit written before it. ``+`` marks the end of the answer: it has the id of the highest column if
+    that one is written last, and otherwise the id after the lowest column.
     """
 
     format: Literal["plain", "reversed", "carry"] = "reversed"
-    """How the sum is written: ``plain``, the highest digit first; ``reversed``, the lowest first (arXiv 2307.03381); or
-    ``carry``, the lowest first and after every digit the carry out of its column."""
+    """How the sum is written. ``plain``: highest digit first. ``reversed``: lowest digit first (arXiv 2307.03381). ``carry``:
+    lowest digit first, and after each digit the carry out of its column."""
 
     coupled = True
     end = "END"
@@ -48,20 +50,20 @@ class Addition(Language[Sum]):
 
     @property
     def training(self) -> dict[str, Any]:
-        """Shorter than other languages."""
+        """Training is shorter than in other languages."""
         return {"steps": 1500}
 
     def instance(self, size: int, rng: np.random.Generator) -> Sum:
-        """Two numbers of ``size`` digits."""
+        """Draw two numbers of ``size`` digits."""
         digits = rng.integers(ord("0"), ord("9") + 1, 2 * size, dtype=np.uint8).tobytes().decode()
         return Sum(digits[:size], digits[size:])
 
     def prompt(self, instance: Sum) -> list[str]:
-        """``a + b =``"""
+        """Return ``a + b =``."""
         return [*instance.a, "+", *instance.b, "="]
 
     def trace(self, instance: Sum) -> list[str]:
-        """The sum's digits, and the carries if they are written."""
+        """Return the digits of the sum, and the carries if the format has them."""
         digits = str(self.answer(instance)).zfill(len(instance.a) + 1)
         if self.format == "plain":
             return [*digits, "END"]
@@ -74,18 +76,18 @@ class Addition(Language[Sum]):
         return [*written, digits[0], "END"]
 
     def parse(self, text: str) -> Sum:
-        """A sum such as ``27+5`` or ``2 7 + 0 5 =``; the shorter number gets leading zeros."""
+        """Parse a sum such as ``27+5`` or ``2 7 + 0 5 =``. The shorter number gets leading zeros."""
         parts = text.replace(" ", "").removesuffix("=").split("+")
         if len(parts) != 2 or not all(part and set(part) <= set(DIGITS) for part in parts):
-            raise InputError(f"{text!r} is no sum; give two whole numbers with a plus between them, such as 27+5")
+            raise InputError(f"{text!r} is not a sum; give two whole numbers with a plus between them, such as 27+5")
         width = max(map(len, parts))
         return Sum(parts[0].zfill(width), parts[1].zfill(width))
 
     def execute(self, instance: Sum, trace: Sequence[str]) -> int:
         """
-        Read the number that was written; every carry must be that of its column.
+        Read the number that was written.
 
-        :raises IllegalTrace: for a token that cannot stand where it stands, and a carry that does not arise
+        :raises IllegalTrace: for a token that is not allowed at its place, and for a wrong carry
         """
         reader, digits, carry = TraceReader(trace), "", 0
         for x, y in zip(reversed(instance.a), reversed(instance.b), strict=True):
@@ -99,11 +101,11 @@ class Addition(Language[Sum]):
         return int(digits if self.format == "plain" else digits[::-1])
 
     def answer(self, instance: Sum) -> int:
-        """Python's sum."""
+        """Return Python's sum."""
         return int(instance.a) + int(instance.b)
 
     def positions(self, tokens: Sequence[str]) -> list[int]:
-        """The significance of each digit, counted from 1."""
+        """Return the significance of each digit, counted from 1."""
         n = tokens.index("+")
         number, plus, equals = range(n, 0, -1), n + 1, 0
         if self.format == "plain":

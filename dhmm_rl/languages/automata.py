@@ -1,10 +1,11 @@
 """
-Finite automata as languages: a token comes in, the running state is to be told after every one.
+Finite automata as languages: the model reads input tokens and predicts the state of the automaton after each one.
 
-The running state is the label at the token's own position (``transduces``), and is never read: were inputs and states written
-alternately, the state before would stand right beside each token, and nothing would have to be remembered. Tokens of inputs
-and of states are disjoint, although the elements of a group are both: the latent layer's evidence for what it reads and its
-prediction of what follows share one emission table, and reading ``213`` says nothing of the state ``=213``.
+The state is the label at the position of its input (``transduces``), and is never read. If inputs and states were written
+alternately, the previous state would be right before each input, and nothing would have to be remembered.
+
+Tokens of inputs and of states are disjoint, even if both are the elements of a group. The latent layer has one emission table
+for its evidence and for its predictions, and reading the input ``213`` must not be evidence for the state ``=213``.
 """
 
 from abc import abstractmethod
@@ -22,21 +23,22 @@ from dhmm_rl.languages.language import IllegalTrace, Language
 Word = tuple[int, ...]
 
 SPARE_STATES = 4
-"""Latent states for every state of an automaton."""
-FEWEST_STATES = 16
+"""Number of latent states per state of an automaton."""
+MIN_STATES = 16
+"""Smallest number of latent states."""
 
 
 @dataclass(frozen=True)
 class Automaton(Language[Word]):
     """
-    What the languages of automata have in common.
+    Base class of the languages of automata.
 
-    Size: how many tokens come in, each uniform among those that may.
+    The size is the number of inputs. Each input is uniform among those that are allowed in the current state.
     """
 
     sizes: tuple[int, int] = (4, 40)
-    """The smallest and the largest size in training. Long sequences alone hardly teach, since the state is wrong after their
-    first tokens; and who has become certain of single tokens' states finds it hard to learn those of two."""
+    """The smallest and the largest size in training. Long sequences alone teach little, because the predicted state is wrong
+    after their first tokens. Sequences of single inputs would make the model too certain to learn those of two."""
     growth: float = 0.8
 
     transduces = True
@@ -44,36 +46,37 @@ class Automaton(Language[Word]):
     @property
     def model(self) -> dict[str, Any]:
         """
-        The latent layer alone, with a transition matrix for every input, and one for where the next input is not known.
+        The latent layer alone, with one transition matrix per input, and one for an unknown next input.
 
-        More latent states than the automaton has, some for every token: which one a state tells then need not be agreed upon
-        first. What comes in is no evidence. So little dither that the belief outlasts hundreds of tokens. Fast learning: what
-        is left of a transition's uncertainty adds up over the tokens, and only large logits are sure.
+        There are more latent states than states of the automaton, several for each token, so that training need not first
+        decide which latent state stands for which token. Inputs are not evidence (``evidence_floor`` 0). The dither is small
+        enough that the belief lasts for hundreds of tokens. The learning rate is high: the uncertainty of a transition adds up
+        over the tokens, and only large logits make it small.
         """
-        states = max(SPARE_STATES * len(self.states), FEWEST_STATES)
+        states = max(SPARE_STATES * len(self.states), MIN_STATES)
         latent = {"num_states": states, "matrices": len(self.inputs) + 1, "dither": 1e-6, "evidence_floor": 0.0}
         return latent | {"layers": 0, "latent_init": "automaton", "latent_rate": 30.0}
 
     @property
     def training(self) -> dict[str, Any]:
-        """So much that every row of the table is met often."""
+        """Training is long enough to meet every row of the transition table often."""
         large = len(self.inputs) * len(self.states) > 1000
         return {"steps": 1000, "batch_size": 256} if large else {"steps": 1500}
 
     @cached_property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """The tokens that come in."""
+        """Tokens of the inputs."""
 
     @cached_property
     @abstractmethod
     def states(self) -> tuple[str, ...]:
-        """The tokens of the states; it begins in the first."""
+        """Tokens of the states. The first one is the initial state."""
 
     @cached_property
     @abstractmethod
     def table(self) -> list[list[int]]:
-        """The state after state s and input i is ``table[s][i]``; -1 where i may not come."""
+        """Transition table: the state after state s and input i is ``table[s][i]``, −1 where i is not allowed."""
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ class Automaton(Language[Word]):
         return (*self.inputs, *self.states)
 
     def instance(self, size: int, rng: np.random.Generator) -> Word:
-        """``size`` inputs."""
+        """Draw ``size`` inputs."""
         draws = rng.random(size).tolist()
         state, word = 0, []
         for draw in draws:
@@ -92,15 +95,15 @@ class Automaton(Language[Word]):
 
     @cached_property
     def _legal(self) -> list[list[int]]:
-        """The inputs that may come in each state."""
+        """Inputs that are allowed in each state."""
         return [[i for i, after in enumerate(row) if after >= 0] for row in self.table]
 
     def prompt(self, instance: Word) -> list[str]:
-        """The inputs."""
+        """Return the inputs."""
         return [self.inputs[i] for i in instance]
 
     def trace(self, instance: Word) -> list[str]:
-        """The state after each input."""
+        """Return the state after each input."""
         state, written = 0, []
         for i in instance:
             state = self.table[state][i]
@@ -108,15 +111,15 @@ class Automaton(Language[Word]):
         return written
 
     def parse(self, text: str) -> Word:
-        """Inputs with blanks between them."""
+        """Parse inputs separated by spaces."""
         word = []
         state = 0
         for place, token in enumerate(text.split()):
             if token not in self.inputs:
-                raise InputError(f"{token!r} is no input of this automaton; they are {' '.join(self.inputs)}")
+                raise InputError(f"{token!r} is not an input of this automaton; inputs are {' '.join(self.inputs)}")
             word.append(self.inputs.index(token))
             if self.table[state][word[-1]] < 0:
-                raise InputError(f"{token!r} at place {place} may not come in the state {self.states[state]}")
+                raise InputError(f"{token!r} at place {place} is not allowed in the state {self.states[state]}")
             state = self.table[state][word[-1]]
         if not word:
             raise InputError("there must be at least one input")
@@ -124,29 +127,29 @@ class Automaton(Language[Word]):
 
     def execute(self, instance: Word, trace: Sequence[str]) -> str:
         """
-        Run the automaton beside the trace.
+        Run the automaton and compare its states with the trace.
 
         :return: the last state
-        :raises IllegalTrace: for the first state that is not the automaton's
+        :raises IllegalTrace: for the first wrong state
         """
-        right = self.trace(instance)
-        for place, (token, state) in enumerate(zip(trace, right, strict=False)):
+        states = self.trace(instance)
+        for place, (token, state) in enumerate(zip(trace, states, strict=False)):
             if token != state:
                 raise IllegalTrace(place, token, f"the state is {state} here")
-        if len(trace) != len(right):
-            place = min(len(trace), len(right))
+        if len(trace) != len(states):
+            place = min(len(trace), len(states))
             token = trace[place] if place < len(trace) else ""
-            raise IllegalTrace(place, token, f"there are {len(right)} inputs, and as many states")
+            raise IllegalTrace(place, token, f"there are {len(states)} inputs, and as many states")
         return trace[-1]
 
     def answer(self, instance: Word) -> str:
-        """The last state."""
+        """Return the last state."""
         return self.trace(instance)[-1]
 
 
 @dataclass(frozen=True)
 class Counting(Automaton):
-    """Counts the ones among zeros and ones, modulo n."""
+    """Counting the ones among zeros and ones, modulo n."""
 
     n: int = 5
     """The modulus."""
@@ -160,18 +163,18 @@ class Counting(Automaton):
 
     @cached_property
     def states(self) -> tuple[str, ...]:
-        """The count."""
+        """Values of the count."""
         return tuple(f"={count}" for count in range(self.n))
 
     @cached_property
     def table(self) -> list[list[int]]:
-        """Ones count."""
+        """A one increases the count."""
         return [[count, (count + 1) % self.n] for count in range(self.n)]
 
 
 @dataclass(frozen=True)
 class Parity(Counting):
-    """Whether the number of ones so far is even: counting modulo 2."""
+    """Parity of the number of ones so far: counting modulo 2."""
 
     n: int = 2
     """The modulus."""
@@ -188,10 +191,10 @@ class Parity(Counting):
 class WordProblem(Automaton):
     """
     The word problem of a permutation group: the product of the elements so far (Merrill, Petty and Sabharwal 2024, "The
-    illusion of state in state-space models"). That of A5 is complete for NC¹, which transformers of fixed depth are not
-    believed to reach.
+    illusion of state in state-space models"). For A5 it is complete for NC¹. Transformers of fixed depth are believed not to
+    solve such problems.
 
-    An element is written as the images of 1, 2, 3, …; the state after input x is "first the state, then x".
+    An element is written as the images of 1, 2, 3, …. The state after input x is "first the state, then x".
     """
 
     group: Literal["S3", "A4", "A5"] = "S3"
@@ -199,33 +202,33 @@ class WordProblem(Automaton):
 
     @cached_property
     def elements(self) -> list[tuple[int, ...]]:
-        """The permutations; the first changes nothing."""
+        """Permutations of the group. The first one is the identity."""
         degree = int(self.group[1])
         return [p for p in permutations(range(degree)) if self.group[0] == "S" or _is_even(p)]
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Every element."""
+        """All elements."""
         return tuple("".join(str(image + 1) for image in element) for element in self.elements)
 
     @cached_property
     def states(self) -> tuple[str, ...]:
-        """Every element."""
+        """All elements."""
         return tuple(f"={name}" for name in self.inputs)
 
     @cached_property
     def table(self) -> list[list[int]]:
-        """The group's multiplication."""
+        """Multiplication table of the group."""
         numbers = {element: number for number, element in enumerate(self.elements)}
         return [[numbers[tuple(x[image] for image in state)] for x in self.elements] for state in self.elements]
 
 
 @dataclass(frozen=True)
 class Dyck(Automaton):
-    """Dyck-1 to a bounded depth: how many brackets are open; none closes that was not opened, none opens beyond the depth."""
+    """Dyck-1 with bounded depth: the number of open brackets. It never falls below 0 or rises above the depth."""
 
     depth: int = 8
-    """The most brackets that may be open at once."""
+    """Largest number of brackets that are open at the same time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,12 +239,12 @@ class Dyck(Automaton):
 
     @cached_property
     def states(self) -> tuple[str, ...]:
-        """The depth."""
+        """Numbers of open brackets."""
         return tuple(f"={depth}" for depth in range(self.depth + 1))
 
     @cached_property
     def table(self) -> list[list[int]]:
-        """Open and close."""
+        """An opening bracket increases the depth, a closing one decreases it."""
         return [[depth + 1 if depth < self.depth else -1, depth - 1] for depth in range(self.depth + 1)]
 
 

@@ -1,5 +1,5 @@
 """
-Sentences of a language as a model is trained on them.
+Datasets of sentences, for training a model on a language.
 
 Shapes: B sentences, T tokens of the longest, P axes of position ids.
 """
@@ -19,13 +19,14 @@ from dhmm_rl.tokens import PAD_ID
 
 def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random.Generator | None = None) -> Batch:
     """
-    Sentences side by side, padded with -1 behind.
+    Make a batch of sentences, padded at the end with −1.
 
-    :param instances: B of them
-    :param rng: draws an offset of each sentence's learned position ids; the language's own when ``None``
-    :return: ids, labels (-1 where nothing is to be learned: on the prompt and the padding), weights of 1, each (B, T), and
-        position ids: (B, T, P) in a language that tells them by their differences, else (B, T)
-    :raises InputError: for a sentence whose learned position ids do not fit under ``max_position``
+    :param language: language of the instances
+    :param instances: B instances
+    :param rng: random number generator for the offsets of learned position ids; the language's own offset when ``None``
+    :return: ids, labels (−1 on the prompt and on padding) and weights of 1, each of shape (B, T), and position ids, of shape
+        (B, T, P) if the model uses their differences, otherwise (B, T)
+    :raises InputError: for a sentence with more learned position ids than ``max_position``
     """
     sentences = [language.sentence(instance) for instance in instances]
     length = max(len(sentence.ids) for sentence in sentences)
@@ -50,21 +51,21 @@ def make_batch(language: Language[Any], instances: Sequence[Any], rng: np.random
 
 
 def largest_size(language: Language[Any], progress: float) -> int:
-    """The largest size to train on when a share of the training is over; see ``growth``."""
+    """Curriculum: largest size at training progress in [0, 1]. See the language's ``growth``."""
     low, high = language.sizes
     return high if progress >= language.growth else low + int((high - low + 1) * (progress / language.growth) ** 2)
 
 
 class FreshSentences:
     """
-    A training set that never repeats: its sentences are drawn when a batch is asked for, each of a random size.
+    A training set that never repeats a sentence: sentences of random sizes are drawn when a batch is fetched.
 
-    It is for one epoch, in the order of numbers: number n of ``count`` is drawn when n / ``count`` of the training is over, and
-    what the batch that begins with it holds depends on n and the seed alone. So a training that was interrupted goes on with
-    the batches it would have had.
+    It has a single epoch, in order. Sentence n of ``count`` is drawn at training progress n / ``count``. The content of a batch
+    depends only on its first index and the seed, so a resumed training sees the same batches as one without interruption.
 
-    :param count: how many sentences
-    :param seed: of the sentences
+    :param language: language of the sentences
+    :param count: number of sentences
+    :param seed: seed for the sentences
     """
 
     length = 1
@@ -73,31 +74,32 @@ class FreshSentences:
         self.language, self.count, self.seed = language, count, seed
 
     def __len__(self) -> int:
-        """The number of sentences."""
+        """Number of sentences."""
         return self.count
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
-        """The batch of these numbers."""
+        """Return the batch of these indices."""
         rng = np.random.default_rng([self.seed, int(indices[0])])
         high = largest_size(self.language, int(indices[0]) / self.count)
         sizes = rng.integers(self.language.sizes[0], high + 1, len(indices))
         return make_batch(self.language, [self.language.instance(int(size), rng) for size in sizes], rng)
 
     def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """All numbers, in their order."""
+        """Return all indices in order."""
         return np.arange(self.count)
 
     def eval_indices(self) -> NDArray[np.int64]:
-        """All numbers."""
+        """Return all indices."""
         return np.arange(self.count)
 
 
 class FixedSentences:
     """
-    A set of given sentences: held out, or all that there is to learn from.
+    A fixed set of sentences, either held out or to train on.
 
-    :param instances: the sentences'
-    :param seed: of the position ids' offsets; none when ``None``
+    :param language: language of the sentences
+    :param instances: instances of the sentences
+    :param seed: seed for random offsets of the position ids; the language's own offsets when ``None``
     """
 
     length = 1
@@ -106,18 +108,18 @@ class FixedSentences:
         self.language, self.instances, self.seed = language, list(instances), seed
 
     def __len__(self) -> int:
-        """The number of sentences."""
+        """Number of sentences."""
         return len(self.instances)
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
-        """The sentences with these numbers."""
+        """Return the batch of these indices."""
         rng = None if self.seed is None else np.random.default_rng([self.seed, *indices])
         return make_batch(self.language, [self.instances[int(number)] for number in indices], rng)
 
     def shuffled_indices(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """All numbers, in random order."""
+        """Return all indices in random order."""
         return rng.permutation(len(self))
 
     def eval_indices(self) -> NDArray[np.int64]:
-        """All numbers."""
+        """Return all indices."""
         return np.arange(len(self))

@@ -1,7 +1,7 @@
 """
-What a model answers in a language.
+Evaluating a model of a language, and letting it write traces.
 
-Shapes: B instances, T tokens of the longest, K states of a hidden process.
+Shapes: B instances, T tokens of the longest sentence, K states of a hidden process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,17 @@ from dhmm_rl.model import DHMMGPT2, generate
 from dhmm_rl.model.generation import choose, mutation_rate
 from dhmm_rl.tokens import PAD_ID
 
-TOKENS = 2**14
-"""How many tokens are read at once."""
+MAX_TOKENS = 2**14
+"""Largest number of tokens in a batch."""
 
 
 class Score(NamedTuple):
     """
-    :param exact: share of the instances whose whole trace is right
-    :param tokens: share of the traces' tokens that are right
-    :param nats: mean loss of the traces' tokens
+    How well a model predicts traces.
+
+    :param exact: fraction of the instances with an exact trace
+    :param tokens: fraction of the tokens of all traces that are right
+    :param nats: mean loss per token of the traces, in nats
     """
 
     exact: float
@@ -39,37 +41,44 @@ class Score(NamedTuple):
 @torch.no_grad()
 def score(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], batch_size: int | None = None) -> Score:
     """
-    Whether the likeliest token is the right one, everywhere, given the right ones before it.
+    Count the tokens for which the model's most likely token is right, given the right tokens before it.
 
-    Where it is in a whole trace, the trace is exactly what the model writes when it always takes the likeliest token, and the
-    other way round; so one parallel pass counts exact matches.
+    If all tokens of a trace are right, the trace is exactly what the model writes when it always takes the most likely token,
+    and vice versa. So exact traces can be counted in one parallel pass, without generating them.
 
-    :param batch_size: as :func:`batches_for` takes it
+    :param model: model of the language
+    :param language: language of the instances
+    :param instances: instances to predict the traces of
+    :param batch_size: number of instances in a batch, see :func:`make_batches`
     """
     model.eval()
     exact: list[Tensor] = []
-    right = wanted = 0
+    right = total = 0
     nats = 0.0
-    for batch in batches_for(model, language, instances, batch_size):
+    for batch in make_batches(model, language, instances, batch_size):
         out = model(batch.input_ids, batch.labels, position_ids=batch.position_ids)
-        learned = batch.labels >= 0
-        hit = (out.logits.argmax(dim=-1) == batch.labels) | ~learned
-        exact.append(hit.all(dim=1))
-        right, wanted = right + int((hit & learned).sum()), wanted + int(learned.sum())
+        in_trace = batch.labels >= 0
+        hit = out.logits.argmax(dim=-1) == batch.labels
+        exact.append((hit | ~in_trace).all(dim=1))
+        right += int((hit & in_trace).sum())
+        total += int(in_trace.sum())
         nats += float(out.token_loss.double().sum())
-    return Score(float(torch.cat(exact).double().mean()), right / wanted, nats / wanted)
+    return Score(float(torch.cat(exact).double().mean()), right / total, nats / total)
 
 
-def batches_for(
+def make_batches(
     model: DHMMGPT2, language: Language[Any], instances: Sequence[Any], batch_size: int | None = None
 ) -> Iterator[Batch]:
     """
-    Instances with their traces on a model's device.
+    Yield batches of instances with their traces, on the device of a model.
 
-    :param batch_size: instances in a batch; when ``None``, as many as the longest leaves room for
+    :param model: model that determines the device
+    :param language: language of the instances
+    :param instances: instances of all batches
+    :param batch_size: number of instances in a batch; determined by the longest sentence when ``None``
     """
     if batch_size is None:
-        batch_size = max(1, TOKENS // max(len(language.sentence(instance).ids) for instance in instances))
+        batch_size = max(1, MAX_TOKENS // max(len(language.sentence(instance).ids) for instance in instances))
     for first in range(0, len(instances), batch_size):
         batch = make_batch(language, instances[first : first + batch_size])
         yield Batch(*(part.to(model.slot_ids.device) for part in batch))
@@ -77,10 +86,10 @@ def batches_for(
 
 class ReadOut(NamedTuple):
     """
-    How well a process's true belief can be read linearly, as R² (see :func:`linear_r2`).
+    How well the true belief of a process can be predicted linearly, as R² (see :func:`linear_r2`).
 
-    :param belief: from the model's belief
-    :param last_symbol: from the last symbol alone: what a model without memory reaches
+    :param belief: R² of the prediction from the model's belief
+    :param last_symbol: R² of the prediction from the last symbol alone, which a model without memory reaches
     """
 
     belief: float
@@ -89,13 +98,14 @@ class ReadOut(NamedTuple):
 
 def read_out_belief(model: DHMMGPT2, process: HiddenProcess, words: NDArray[np.int64]) -> ReadOut:
     """
-    Read the true belief after every symbol from the model's.
+    Predict the true belief after each symbol linearly from the model's belief.
 
-    Models whose predictions of every future are the process's own have beliefs from which the true one is linear, if states of
-    the process predict differently, however many states they have themselves.
+    If a model predicts every future exactly like the process, and the states of the process make different predictions, then
+    the true belief is a linear function of the model's, regardless of the model's number of states.
 
-    :param model: with latent states, trained on the process
-    :param words: numbers of symbols, (B, T); the read-out is fitted on the first half of them and judged on the others
+    :param model: model with latent states, trained on the process
+    :param process: hidden process with a true belief
+    :param words: indices of symbols, shape (B, T); the read-out is fitted to the first half of them and evaluated on the rest
     """
     symbols = np.array(process.encode(process.symbols))[words]
     start = np.full((len(words), 1), process.ids["START"])
@@ -108,13 +118,14 @@ def read_out_belief(model: DHMMGPT2, process: HiddenProcess, words: NDArray[np.i
 
 def linear_r2(inputs: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]]) -> float:
     """
-    The share of the targets' variance that their least-squares read-out from the inputs, with an intercept, explains: R².
+    Return R², the fraction of the targets' variance that a least-squares prediction from the inputs explains.
 
-    Fitted on the first half of the sequences and judged on the others; squares are summed over all K targets.
+    The prediction has an intercept. It is fitted to the first half of the sequences and evaluated on the rest. Squares are
+    summed over all K targets.
 
-    :param inputs: (B, T, n)
-    :param targets: (B, T, K)
-    :return: at most 1; NaN where the targets never change
+    :param inputs: inputs, shape (B, T, n)
+    :param targets: targets, shape (B, T, K)
+    :return: R², at most 1; NaN when the targets never change
     """
 
     def rows(array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:

@@ -1,7 +1,7 @@
 """
-What a token language is: instances of a problem, their traces in readable tokens, and a machine that executes traces.
+The base class of token languages: instances of a problem, their traces as readable tokens, and an executor of traces.
 
-Shapes: T tokens read, P axes of position ids.
+Shapes: T tokens, P axes of position ids.
 """
 
 from abc import ABC, abstractmethod
@@ -26,9 +26,9 @@ class IllegalTrace(InputError):
     """
     A trace that cannot be executed.
 
-    :param place: of the first illegal token, counted from 0; the trace's length when it stops too early
-    :param token: that token; empty when the trace stops too early
-    :param reason: why it is illegal
+    :param place: index of the first illegal token; the length of the trace when it stops too early
+    :param token: the illegal token; empty when the trace stops too early
+    :param reason: reason why the token is illegal
     """
 
     def __init__(self, place: int, token: str, reason: str) -> None:
@@ -39,12 +39,12 @@ class IllegalTrace(InputError):
 
 class Verdict(NamedTuple):
     """
-    What executing a trace came to.
+    Result of executing a trace.
 
-    :param solved: it was legal to its end and its result is right
-    :param result: of the execution; ``None`` when the trace is illegal
-    :param illegal: the first illegal token, if there is one
-    :param text: the verdict in words
+    :param solved: whether the whole trace is legal and its result is right
+    :param result: result of the execution; ``None`` when the trace is illegal
+    :param illegal: error that names the first illegal token; ``None`` when the trace is legal
+    :param text: verdict in words
     """
 
     solved: bool
@@ -55,11 +55,11 @@ class Verdict(NamedTuple):
 
 class Sentence(NamedTuple):
     """
-    An instance as a model reads it.
+    An instance with its trace in the form that a model reads and learns.
 
-    :param ids: of the tokens that are read, T of them
-    :param labels: what is to be predicted after each; -1 where that is given, T of them
-    :param positions: position ids, (T, P)
+    :param ids: ids of the tokens, length T
+    :param labels: id to predict after each token, length T; −1 where the next token is given
+    :param positions: position ids, shape (T, P)
     """
 
     ids: list[int]
@@ -72,33 +72,33 @@ class Language(ABC, Generic[Instance]):
     """
     A family of problems of growing size, written as tokens.
 
-    An instance is given as its *prompt*; its *trace* is what a model must produce, and the only thing that it learns. As a
-    rule the trace continues the prompt. In a language that *transduces*, trace and prompt are equally long and ``trace[t]``
+    The *prompt* of an instance is given. Its *trace* is what a model must produce, and the only thing the model learns. Usually
+    the trace continues the prompt. In a language that *transduces*, trace and prompt have the same length and ``trace[t]``
     answers ``prompt[: t + 1]``.
 
-    A language of your own says what its tokens are and how an instance is drawn, written, read and executed.
+    Your own language defines its tokens and how an instance is drawn, written, parsed and executed.
     """
 
     sizes: tuple[int, int] = (1, 10)
     """The smallest and the largest size in training."""
     growth: float = 0.0
-    """Over this share of the training the largest size grows, from the smallest on, with the square of the time; 0 trains on
-    all sizes from the start."""
+    """Curriculum: the largest size grows with the square of the training progress, until this fraction of the training is over.
+    With 0, training uses all sizes from the start."""
     coupling: Coupling = "relative"
-    """How a model is told the language's own position ids, where it has such: ``relative``, by their differences, and attention
-    sees no further than the language's ``reach``; ``learned``, as learned positions, in training from a random offset on
-    (position coupling, arXiv 2405.20671); or ``none``, positions are counted."""
+    """How the model uses the position ids of a language that defines its own. ``relative``: attention uses their differences
+    and sees only tokens within the language's ``reach``. ``learned``: learned positions, with a random offset in training
+    (position coupling, arXiv 2405.20671). ``none``: positions are counted instead."""
     max_position: int = 64
-    """Learned positions lie below this number."""
+    """Number of learned positions."""
 
     transduces: ClassVar[bool] = False
     """Whether ``trace[t]`` answers ``prompt[: t + 1]`` rather than continuing the prompt."""
     deterministic: ClassVar[bool] = True
-    """Whether an instance has one trace, which a model can learn without error."""
+    """Whether an instance has exactly one trace, so that a model can learn it without error."""
     coupled: ClassVar[bool] = False
-    """Whether tokens share position ids, so that those of a trace go no further than the prompt's."""
+    """Whether tokens share position ids, so that the ids of a trace are not larger than those of the prompt."""
     end: ClassVar[str | None] = None
-    """The token after which nothing follows; ``None`` where there is no such."""
+    """Last token of every trace; ``None`` when traces have no such token."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.sizes[0] <= self.sizes[1]:
@@ -114,104 +114,106 @@ class Language(ABC, Generic[Instance]):
 
     @property
     def model(self) -> dict[str, Any]:
-        """Keywords of DHMMGPT2 that suit this language where none are given."""
+        """Default keywords of DHMMGPT2 for this language."""
         return {}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Fields of TrainingSettings that suit this language where none are given."""
+        """Default fields of TrainingSettings for this language."""
         return {}
 
     @property
     def reach(self) -> tuple[int, ...]:
         """
-        How far apart, on each axis of the position ids, tokens lie that depend on each other.
+        Largest distance between tokens that depend on each other, on each axis of the position ids.
 
-        Empty in a language that counts its positions.
+        Empty for a language that counts its positions.
         """
         return ()
 
-    # What a language says
+    # What a language defines
 
     @property
     @abstractmethod
     def tokens(self) -> tuple[str, ...]:
-        """The alphabet: every token once, without blanks in it. A token's id is its place."""
+        """The alphabet: every token once. Tokens contain no spaces. The id of a token is its index."""
 
     @abstractmethod
     def instance(self, size: int, rng: np.random.Generator) -> Instance:
-        """Draw an instance."""
+        """Draw an instance of a size."""
 
     @abstractmethod
     def prompt(self, instance: Instance) -> list[str]:
-        """The tokens that are given; at least one."""
+        """Return the given tokens; at least one."""
 
     @abstractmethod
     def trace(self, instance: Instance) -> list[str]:
-        """The tokens that a model must produce; in a language that is not deterministic, those that were drawn."""
+        """Return the tokens that a model must produce; in a language that is not deterministic, the tokens that were drawn."""
 
     @abstractmethod
     def parse(self, text: str) -> Instance:
         """
-        The instance that a text names: the prompt's tokens between blanks, or what a person would type.
+        Parse an instance: the tokens of the prompt separated by spaces, or what a person would type.
 
-        :raises InputError: when it names none
+        :raises InputError: when the text is not an instance
         """
 
     @abstractmethod
     def execute(self, instance: Instance, trace: Sequence[str]) -> Any:
         """
-        Perform a trace.
+        Execute a trace.
 
-        :return: what it comes to
-        :raises IllegalTrace: naming the first token that cannot be performed
+        :return: result of the execution
+        :raises IllegalTrace: for the first token that cannot be executed
         """
 
     def answer(self, instance: Instance) -> Any:
-        """What a right trace comes to, found in another way; ``None`` where every legal trace is right."""
+        """Return the right result, computed in another way; ``None`` when every legal trace is right."""
         return None
 
     def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
         """
-        Position ids of tokens read so far; in a prompt they may depend on all of it, later on earlier ones only.
+        Return the position ids of the tokens so far.
 
-        :return: for each token a number, or P numbers
+        The ids in the prompt may depend on the whole prompt. Later ids depend on earlier tokens only.
+
+        :return: one number, or P numbers, for each token
         """
         return range(len(tokens))
 
     def lines(self, trace: Sequence[str]) -> list[str]:
-        """A trace as people read it."""
+        """Format a trace for people, in lines."""
         return [" ".join(trace)]
 
     def longest(self, size: int) -> int:
-        """How many tokens the longest sentence of a size has; unless overridden, the longest of 200 drawn ones."""
+        """Return the length of the longest sentence of a size. By default, it is the longest of 200 drawn sentences."""
         rng = np.random.default_rng(size)
         return max(len(self.sentence(self.instance(size, rng)).ids) for _ in range(200))
 
-    # What follows from it
+    # What follows from the definition
 
     @property
     def relative(self) -> bool:
-        """Whether a model is told position ids of the language's own by their differences."""
+        """Whether the model uses the differences of the language's own position ids."""
         return self.coupling == "relative" and bool(self.reach)
 
     def position_ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
         """
-        The position ids that a model gets for tokens read so far, (T, P): the language's own, or counted ones.
+        Return the position ids of the tokens so far for the model, shape (T, P): those of the language, or counted ones.
 
-        Learned ones are those of the last axis.
+        Learned positions use only the last axis.
         """
         if not self.relative and self.coupling != "learned":
             return np.arange(len(tokens))[:, None]
-        found = np.array(self.positions(tokens), dtype=np.int64).reshape(len(tokens), -1)
-        return found if self.relative else found[:, -1:]
+        positions = np.array(self.positions(tokens), dtype=np.int64).reshape(len(tokens), -1)
+        return positions if self.relative else positions[:, -1:]
 
     def offset(self, prompt: Sequence[str]) -> int:
         """
-        What is added to learned position ids when an instance is solved; in training it is random.
+        Return the offset of learned position ids when an instance is solved. In training, the offset is random.
 
-        Coupled ids are moved to the middle of what there is: training meets those in every column, while the first and the
-        last ids stand at an end of their sentences whenever it does.
+        Coupled ids are moved to the middle of all positions. Training meets the middle ones in every column, but the first and
+        last positions only at the ends of sentences.
         """
         if self.coupling != "learned" or not self.coupled:
             return 0
@@ -219,27 +221,27 @@ class Language(ABC, Generic[Instance]):
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The id of each token."""
+        """Id of each token."""
         return {token: id_ for id_, token in enumerate(self.tokens)}
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
         """
-        Ids of tokens.
+        Return the ids of tokens.
 
-        :raises InputError: for a token that the alphabet does not have
+        :raises InputError: for a token that is not in the alphabet
         """
         ids = self.ids
         try:
             return [ids[token] for token in tokens]
         except KeyError as error:
-            raise InputError(f"{error.args[0]!r} is no token of this language; known are {_listed(self.tokens)}") from error
+            raise InputError(f"{error.args[0]!r} is not a token of this language; known are {_listed(self.tokens)}") from error
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Tokens of ids; nothing for -1."""
+        """Return the tokens of ids. Padding (−1) is left out."""
         return [self.tokens[id_] for id_ in ids if id_ >= 0]
 
     def sentence(self, instance: Instance) -> Sentence:
-        """The instance with its trace, as a model reads and learns it."""
+        """Return the instance with its trace in the form that a model reads and learns."""
         prompt, trace = self.prompt(instance), self.trace(instance)
         if self.transduces:
             tokens, labels = prompt, self.encode(trace)
@@ -248,7 +250,7 @@ class Language(ABC, Generic[Instance]):
         return Sentence(self.encode(tokens), labels, self.position_ids(tokens))
 
     def check(self, instance: Instance, trace: Sequence[str]) -> Verdict:
-        """Execute a trace and compare what it comes to with the right answer."""
+        """Execute a trace and compare its result with the right answer."""
         try:
             result = self.execute(instance, trace)
         except IllegalTrace as illegal:
@@ -263,56 +265,57 @@ class Language(ABC, Generic[Instance]):
 
 class TraceReader:
     """
-    Reads a trace token by token, and knows where it is.
+    Reads a trace token by token, and keeps track of the place.
 
-    :param trace: the tokens
+    :param trace: tokens of the trace
     """
 
     def __init__(self, trace: Sequence[str]) -> None:
         self.trace, self.place = trace, 0
 
-    def take(self, wanted: str | Collection[str], reason: str) -> str:
+    def take(self, legal: str | Collection[str], reason: str) -> str:
         """
-        The next token.
+        Read the next token.
 
-        :param wanted: what it may be: one token or several
-        :param reason: why nothing else is legal
-        :raises IllegalTrace: when it is something else, or there is none
+        :param legal: the legal token, or several of them
+        :param reason: reason why nothing else is legal
+        :raises IllegalTrace: when the next token is not legal, or the trace is over
         """
         token = self.trace[self.place] if self.place < len(self.trace) else ""
-        if token not in ([wanted] if isinstance(wanted, str) else wanted):
+        if token not in ([legal] if isinstance(legal, str) else legal):
             raise IllegalTrace(self.place, token, reason)
         self.place += 1
         return token
 
     def refuse(self, reason: str) -> IllegalTrace:
-        """The error that names the token taken last."""
+        """Return the error for the token that was read last."""
         return IllegalTrace(self.place - 1, self.trace[self.place - 1], reason)
 
     def finish(self) -> None:
-        """:raises IllegalTrace: when something follows"""
+        """:raises IllegalTrace: when another token follows"""
         if self.place < len(self.trace):
             raise IllegalTrace(self.place, self.trace[self.place], "nothing may follow")
 
 
 def _show(result: Any) -> str:
-    """A result as people write it."""
+    """Format a result for people."""
     return " ".join(map(str, result)) if isinstance(result, tuple | list) else str(result)
 
 
 def whole_numbers(text: str, what: str, count: int | None = None) -> tuple[int, ...]:
     """
-    The numbers in a text such as ``3 1 2`` or ``3, 1, 2``.
+    Parse the numbers in a text such as ``3 1 2`` or ``3, 1, 2``.
 
-    :param what: they are, for the error
-    :param count: how many there must be; any number but 0 when ``None``
-    :raises InputError: when there are none, not so many, or something else
+    :param text: text with numbers
+    :param what: description of the numbers for the error message
+    :param count: required number of them; any number except 0 when ``None``
+    :raises InputError: when there is another number of them, or anything else in the text
     """
     parts = text.replace(",", " ").split()
     enough = bool(parts) if count is None else len(parts) == count
     if not enough or not all(part.isascii() and part.isdigit() for part in parts):
         example = "3 1 2" if count is None else " ".join(str(number) for number in range(3, 3 + count))
-        raise InputError(f"{text!r} is not {what}: give whole numbers with blanks between them, such as {example}")
+        raise InputError(f"{text!r} is not {what}: give whole numbers separated by spaces, such as {example}")
     return tuple(map(int, parts))
 
 

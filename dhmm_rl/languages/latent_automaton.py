@@ -1,5 +1,5 @@
 """
-The automaton that a model's latent chain has become.
+Reading an automaton from a model's latent chain.
 
 Shapes: B sentences, T tokens, K latent states, U of them in use, V ids, S states of the automaton.
 """
@@ -11,29 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dhmm_rl.languages.evaluation import batches_for
+from dhmm_rl.languages.evaluation import make_batches
 from dhmm_rl.languages.language import Language
 from dhmm_rl.model import DHMMGPT2, HiddenStates
 from dhmm_rl.tokens import PAD_ID
 
 IN_USE = 0.99
-"""The fewest latent states that hold this share of the belief are in use."""
-MOST_IN_USE = 64
-"""Of more latent states nobody wants a picture."""
+"""The latent states in use are the smallest set that holds this fraction of the belief."""
+MAX_IN_USE = 64
+"""With more latent states in use, a plot of the automaton would not be readable."""
 RARE = 0.05
-"""A token does not come in a state where it is rarer than this, compared with the commonest one there."""
+"""A token counts as absent in a state if it is rarer than this, relative to the most common token there."""
 LIKELY = 0.1
-"""A token leads to every state that then holds more than this share of the belief."""
+"""A token leads to every state that then holds more than this fraction of the belief."""
 TOLERANCE = 0.1
-"""Probabilities no further apart are the same where states are compared."""
+"""When states are compared, probabilities count as equal if they differ by at most this."""
 
 
 class LatentAutomaton(NamedTuple):
     """
-    :param members: the latent states that each of the S states stands for
-    :param predicted: probability of each token to be predicted there, (S, V)
-    :param moves: belief after each token, for one who was certain of the state before, (S, V, S); zero for tokens that do not
-        come there
+    An automaton read from a latent chain.
+
+    :param members: latent states that each of the S states represents
+    :param predicted: predicted probability of each token in each state, shape (S, V)
+    :param moves: belief after each token, starting from certainty of a state, shape (S, V, S); zero for tokens that do not
+        occur in the state
     """
 
     members: tuple[tuple[int, ...], ...]
@@ -41,24 +43,27 @@ class LatentAutomaton(NamedTuple):
     moves: Tensor
 
     def arrows(self) -> dict[tuple[int, int], list[int]]:
-        """Ids of the tokens that lead from one state to another."""
-        found: dict[tuple[int, int], list[int]] = {}
+        """Return the ids of the tokens that lead from one state to another, by (source, target)."""
+        arrows: dict[tuple[int, int], list[int]] = {}
         for source, token, target in (self.moves > LIKELY).nonzero().tolist():
-            found.setdefault((source, target), []).append(token)
-        return found
+            arrows.setdefault((source, target), []).append(token)
+        return arrows
 
 
 @torch.no_grad()
 def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> LatentAutomaton | None:
     """
-    For each latent state in use, ask the chain what it predicts when it is certain of that state, and where its belief goes
-    from there with every token that comes.
+    Read the automaton of a model's latent chain.
 
-    It is the same question whether tokens choose the transition, are evidence, or both. States that behave alike become one:
-    a chain with more states than it needs often has several where one would do.
+    For each latent state in use, the chain is made certain of that state. Then the automaton has what the chain predicts and
+    the belief after each token that occurs. This works whether tokens choose the transition, are evidence, or both. Latent
+    states that behave alike are merged, because chains often have several where one would suffice.
 
-    :param instances: with their traces, they show which states are in use and which tokens come there
-    :return: ``None`` for a model without one latent chain, or with more than :data:`MOST_IN_USE` states in use
+    :param model: model of the language
+    :param language: language of the instances
+    :param instances: instances that show, with their traces, which states are in use and which tokens occur there
+    :return: the automaton; ``None`` for a model without exactly one latent chain, or with more than :data:`MAX_IN_USE` states
+        in use
     """
     if model.hmm is None or model.hmm.belief_shape[0] > 1:
         return None
@@ -66,7 +71,7 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     mass, met = _count(model, language, instances)
     order = mass.argsort(descending=True)
     count = int((mass[order].cumsum(dim=0) < IN_USE * mass.sum()).sum()) + 1
-    if count > MOST_IN_USE:
+    if count > MAX_IN_USE:
         return None
     used = order[:count].sort().values
     mass, met = mass[used], met[used]
@@ -98,15 +103,16 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
 @torch.no_grad()
 def chain_agreement(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> float:
     """
-    How often the likeliest next token of the latent chain alone is that of the whole model.
+    Return how often the latent chain alone and the whole model predict the same most likely token.
 
-    :param model: with a latent chain
-    :param instances: with their traces, the tokens that are read
-    :return: a share of the predicted tokens; 1 in a model without a transformer
+    :param model: model with a latent chain
+    :param language: language of the instances
+    :param instances: instances to predict the traces of
+    :return: fraction of the predicted tokens; 1 in a model without a transformer
     """
     model.eval()
     same = tokens = 0
-    for batch in batches_for(model, language, instances):
+    for batch in make_batches(model, language, instances):
         states = model.hidden_states(batch.input_ids, position_ids=batch.position_ids)
         chain_only = states._replace(hidden=torch.zeros_like(states.hidden))
         unknown = torch.full_like(batch.input_ids, PAD_ID)[..., None]
@@ -117,9 +123,9 @@ def chain_agreement(model: DHMMGPT2, language: Language[Any], instances: Sequenc
 
 
 def _count(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Belief in each latent state after a token, summed over all tokens, (K,), and by the token that then came, (K, V)."""
+    """Return the belief in each latent state, summed over all tokens, (K,), and the same for each next token, (K, V)."""
     ids, mass, met = len(language.tokens), [], []
-    for batch in batches_for(model, language, instances):
+    for batch in make_batches(model, language, instances):
         read = batch.input_ids >= 0
         belief = model.hidden_states(batch.input_ids, position_ids=batch.position_ids)[1][:, :, 0] * read[..., None]
         following = one_hot(batch.input_ids[:, 1:].clamp_min(0), ids) * read[:, 1:, None]
@@ -128,21 +134,21 @@ def _count(model: DHMMGPT2, language: Language[Any], instances: Sequence[Any]) -
     return torch.stack(mass).sum(dim=0).cpu(), torch.stack(met).sum(dim=0).cpu()
 
 
-def _merge(predicted: Tensor, moves: Tensor, comes: Tensor) -> Tensor:
+def _merge(predicted: Tensor, moves: Tensor, occurs: Tensor) -> Tensor:
     """
-    Partition refinement (Moore 1956): states are alike that predict the same and that every token takes to states alike.
+    Partition refinement (Moore 1956): states are alike if they predict the same and every token leads them to states alike.
 
-    :param predicted: (U, V)
-    :param moves: (U, V, U)
-    :param comes: tokens that come in each state, (U, V); only those that come in both tell two states apart
-    :return: a state that stands for each state's group, (U,)
+    :param predicted: predicted probability of each token, shape (U, V)
+    :param moves: belief after each token, shape (U, V, U)
+    :param occurs: whether each token occurs in each state, shape (U, V); only tokens that occur in both states distinguish them
+    :return: index of a representative of each state's group, shape (U,)
     """
     alike = torch.zeros(len(predicted), dtype=torch.long)
     while True:
         onto = moves @ one_hot(alike, len(predicted)).float()  # belief on each group, (U, V, U)
         finer = alike.clone()
         for state, group in enumerate(alike):
-            apart = ((onto - onto[state]).abs().amax(dim=2) * (comes & comes[state])).amax(dim=1)
+            apart = ((onto - onto[state]).abs().amax(dim=2) * (occurs & occurs[state])).amax(dim=1)
             apart = apart.maximum((predicted - predicted[state]).abs().amax(dim=1))
             finer[state] = torch.nonzero((alike == group) & (apart < TOLERANCE))[0, 0]
         if len(set(finer.tolist())) == len(set(alike.tolist())):

@@ -1,4 +1,4 @@
-"""Languages by name, with options given as text."""
+"""Finding languages by name, and parsing their options."""
 
 import ast
 import importlib
@@ -14,48 +14,51 @@ from dhmm_rl.validation import describe_type, did_you_mean, matches_type
 
 def find_language(name: str, known: dict[str, Language[Any]]) -> Language[Any]:
     """
-    The language of a name.
+    Return the language with a name.
 
-    :param name: one of ``known``, or ``module:Class`` for one of your own, whose options all have defaults
-    :raises InputError: when there is none
+    :param name: one of the known names, or ``module:Class`` for your own language; all its options must have defaults
+    :param known: languages by name
+    :raises InputError: when there is no such language
     """
     if name in known:
         return known[name]
     module, colon, class_name = name.partition(":")
     if not colon:
-        raise InputError(f"unknown language {name!r}{did_you_mean(name, [*known, 'module:Class for one of your own'])}")
+        raise InputError(f"unknown language {name!r}{did_you_mean(name, [*known, 'module:Class for your own'])}")
     try:
         language = getattr(importlib.import_module(module), class_name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"the language {name} cannot be made ({error})") from error
     if not isinstance(language, Language):
-        raise InputError(f"{name} is no language; derive it from dhmm_rl.languages.Language")
+        raise InputError(f"{name} is not a language; derive it from dhmm_rl.languages.Language")
     return language
 
 
 def with_options(language: Language[Any], options: Iterable[str]) -> Language[Any]:
     """
-    A language with other options.
+    Return a language with other options.
 
-    :param options: such as ``form=compact`` or ``sizes=1,20``
-    :raises InputError: for an option that it does not have, or a value that is none
+    :param language: language to change
+    :param options: options such as ``form=compact`` or ``sizes=1,20``
+    :raises InputError: for an option that the language does not have, and for a value of a wrong type
     """
     return replace(language, **read_options(options, typing.get_type_hints(type(language)), [f.name for f in fields(language)]))
 
 
 def read_options(options: Iterable[str], hints: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """
-    Values given as ``key=value``.
+    Parse options of the form ``key=value``.
 
-    :param hints: the type of each key
-    :param known: keys that there are
-    :raises InputError: for another key, or a value of another type
+    :param options: options to parse
+    :param hints: types of the values, by key
+    :param known: known keys
+    :raises InputError: for an unknown key, and for a value of a wrong type
     """
     values: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
         if key not in known or not equals:
-            raise InputError(f"{option!r} is no option; give key=value, the keys are {', '.join(known)}")
+            raise InputError(f"{option!r} is not an option; give key=value, the keys are {', '.join(known)}")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -1,7 +1,7 @@
 """
-Stochastic processes as languages: Markov chains and hidden ones whose best predictor is known exactly.
+Stochastic processes as languages: Markov chains and hidden Markov processes, for which the best predictor is known.
 
-Shapes: B sequences, T symbols, S symbols of the alphabet, K hidden states.
+Shapes: B sequences, T symbols in a sequence, S symbols in the alphabet, K hidden states.
 """
 
 from abc import abstractmethod
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Word = tuple[int, ...]
 
 TOKEN_STATES = 4
-"""Latent states for every token of chains drawn anew."""
+"""Number of latent states per token, in the language of chains that differ for each sequence."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,9 +29,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 @dataclass(frozen=True)
 class Process(Language[Word]):
     """
-    What the languages of stochastic processes have in common: ``START``, then symbols.
+    Base class of the languages of stochastic processes: ``START``, then symbols.
 
-    Size: how many symbols. A trace is legal while no symbol has probability 0, given those before it.
+    The size is the number of symbols. A trace is legal if no symbol has probability 0 after the symbols before it.
     """
 
     sizes: tuple[int, int] = (64, 64)
@@ -42,44 +42,44 @@ class Process(Language[Word]):
     @cached_property
     @abstractmethod
     def symbols(self) -> tuple[str, ...]:
-        """The S symbols."""
+        """Symbols of the alphabet, S of them."""
 
     @abstractmethod
     def predict(self, words: NDArray[np.integer[Any]]) -> Floats:
         """
-        The best predictor there is: probabilities of each symbol given the symbols before it.
+        Return the predictions of the best possible predictor: probabilities of each symbol given the symbols before it.
 
-        :param words: numbers of symbols, (B, T)
-        :return: (B, T, S)
+        :param words: indices of symbols, shape (B, T)
+        :return: probabilities, shape (B, T, S)
         """
 
     def nats(self, words: NDArray[np.integer[Any]]) -> Floats:
-        """What the best predictor loses on each symbol of words (B, T), in nats, (B, T)."""
-        found = np.take_along_axis(self.predict(words), np.asarray(words)[..., None], axis=-1)[..., 0]
+        """Return the loss of the best predictor on each symbol of words (B, T), in nats, shape (B, T)."""
+        probabilities = np.take_along_axis(self.predict(words), np.asarray(words)[..., None], axis=-1)[..., 0]
         with np.errstate(divide="ignore"):
-            nats: Floats = -np.log(found)
+            nats: Floats = -np.log(probabilities)
         return nats
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """``START`` and the symbols."""
+        """All tokens: ``START`` and the symbols."""
         return ("START", *self.symbols)
 
     def prompt(self, instance: Word) -> list[str]:
-        """``START``"""
+        """Return ``START``."""
         return ["START"]
 
     def trace(self, instance: Word) -> list[str]:
-        """The symbols that were drawn."""
+        """Return the symbols that were drawn."""
         return [self.symbols[number] for number in instance]
 
     def parse(self, text: str) -> Word:
-        """A sequence of symbols, such as ``A B A`` or ``START A B A``."""
+        """Parse a sequence of symbols, such as ``A B A`` or ``START A B A``."""
         return tuple(id_ - 1 for id_ in self.encode(text.removeprefix("START").split()) if id_ > 0)
 
     def execute(self, instance: Word, trace: Sequence[str]) -> Word:
         """
-        See that the process can produce these symbols.
+        Check that the process can produce these symbols.
 
         :raises IllegalTrace: for a symbol of probability 0
         """
@@ -99,9 +99,9 @@ class Process(Language[Word]):
 @dataclass(frozen=True)
 class HiddenProcess(Process):
     """
-    A hidden Markov process with labeled transitions: from state i it moves to j and shows symbol x with T[x, i, j].
+    A hidden Markov process with labeled transitions: from state i it moves to j and shows symbol x with probability T[x, i, j].
 
-    It begins in its stationary distribution.
+    It starts in its stationary distribution.
     """
 
     @property
@@ -109,37 +109,38 @@ class HiddenProcess(Process):
         """
         The latent layer alone, with one transition matrix: an HMM.
 
-        Its states show their own symbols, so it needs one for every symbol with a state moved to; with no more than it needs,
-        learning can end in a worse optimum. Fast learning, since only large logits make a symbol sure.
+        The states of this HMM determine the distribution of their own symbols, so it needs one state for each pair of a symbol
+        and the state moved to. It gets some more, because otherwise learning can end in a worse optimum. The learning rate is
+        high, because only large logits make a symbol certain.
         """
         needed = int(self.matrices.any(axis=1).sum())
         return {"layers": 0, "matrices": 1, "num_states": needed + len(self.stationary), "latent_rate": 30.0}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Shorter than other languages."""
+        """Training is shorter than in other languages."""
         return {"steps": 600}
 
     @cached_property
     @abstractmethod
     def matrices(self) -> Floats:
-        """The labeled transition matrices T, (S, K, K); summed over x they are row-stochastic."""
+        """Labeled transition matrices T, shape (S, K, K). Their sum over x is row-stochastic."""
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:
-        """Letters."""
+        """Symbols are letters."""
         return tuple(LETTERS[: len(self.matrices)])
 
     @cached_property
     def stationary(self) -> Floats:
-        """The stationary distribution of the states, (K,)."""
+        """Stationary distribution of the states, shape (K,)."""
         transition = self.matrices.sum(axis=0)
         equations = np.concatenate([transition.T - np.eye(len(transition)), np.ones((1, len(transition)))])
         solution: Floats = np.linalg.lstsq(equations, np.eye(len(equations))[-1], rcond=None)[0]
         return solution
 
     def instance(self, size: int, rng: np.random.Generator) -> Word:
-        """``size`` symbols."""
+        """Draw ``size`` symbols."""
         start, rows = self._cumulative
         symbols = len(self.matrices)
         draws = rng.random(size + 1).tolist()
@@ -151,21 +152,21 @@ class HiddenProcess(Process):
 
     @cached_property
     def _cumulative(self) -> tuple[list[float], list[list[float]]]:
-        """Cumulative probabilities, without the last, of the first state, and of what follows each state: j · S + x."""
+        """Cumulative probabilities, without the last one, of the first state and, for each state, of the next j · S + x."""
         joint = self.matrices.transpose(1, 2, 0).reshape(self.matrices.shape[1], -1)
         return np.cumsum(self.stationary)[:-1].tolist(), np.cumsum(joint, axis=1)[:, :-1].tolist()
 
     def beliefs(self, words: NDArray[np.integer[Any]]) -> Floats:
         """
-        The true filter: the distribution of the hidden state after each symbol.
+        Return the beliefs of the true filter: the distribution of the hidden state after each symbol.
 
-        :param words: numbers of symbols, (B, T)
-        :return: (B, T, K); NaN from an impossible symbol on
+        :param words: indices of symbols, shape (B, T)
+        :return: beliefs, shape (B, T, K); NaN from the first impossible symbol on
         """
         return self._filter(words)[0]
 
     def predict(self, words: NDArray[np.integer[Any]]) -> Floats:
-        """The true filter's predictions, (B, T, S)."""
+        """Return the predictions of the true filter, shape (B, T, S)."""
         return self._filter(words)[1]
 
     def _filter(self, words: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
@@ -183,16 +184,16 @@ class HiddenProcess(Process):
 
     def entropy_rate(self, block: int | None = None) -> tuple[float, float]:
         """
-        Bounds of the entropy rate in nats per symbol.
+        Return a lower and an upper bound of the entropy rate in nats per symbol.
 
-        H(X_n | X_1 … X_{n-1}, state 0) and H(X_n | X_1 … X_{n-1}) for n = ``block`` (Cover and Thomas, "Elements of information
-        theory", section 4.5). Where symbol and state determine the next state, the lower bound is the rate itself, whatever n,
-        and both are it.
+        The bounds are H(X_n | X_1 … X_{n-1}, state 0) and H(X_n | X_1 … X_{n-1}) for n = ``block`` (Cover and Thomas, "Elements
+        of information theory", section 4.5). If symbol and state determine the next state, the lower bound is the rate itself
+        for every n, and both results are equal to it.
 
-        :param block: n; costs S ** n. The largest that leaves a million words when ``None``
+        :param block: number of symbols n, at a cost of S ** n; the largest with at most a million words when ``None``
         """
         if ((self.matrices > 0).sum(axis=2) <= 1).all():
-            shown = self.matrices.sum(axis=2)  # of each symbol in each state, (S, K)
+            shown = self.matrices.sum(axis=2)  # probability of each symbol in each state, (S, K)
             rate = float(self.stationary @ _entropies(shown.T))
             return rate, rate
         if block is None:
@@ -202,7 +203,7 @@ class HiddenProcess(Process):
         return float(self.stationary @ added[:-1]), float(added[-1])
 
     def _last_entropy(self, start: Floats, block: int) -> float:
-        """H(X_n | X_1 … X_{n-1}) when the states begin as ``start`` (K,) says."""
+        """Return H(X_n | X_1 … X_{n-1}) for an initial distribution ``start`` of the state, shape (K,)."""
         words, entropies = start[None], [0.0, 0.0]
         for _ in range(block):  # joint probability of each word and the state after it, (words, K)
             words = np.einsum("wi,xij->wxj", words, self.matrices).reshape(-1, len(start))
@@ -215,9 +216,9 @@ class MarkovChain(HiddenProcess):
     """A fixed Markov chain, each row of its transition matrix drawn once from a flat Dirichlet distribution."""
 
     states: int = 5
-    """How many symbols."""
+    """Number of symbols."""
     seed: int = 0
-    """Of the matrix."""
+    """Seed of the matrix."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,20 +228,21 @@ class MarkovChain(HiddenProcess):
 
     @cached_property
     def matrix(self) -> Floats:
-        """The transition matrix, (S, S)."""
+        """Transition matrix, shape (S, S)."""
         return np.random.default_rng(self.seed).dirichlet(np.ones(self.states), self.states)
 
     @cached_property
     def matrices(self) -> Floats:
-        """The symbol is the state moved to."""
+        """The symbol is the state that the chain moves to."""
         return self.matrix[None] * np.eye(self.states)[:, None, :]
 
 
 @dataclass(frozen=True)
 class Mess3(HiddenProcess):
     """
-    Mess3: three states on a circle; the beliefs of its filter form a fractal (Marzen and Crutchfield 2017; Shai et al. 2024,
-    arXiv 2405.15943, appendix). It moves to either other state with x, and shows the symbol of the state it is then in with a.
+    Mess3: three states on a circle. The beliefs of its filter form a fractal (Marzen and Crutchfield 2017; Shai et al. 2024,
+    arXiv 2405.15943, appendix). It moves to each other state with probability x, and then shows the symbol of its state with
+    probability a.
     """
 
     x: float = 0.05
@@ -251,11 +253,11 @@ class Mess3(HiddenProcess):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.x <= 0.5 and 0 <= self.a <= 1):
-            raise InputError(f"x = {self.x} and a = {self.a} are no Mess3; x is at most 1/2 and a at most 1, neither negative")
+            raise InputError(f"x is {self.x} and a is {self.a}; x must be between 0 and 1/2, a between 0 and 1")
 
     @cached_property
     def matrices(self) -> Floats:
-        """Move, then show."""
+        """The process moves first, then it shows a symbol."""
         move = self.x + (1 - 3 * self.x) * np.eye(3)
         show = (1 - self.a) / 2 + (self.a - (1 - self.a) / 2) * np.eye(3)
         return move[None] * show.T[:, None, :]
@@ -264,12 +266,13 @@ class Mess3(HiddenProcess):
 @dataclass(frozen=True)
 class EvenProcess(HiddenProcess):
     """
-    The even process: between two A stands an even number of B (Weiss 1973). Whether that number is even so far must be
-    remembered for as long as B follow, so no Markov chain of any order is it. With p = 1/2 its rate is 2/3 bit.
+    The even process: between two A there is an even number of B (Weiss 1973). A predictor must remember whether the number of B
+    so far is even, for as long as B follow, so the process is not a Markov chain of any order. With p = 1/2 its entropy rate is
+    2/3 bit.
     """
 
     p: float = 0.5
-    """Probability of A where A may stand."""
+    """Probability of A where A is possible."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,39 +281,39 @@ class EvenProcess(HiddenProcess):
 
     @cached_property
     def matrices(self) -> Floats:
-        """States: an even number of B so far, an odd one."""
+        """The states are an even and an odd number of B so far."""
         return np.array([[[self.p, 0], [0, 0]], [[0, 1 - self.p], [1, 0]]])
 
 
 @dataclass(frozen=True)
 class InContextChains(Process):
     """
-    Markov chains drawn anew for every sequence: each row of the matrix from a symmetric Dirichlet distribution, the first
-    symbol uniformly. What follows what can only be learned from the sequence itself.
+    Markov chains that differ for each sequence: each row of the matrix is drawn from a symmetric Dirichlet distribution, the
+    first symbol uniformly. The transition probabilities can only be inferred from the sequence itself.
     """
 
     sizes: tuple[int, int] = (128, 128)
     """The smallest and the largest size in training."""
     states: int = 3
-    """How many symbols."""
+    """Number of symbols."""
     concentration: float = 1.0
-    """α of the Dirichlet distribution."""
+    """Parameter α of the Dirichlet distribution."""
 
     @property
     def model(self) -> dict[str, Any]:
         """
-        One block of attention, and a latent layer that tells it what stood before each symbol.
+        One block of attention, and a latent layer that provides the symbol before each symbol.
 
-        Whoever predicts by what followed the same symbol earlier must know, at every place, the symbol before it. A
-        transformer needs a block of its own for that (induction heads; Edelman et al. 2024, arXiv 2402.11004); random
-        transitions, one matrix a token and one for none, hold it from the start.
+        Predicting by what followed the same symbol earlier requires the previous symbol at every position. A transformer needs
+        another block for that (induction heads; Edelman et al. 2024, arXiv 2402.11004). The belief has this information from
+        the start, with random transitions: one matrix per token, and one for an unknown token.
         """
         latent = {"num_states": TOKEN_STATES * len(self.tokens), "matrices": len(self.tokens) + 1}
         return latent | {"layers": 1, "latent_init": "automaton", "latent_rate": 30.0}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Shorter than other languages."""
+        """Training is shorter than in other languages."""
         return {"steps": 400}
 
     def __post_init__(self) -> None:
@@ -321,11 +324,11 @@ class InContextChains(Process):
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:
-        """Letters."""
+        """Symbols are letters."""
         return tuple(LETTERS[: self.states])
 
     def instance(self, size: int, rng: np.random.Generator) -> Word:
-        """``size`` symbols of a new chain."""
+        """Draw a new chain, and ``size`` symbols of it."""
         matrix = rng.dirichlet(np.full(self.states, self.concentration), self.states)
         rows = np.cumsum(matrix, axis=1)[:, :-1].tolist()
         word = [int(rng.integers(self.states))]
@@ -335,25 +338,25 @@ class InContextChains(Process):
 
     def predict(self, words: NDArray[np.integer[Any]]) -> Floats:
         """
-        The Bayes-optimal predictor: (n_ij + α) / (n_i + S α), n_ij being how often j has followed i.
+        Return the Bayes-optimal predictions: (n_ij + α) / (n_i + S α), where n_ij is the number of times that j has followed i.
 
-        It is the posterior mean of the Dirichlet distribution of each row; 1 / S for the first symbol.
+        This is the posterior mean of the Dirichlet distribution of each row. For the first symbol it is 1 / S.
         """
         words = np.asarray(words)
         one_hot = np.eye(self.states)[words]
         follows = one_hot[:, :-1, :, None] * one_hot[:, 1:, None, :]  # (B, T - 1, S, S)
-        counts = np.cumsum(follows, axis=1) - follows  # before each transition
+        counts = np.cumsum(follows, axis=1) - follows  # transitions before each one
         row = np.einsum("bti,btij->btj", one_hot[:, :-1], counts) + self.concentration
         predictions = row / row.sum(axis=-1, keepdims=True)
         return np.concatenate([np.full_like(one_hot[:, :1], 1 / self.states), predictions], axis=1)
 
 
 def _entropies(p: Floats) -> Floats:
-    """Entropy in nats of each row."""
+    """Return the entropy of each row in nats."""
     entropies: Floats = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
     return entropies
 
 
 def _check_symbols(states: int) -> None:
     if not 2 <= states <= len(LETTERS):
-        raise InputError(f"states is {states}; it must lie between 2 and {len(LETTERS)}")
+        raise InputError(f"states is {states}; it must be between 2 and {len(LETTERS)}")

@@ -1,4 +1,4 @@
-"""Sorting by comparing and swapping neighbors, every step written down and executed on a real array."""
+"""Sorting by comparing and swapping neighbors. Every operation is written down and executed on an array."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ OPERATIONS = ("START", "COMPARE", "SWAP", "KEEP", "PASS", "END")
 @dataclass(frozen=True)
 class Sorting(Language[Array]):
     """
-    What the languages of sorting algorithms have in common.
+    Base class of the languages of sorting algorithms.
 
-    Size: length of the array. Its numbers are uniform, so there are duplicates. ``START 3 1 2`` is given; then operations
-    follow: ``COMPARE 3 1 SWAP`` or ``COMPARE 1 2 KEEP``, in the full form each with the whole array as it then is; ``PASS``
-    between the passes of the algorithm; ``END``. The pair that COMPARE means is not written: within a pass each stands beside
-    the one before, so duplicates leave no doubt.
+    The size is the length of the array. Numbers are uniform, so there are duplicates. ``START 3 1 2`` is given. Operations
+    follow: ``COMPARE 3 1 SWAP`` or ``COMPARE 1 2 KEEP``, in the full form each with the whole array after it; ``PASS`` between
+    the passes of the algorithm; and ``END``. The place of a compared pair is not written. Within a pass each pair is next to
+    the one before, so the place is clear even with duplicates.
 
-    The executor insists on what is true of the array, and on END being earned: comparisons must have shown every number to be
-    no larger than its right neighbor, so no array counts as sorted by accident. It does not insist on the algorithm: other
-    swaps than its own are executed, too.
+    The executor requires that every operation is true of the array, and that END is justified: comparisons must have shown that
+    no number is larger than its right neighbor, so that no array counts as sorted by accident. It does not require the
+    algorithm's own swaps: other swaps are executed, too.
 
-    Learned position ids (coupled as in arXiv 2405.20671): a number's place in the array counted from 1, and COMPARE the one
-    before its pair, so that what is to be copied next always has the next id. START and PASS, which open a pass, mark the place
-    that says where it begins or ends. Everything else has 0.
+    Learned position ids (coupled as in arXiv 2405.20671): a number has its place in the array, counted from 1. COMPARE has the
+    id before that of its pair, so that the number to copy next always has the next id. START and PASS, which begin a pass, have
+    the place where the pass begins or ends. All other tokens have 0.
     """
 
     sizes: tuple[int, int] = (2, 8)
     """The smallest and the largest size in training."""
     form: Literal["full", "compact"] = "full"
-    """Whether the whole array is written after every operation (``full``) or not (``compact``)."""
+    """``full``: the whole array is written after each operation. ``compact``: it is not."""
     values: int = 32
-    """Numbers are below this."""
+    """Number of different numbers: 0 to ``values`` − 1."""
 
     coupled = True
     end = "END"
@@ -53,40 +53,40 @@ class Sorting(Language[Array]):
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """Operations and numbers."""
+        """All tokens: operations and numbers."""
         return (*OPERATIONS, *self.numbers)
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:
-        """The tokens of the numbers."""
+        """Tokens of the numbers."""
         return tuple(map(str, range(self.values)))
 
     @abstractmethod
     def pair(self, sweep: int, step: int) -> int:
-        """The left place of the pair that a pass compares in one of its steps, both counted from 0."""
+        """Return the left place of the pair that a pass compares in a step. Places, passes and steps count from 0."""
 
     @abstractmethod
     def passes(self, array: list[int]) -> "list[list[bool]]":
-        """Sort an array in place by the algorithm; whether each step of each pass swaps."""
+        """Sort an array in place, and return whether each step of each pass swaps."""
 
     @abstractmethod
     def mark(self, sweep: int, size: int) -> int:
-        """The place in the array, counted from 1, by which a pass of an array of this size is known."""
+        """Return the place that identifies a pass over an array of a size, counted from 1."""
 
     def instance(self, size: int, rng: np.random.Generator) -> Array:
-        """An array of ``size`` numbers."""
+        """Draw an array of ``size`` numbers."""
         return tuple(rng.integers(self.values, size=size).tolist())
 
     def longest(self, size: int) -> int:
-        """That of a descending array."""
+        """Return the length of the sentence of a descending array."""
         return len(self.sentence(tuple(self.values * i // size for i in reversed(range(size)))).ids)
 
     def prompt(self, instance: Array) -> list[str]:
-        """``START`` and the array."""
+        """Return ``START`` and the array."""
         return ["START", *(self.numbers[value] for value in instance)]
 
     def trace(self, instance: Array) -> list[str]:
-        """The algorithm's operations."""
+        """Return the operations of the algorithm."""
         written: list[str] = []
         array = [self.numbers[value] for value in instance]
         for sweep, swaps in enumerate(self.passes(list(instance))):
@@ -102,7 +102,7 @@ class Sorting(Language[Array]):
         return [*written, "END"]
 
     def parse(self, text: str) -> Array:
-        """An array such as ``3 1 2`` or ``START 3 1 2``."""
+        """Parse an array such as ``3 1 2`` or ``START 3 1 2``."""
         array = whole_numbers(text.removeprefix("START"), "an array")
         if max(array) >= self.values:
             raise InputError(f"{max(array)} is too large; numbers of this language are below {self.values}")
@@ -110,13 +110,13 @@ class Sorting(Language[Array]):
 
     def execute(self, instance: Array, trace: Sequence[str]) -> Array:
         """
-        Perform the operations on an array of numbers.
+        Execute the operations on an array of numbers.
 
         :return: the array after END
-        :raises IllegalTrace: for an operation that is none, or that says what is not true of the array, and for an END that no
-            comparisons justify
+        :raises IllegalTrace: for a token that is not an operation, for an operation that is not true of the array, and for an
+            END that the comparisons do not justify
         """
-        array, items = list(instance), list(range(len(instance)))  # numbers, and which of the instance's each one is
+        array, items = list(instance), list(range(len(instance)))  # the numbers, and for each one its index in the instance
         shown: set[tuple[int, int]] = set()  # pairs of items that a comparison showed to be in order
         reader, sweep, step = TraceReader(trace), 0, 0
         while True:
@@ -135,8 +135,8 @@ class Sorting(Language[Array]):
                 if array[i] >= array[i + 1]:
                     shown.add((items[i + 1], items[i]))
                 if reader.take(["SWAP", "KEEP"], "SWAP or KEEP must follow a comparison") == "SWAP":
-                    for these in (array, items):
-                        these[i], these[i + 1] = these[i + 1], these[i]
+                    array[i], array[i + 1] = array[i + 1], array[i]
+                    items[i], items[i + 1] = items[i + 1], items[i]
                 if self.form == "full":
                     for value in array:
                         reader.take([str(value)], f"the array is {' '.join(map(str, array))} now")
@@ -147,45 +147,46 @@ class Sorting(Language[Array]):
                 return tuple(array)
 
     def answer(self, instance: Array) -> Array:
-        """Python's ``sorted``."""
+        """Return the result of Python's ``sorted``."""
         return tuple(sorted(instance))
 
     def lines(self, trace: Sequence[str]) -> list[str]:
-        """One operation a line."""
-        found: list[list[str]] = [[]]
+        """Format a trace with one operation per line."""
+        lines: list[list[str]] = [[]]
         for token in trace:
-            if token in ("COMPARE", "PASS", "END") and found[-1]:
-                found.append([])
-            found[-1].append(token)
-        return [" ".join(line) for line in found]
+            if token in ("COMPARE", "PASS", "END") and lines[-1]:
+                lines.append([])
+            lines[-1].append(token)
+        return [" ".join(line) for line in lines]
 
     def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
-        """Places in the array."""
+        """Return the places in the array."""
         size = next((i for i, token in enumerate(tokens[1:]) if token in OPERATIONS), len(tokens) - 1)
-        found, before, sweep, step = [max(self.mark(0, size), 0)], 0, 0, 0
+        ids, previous, sweep, step = [max(self.mark(0, size), 0)], 0, 0, 0
         for token in tokens[1:]:
-            before += 1  # a number stands one place to the right of what comes before it
-            found.append(before)
+            previous += 1  # a number is one place to the right of the token before it
+            ids.append(previous)
             if token == "COMPARE":
-                before = found[-1] = max(self.pair(sweep, step), 0)
+                previous = ids[-1] = max(self.pair(sweep, step), 0)
                 step += 1
             elif token == "PASS":
                 sweep, step = sweep + 1, 0
-                before, found[-1] = 0, max(self.mark(sweep, size), 0)
+                previous, ids[-1] = 0, max(self.mark(sweep, size), 0)
             elif token in OPERATIONS:
-                before = found[-1] = 0
-        return found
+                previous = ids[-1] = 0
+        return ids
 
 
 @dataclass(frozen=True)
 class BubbleSort(Sorting):
     """
-    Bubble sort: passes from left to right, each one shorter than the one before, until one swaps nothing.
+    Bubble sort: passes from left to right, each one shorter than the one before, until a pass swaps nothing.
 
-    In the compact form position ids have two axes, pass and column, as though the trace were a table: a pass is a row, and its
-    i-th comparison has the columns 4 i to 4 i + 3. The array that is given is row 0, with its i-th number where a comparison's
-    left number stands, and START at the row's end, where later rows have PASS. So the numbers of a comparison, and whether one
-    follows, always stand at the same few places: in the comparison before it, and in the row above it one comparison further.
+    In the compact form position ids have two axes, pass and column, as if the trace were a table. A pass is a row, and its i-th
+    comparison has the columns 4 i to 4 i + 3. The given array is row 0: its i-th number has the column of a comparison's left
+    number, and START is at the end of the row, where later rows have PASS. So the numbers of a comparison, and whether another
+    comparison follows, can always be read at the same few positions: in the comparison before it, and in the row above, one
+    comparison further.
     """
 
     form: Literal["full", "compact"] = "compact"
@@ -193,44 +194,45 @@ class BubbleSort(Sorting):
     @property
     def model(self) -> dict[str, Any]:
         """
-        A latent layer that can keep a flag through a pass: whether anything was swapped, which no token in reach says.
+        A latent layer that can store a flag through a pass: whether anything was swapped, which no token within reach says.
 
-        Little dither, so that it lasts as long as the pass does, and fast learning, since only large logits are sure.
+        The dither is small enough that the flag lasts through a pass. The learning rate is high, because only large logits make
+        a transition certain.
         """
         return {"num_states": 16, "matrices": 16, "latent_rate": 10.0, "dither": 1e-5}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Longer than other languages: few passes swap only where they begin."""
+        """Training is longer than in other languages, because few passes swap only at their beginning."""
         return {"steps": 3000}
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """The row above, and to either side what a comparison needs; the full form counts its positions."""
+        """One row above, and the columns that a comparison depends on. The full form counts its positions."""
         return (1, 6) if self.form == "compact" else ()
 
     def positions(self, tokens: Sequence[str]) -> Sequence[Any]:
-        """Pass and column; places in the array in the full form."""
+        """Return pass and column; in the full form, the places in the array."""
         if self.form == "full":
             return super().positions(tokens)
         size = next((i for i, token in enumerate(tokens[1:]) if token in OPERATIONS), len(tokens) - 1)
-        found = [(0, 4 * size), *((0, 4 * i + 1) for i in range(size))]
+        ids = [(0, 4 * size), *((0, 4 * i + 1) for i in range(size))]
         row, column = 1, 0
         for token in tokens[size + 1 :]:
-            found.append((row, column))
+            ids.append((row, column))
             row, column = (row + 1, 0) if token == "PASS" else (row, column + 1)
-        return found
+        return ids
 
     def pair(self, sweep: int, step: int) -> int:
-        """From the left end to the right."""
+        """Pairs go from the left end to the right."""
         return step
 
     def mark(self, sweep: int, size: int) -> int:
-        """Where the part begins that is sorted already, one place beyond the pass's last pair."""
+        """Return the start of the sorted part, one place after the last pair of the pass."""
         return size + 1 - sweep
 
     def passes(self, array: list[int]) -> list[list[bool]]:
-        """Sort."""
+        """Sort an array in place, and return whether each step of each pass swaps."""
         done: list[list[bool]] = []
         for last in range(len(array) - 1, 0, -1):
             swaps = []
@@ -250,15 +252,15 @@ class InsertionSort(Sorting):
     """Insertion sort: each pass takes the next number and moves it left until its neighbor there is not larger."""
 
     def pair(self, sweep: int, step: int) -> int:
-        """From the pass's number to the left."""
+        """Pairs go from the number of the pass to the left."""
         return sweep - step
 
     def mark(self, sweep: int, size: int) -> int:
-        """The number that the pass moves to its place."""
+        """Return the place of the number that the pass moves."""
         return sweep + 2
 
     def passes(self, array: list[int]) -> list[list[bool]]:
-        """Sort."""
+        """Sort an array in place, and return whether each step of each pass swaps."""
         done: list[list[bool]] = []
         for sweep in range(len(array) - 1):
             swaps = []
@@ -272,7 +274,7 @@ class InsertionSort(Sorting):
 
 
 def _follows(shown: set[tuple[int, int]], low: int, high: int) -> bool:
-    """Whether a chain of comparisons leads from one item up to another."""
+    """Return whether a chain of comparisons shows that one item is not larger than another."""
     reached, frontier = {low}, {low}
     while frontier and high not in reached:
         frontier = {b for a, b in shown if a in frontier} - reached

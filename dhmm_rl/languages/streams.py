@@ -1,4 +1,4 @@
-"""Token streams of environments, read flat as a language."""
+"""Token streams of environments as a language, one slot after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,28 +22,29 @@ Word = tuple[int, ...]
 @dataclass(frozen=True)
 class Stream(Language[Word]):
     """
-    What happens in an environment, slot by slot: ``RESET s s s s action s s s s … DONE`` in CartPole.
+    The token stream of an environment, slot by slot: ``RESET s s s s action s s s s … DONE`` in CartPole.
 
-    Size: steps after the first. An instance is a part of an episode, or as much of it as there is; its first step is given.
-    Ids are the tokenizer's. The executor knows the grammar of steps, not the environment's dynamics; a stream may be cut
-    anywhere. For streams of rollouts of your own, derive a class whose ``rollouts`` are these.
+    The size is the number of steps after the first one. An instance is a part of an episode, or the whole episode if it is
+    shorter. Its first step is given. Ids are those of the tokenizer. The executor knows the grammar of steps, but not the
+    dynamics of the environment. A stream may end anywhere. For streams of your own rollouts, derive a class and override
+    ``rollouts``.
     """
 
     sizes: tuple[int, int] = (20, 20)
     """The smallest and the largest size in training."""
     env: str = "CartPole-v1"
-    """What Gymnasium calls the environment."""
+    """Gymnasium id of the environment."""
     episodes: int = 200
-    """How many episodes are collected, with random actions."""
+    """Number of episodes to collect with random actions."""
     seed: int = 0
-    """Of the episodes."""
+    """Seed of the episodes."""
 
     deterministic = False
     end = "DONE"
 
     @cached_property
     def rollouts(self) -> Rollouts:
-        """The episodes."""
+        """Episodes that the streams are cut from."""
         try:
             venv = make_vec_env(self.env, 1, seed=self.seed, wrapper_class=flatten_if_needed)
         except (gym.error.Error, ImportError, TypeError) as error:
@@ -55,7 +56,7 @@ class Stream(Language[Word]):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, fitted on the rollouts."""
+        """Tokenizer, fitted to the rollouts."""
         rollouts = self.rollouts
         return Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts)
 
@@ -70,50 +71,50 @@ class Stream(Language[Word]):
 
     @cached_property
     def _episodes(self) -> list[NDArray[np.int64]]:
-        """The steps of each episode, (T, C)."""
-        found = []
+        """Steps of each episode as token ids, shape (T, C)."""
+        episodes = []
         for start, stop, terminated in zip(
             self.rollouts.starts[:-1], self.rollouts.starts[1:], self.rollouts.terminated, strict=True
         ):
             rows = np.arange(start, stop)
             steps = self.tokenizer.next_step(self.rollouts.actions_at(rows), self.rollouts.observations_at(rows))
             steps[0, : self.tokenizer.action_slots] = RESET
-            found.append(np.concatenate([steps, self.tokenizer.done_step()[None]]) if terminated else steps)
-        return found
+            episodes.append(np.concatenate([steps, self.tokenizer.done_step()[None]]) if terminated else steps)
+        return episodes
 
     def instance(self, size: int, rng: np.random.Generator) -> Word:
-        """``size`` + 1 steps of a random episode, if it has so many."""
+        """Draw ``size`` + 1 steps of a random episode, or all its steps if it is shorter."""
         steps = self._episodes[rng.integers(len(self._episodes))]
         first = rng.integers(max(len(steps) - size, 1))
         ids = steps[first : first + size + 1].ravel()
         return tuple(ids[ids != PAD_ID].tolist())
 
     def prompt(self, instance: Word) -> list[str]:
-        """The first step."""
+        """Return the first step."""
         return self.decode(instance[: len(self.tokenizer.slots)])
 
     def trace(self, instance: Word) -> list[str]:
-        """The steps after it."""
+        """Return the steps after the first one."""
         return self.decode(instance[len(self.tokenizer.slots) :])
 
     def parse(self, text: str) -> Word:
-        """One step or more."""
+        """Parse one step or more."""
         word, tokens = tuple(self.encode(text.split())), text.split()
         allowed = list(self._legal)
         if tokens[:1] == ["RESET"]:
             allowed[: self.tokenizer.action_slots] = [{"RESET"}] * self.tokenizer.action_slots
         if len(tokens) < len(allowed) or any(token not in ids for token, ids in zip(tokens, allowed, strict=False)):
             example = " ".join(self.decode(self._episodes[0][0]))
-            raise InputError(f"{text!r} is no stream; it begins with a whole step, such as {example}")
+            raise InputError(f"{text!r} is not a stream; a stream begins with a whole step, such as {example}")
         self.execute(word, self.trace(word))
         return word
 
     def execute(self, instance: Word, trace: Sequence[str]) -> NDArray[Any]:
         """
-        Put tokens into their slots.
+        Assign the tokens to slots.
 
-        :return: whole steps, (T, C), the first one included
-        :raises IllegalTrace: for a token in a slot that is not its own
+        :return: ids of all whole steps, including the first one, shape (T, C)
+        :raises IllegalTrace: for a token in a slot of another field
         """
         names, legal = [slot.name for slot in self.tokenizer.slots], self._legal
         reader, rows = TraceReader(trace), [self.encode(self.prompt(instance))]
@@ -132,5 +133,5 @@ class Stream(Language[Word]):
 
     @cached_property
     def _legal(self) -> list[set[str]]:
-        """The tokens of each slot's field."""
+        """Legal tokens of each slot."""
         return [{*self.tokens[max(slot.start, DONE + 1) : slot.stop]} for slot in self.tokenizer.slots]

@@ -31,7 +31,7 @@ from dhmm_rl.pretraining.trainer import (
 from dhmm_rl.recipes.environments import EnvFactory, unfitted_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.logs import make_logger
-from dhmm_rl.runs.reconstructions import SHOWN, image_parts, save_reconstruction
+from dhmm_rl.runs.reconstructions import MAX_SHOWN, image_parts, save_reconstruction
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.time_limits import check_positions
 from dhmm_rl.tokens import Tokenizer
@@ -303,7 +303,7 @@ def save_tokenizer_report(run: Run, tokenizer: Tokenizer, rollouts: Rollouts, pr
     if progress:
         print(f"observations as tokens, fitted on the rollouts:\n{format_report(lines)}\n")
     if image_parts(tokenizer):
-        shown = np.linspace(0, len(rollouts.rewards) - 1, SHOWN).astype(np.int64)
+        shown = np.linspace(0, len(rollouts.rewards) - 1, MAX_SHOWN).astype(np.int64)
         save_reconstruction(tokenizer, rollouts.observations_at(shown), run.folder / "tokens.png")
 
 

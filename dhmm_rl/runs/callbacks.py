@@ -1,4 +1,4 @@
-"""What happens beside the learning of an agent: keeping the best, keeping a checkpoint."""
+"""Callbacks and files of an agent's training: the clock, the best agent, checkpoints, and a check for divergence."""
 
 import math
 import shutil
@@ -25,30 +25,33 @@ EVALUATIONS = "evaluations.npz"
 
 class Clock:
     """
-    Seconds that a run has taken, those of evaluations apart.
+    Clock of a run. It measures the seconds of training and, separately, those of evaluations.
 
-    :param checkpoint: from which the run goes on; a run's beginning when ``None``
-    :param pretraining: seconds of training before that beginning
+    :param checkpoint: checkpoint that the run resumes from; a new run when ``None``
+    :param pretraining: seconds of pretraining before a new run
     """
 
     def __init__(self, checkpoint: Path | None = None, pretraining: float = 0.0) -> None:
-        before: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0, "longest_ended": 0}
+        saved: dict[str, Any] = {"training": pretraining, "evaluating": 0.0, "marks": [], "longest": 0, "longest_ended": 0}
         path = Path(CLOCK) if checkpoint is None else checkpoint / CLOCK
         with reading(path):
             if checkpoint is not None:
-                found = read_json(path)
-                check_same_run(path, found.get("run"), checkpoint.parent.parent)
-                before = {"longest": 0, "longest_ended": 0, **found}
-            self._began: float = time.perf_counter() - before["training"] - before["evaluating"]
-            self.evaluating = float(before["evaluating"])
-            self.marks = [float(mark) for mark in before["marks"]]
-            self.longest, self.longest_ended = int(before["longest"]), int(before["longest_ended"])
-        """``marks``: seconds of training at every evaluation. ``longest``: steps of the longest episode that training met,
-        whether or not it ended; ``longest_ended``: of the longest one that ended."""
+                content = read_json(path)
+                check_same_run(path, content.get("run"), checkpoint.parent.parent)
+                saved = {"longest": 0, "longest_ended": 0} | content  # older runs lack these two
+            self._began: float = time.perf_counter() - saved["training"] - saved["evaluating"]
+            self.evaluating = float(saved["evaluating"])
+            """Seconds of evaluations."""
+            self.marks = [float(mark) for mark in saved["marks"]]
+            """Seconds of training at each evaluation."""
+            self.longest = int(saved["longest"])
+            """Length of the longest episode in training, whether or not it ended."""
+            self.longest_ended = int(saved["longest_ended"])
+            """Length of the longest episode in training that ended."""
 
     @property
     def training(self) -> float:
-        """Seconds of everything but evaluations."""
+        """Seconds of training, which is everything except evaluations."""
         return time.perf_counter() - self._began - self.evaluating
 
     @contextmanager
@@ -59,7 +62,12 @@ class Clock:
         self.evaluating += time.perf_counter() - began
 
     def save(self, folder: Path, run: Path) -> None:
-        """Keep the times in a checkpoint's folder, as those of a run."""
+        """
+        Save the times.
+
+        :param folder: folder of a checkpoint
+        :param run: folder of the run that the checkpoint belongs to
+        """
         times: dict[str, Any] = {
             "run": run_checksum(run),
             "training": self.training,
@@ -73,7 +81,10 @@ class Clock:
 
 def save_best(model: BaseAlgorithm, folder: Path) -> None:
     """
-    Keep an agent as the best of its run: in one file, which the commands read, and in SB3's files for its ``load`` in Python.
+    Save an agent as the best of its run: in one file, which the commands read, and in SB3's own format for ``load`` in Python.
+
+    :param model: agent to save
+    :param folder: folder of the run
     """
     assert isinstance(model, OnPolicyAlgorithm)
     save_agent(model, folder / BEST_AGENT, folder)
@@ -85,13 +96,13 @@ def save_best(model: BaseAlgorithm, folder: Path) -> None:
         model.save(temporary)
 
 
-class KeepCheckpoint(BaseCallback):
+class CheckpointCallback(BaseCallback):
     """
-    Saves what a run needs to be resumed, at the first update after so many environment steps, in ``checkpoints/<steps>/``.
+    Saves everything that resuming a run requires in ``checkpoints/<steps>/``.
 
-    :param folder: of the run
-    :param every: environment steps
-    :param clock: of the run; kept beside the agent
+    :param folder: folder of the run
+    :param every: number of environment steps between checkpoints; the next update after them saves one
+    :param clock: clock of the run, saved together with the agent
     """
 
     def __init__(self, folder: Path, every: int, clock: Clock) -> None:
@@ -117,11 +128,11 @@ class KeepCheckpoint(BaseCallback):
         return True
 
 
-class WatchDivergence(BaseCallback):
+class DivergenceCallback(BaseCallback):
     """
-    Warns of a loss that is NaN or infinite, and ends training before weights that are so act or are saved.
+    Warns of a NaN or infinite loss, and ends training before agents with NaN or infinite weights act or are saved.
 
-    :raises InputError: when weights are NaN or infinite
+    :raises InputError: when a weight is NaN or infinite
     """
 
     def _on_rollout_start(self) -> None:
@@ -133,9 +144,9 @@ class WatchDivergence(BaseCallback):
         losses = {
             name: value for name, value in self.logger.name_to_value.items() if name.startswith("train/") and "loss" in name
         }
-        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
-        if wrong and not isinstance(self.model, SequencePPO):  # which tells it itself
-            warnings.warn(f"{' and '.join(wrong)} became NaN or infinite, so the agent may learn nothing", stacklevel=2)
+        not_finite = [name for name, value in losses.items() if not math.isfinite(value)]
+        if not_finite and not isinstance(self.model, SequencePPO):  # SequencePPO warns itself
+            warnings.warn(f"{' and '.join(not_finite)} became NaN or infinite, so the agent may learn nothing", stacklevel=2)
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()
@@ -145,16 +156,17 @@ class WatchDivergence(BaseCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run."""
-    found = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit()]
-    return max(found, key=lambda path: int(path.name), default=None)
+    """Return the newest checkpoint of a run, or ``None``."""
+    checkpoints = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    return max(checkpoints, key=lambda path: int(path.name), default=None)
 
 
 def return_to_checkpoint(folder: Path, checkpoint: Path | None) -> None:
     """
-    Remove what a killed run wrote after its last checkpoint, and older checkpoints that it was about to remove.
+    Remove everything that a killed run wrote after its last checkpoint, and older checkpoints.
 
-    :param checkpoint: ``None`` when there is none yet
+    :param folder: folder of the run
+    :param checkpoint: the last checkpoint; ``None`` when the run has not written one yet
     """
     _remove_other_checkpoints(folder, None if checkpoint is None else checkpoint.name)
     if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():

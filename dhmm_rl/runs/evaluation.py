@@ -65,7 +65,7 @@ class EvaluationCallback(BaseCallback):
     :param recipe: recipe of the environment
     :param make_env: function that makes the given number of environments as the agent sees them
     :param clock: clock of the run
-    :param settings: when and how long the agent is evaluated
+    :param settings: settings that say when and how long the agent is evaluated
     :param checkpoint: checkpoint that the run resumes from, with its evaluations; a new run when ``None``
     :raises InputError: when the evaluations of the checkpoint cannot be read
     """

@@ -1,4 +1,4 @@
-"""SB3's logger, as runs use it."""
+"""Loggers of runs: SB3's logger with files that survive an interruption."""
 
 import csv
 import re
@@ -11,11 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 from dhmm_rl.files import atomic_write
 
 STEP_COLUMNS = ("time/total_timesteps", "pretrain/steps")
-"""Columns that hold the step of a row, of PPO and of a language model's training."""
+"""Columns with the step of a row, in the logs of PPO and of language models."""
 
 
 class QuotedCSV(CSVOutputFormat):
-    """SB3's CSV format, in UTF-8, with a header that quotes names with commas or quotation marks, e.g. ``bits/pixels[3,4]``."""
+    """SB3's CSV format in UTF-8. The header quotes names that contain commas or quotation marks, e.g. ``bits/pixels[3,4]``."""
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename)
@@ -25,10 +25,10 @@ class QuotedCSV(CSVOutputFormat):
         """
         Add a row.
 
-        :param key_values: the row's values by name
-        :param key_excluded: for each name, the formats that leave it out
-        :param step: not written
-        :raises FileNotFoundError: when the file was removed, as by someone who removes the folder of a run that is not over
+        :param key_values: values of the row by name
+        :param key_excluded: formats that leave out a name, by name
+        :param step: step of the row, which is not written
+        :raises FileNotFoundError: when the file was removed, for example together with the folder of a run that is not over
         """
         if not Path(self.file.name).exists():
             raise FileNotFoundError(f"the log {self.file.name} was removed while it was being written")
@@ -38,15 +38,15 @@ class QuotedCSV(CSVOutputFormat):
 
 class RestartableTensorBoard(TensorBoardOutputFormat):
     """
-    SB3's TensorBoard format, with a mark that makes TensorBoard drop what earlier files in the folder hold from a step on.
+    SB3's TensorBoard format for a resumed run. TensorBoard then ignores later steps in earlier files of the folder.
 
     :param folder: folder of the event files
-    :param first_step: first step that is logged here
+    :param first_step: first step that is logged from now on
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
-        self.writer.flush()  # nothing waits to be written that would fail in a thread when the folder is removed
+        self.writer.flush()  # a later write in the writer's thread would fail if the folder were removed
         self._is_closed = False
 
 
@@ -57,17 +57,17 @@ def _quoted(name: str) -> str:
 
 def make_logger(folder: Path, name: str, step: int = 0) -> Logger:
     """
-    A logger to CSV and TensorBoard.
+    Create a logger that writes CSV and TensorBoard files.
 
-    Each part of a run that was interrupted gets a CSV file of its own. What earlier parts logged after the checkpoint that the
-    run resumes from is dropped, because it is logged again: from their CSV files, and by TensorBoard when it reads them.
+    Each part of an interrupted run gets its own CSV file. Rows after the checkpoint that the run resumes from are removed from
+    the CSV files of earlier parts, because they are logged again. TensorBoard ignores them when it reads its files.
 
-    TensorBoard drops the later steps of everything in a folder, so the pretraining that an agent's run may begin with has a
-    folder of its own, ``pretrain``.
+    TensorBoard ignores later steps of everything in a folder. So the pretraining at the beginning of an agent's run has its own
+    folder, ``pretrain``.
 
-    :param folder: of the run
-    :param name: of the phase, e.g. ``ppo``
-    :param step: step at which this part starts
+    :param folder: folder of the run
+    :param name: name of the phase, e.g. ``ppo``
+    :param step: step at which this part of the run starts
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in _parts(folder, name):
@@ -79,7 +79,7 @@ def make_logger(folder: Path, name: str, step: int = 0) -> Logger:
 
 
 def read_log(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a phase's CSV files, part after part, by column. Damaged rows are left out."""
+    """Read the rows of a phase's CSV files, each as values by column. Damaged rows are left out."""
     return [row for part in _parts(folder, name) for row in _read_rows(part)]
 
 
@@ -104,14 +104,14 @@ def _read_rows(part: Path) -> list[dict[str, str]]:
 
 
 def _drop_rows(part: Path, step: int) -> None:
-    """Drop the rows of a CSV file from the first one on that is later than a step, and the file when no row is left."""
+    """Remove the rows of a CSV file that come after a step, and the whole file when no row is left."""
     rows = _read_rows(part)
     steps = [next((row[column] for column in STEP_COLUMNS if column in row), "") for row in rows]
     later = (number for number, value in enumerate(steps) if value.isdecimal() and int(value) > step)
     kept = rows[: next(later, len(rows))]
     if not kept:
         part.unlink()
-    else:  # without rows that were damaged, too
+    else:  # this also removes damaged rows
         with atomic_write(part) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -1,4 +1,4 @@
-"""The learning curve of one run, as a picture."""
+"""Plots of a single run: the learning curve of an agent, and the losses of a language model."""
 
 import math
 from collections.abc import Sequence
@@ -10,26 +10,27 @@ import numpy as np
 from dhmm_rl.plotting import save_figure
 from dhmm_rl.runs.run import Run
 
-DRAWN = 1e100
-"""Larger values in a log are not drawn: axes overflow."""
+MAX_VALUE = 1e100
+"""Larger values in a log are not plotted, because axes overflow."""
 SIZE = (7, 4)
-"""Of a curve, in inches."""
+"""Size of a figure in inches."""
 
 
 def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> None:
     """
-    Write ``curve.png``: mean return and its quartiles over the episodes of each evaluation, against environment steps.
+    Plot the learning curve in ``curve.png``: mean and quartiles of the returns of each evaluation against environment steps.
 
-    :param result: with ``eval_steps``, ``pretraining_steps``, ``final_return``
-    :param returns: of every episode of every evaluation
+    :param run: run of an agent
+    :param result: content of the run's ``result.json``
+    :param returns: returns of the episodes of each evaluation
     """
     with save_figure(run.folder / "curve.png", SIZE) as figure:
         axes = figure.add_subplot()
         steps = result["eval_steps"]
         if steps:
-            lower, upper = np.array([np.percentile(one, [25, 75]) for one in returns]).T
+            lower, upper = np.array([np.percentile(episodes, [25, 75]) for episodes in returns]).T
             axes.fill_between(steps, lower, upper, alpha=0.25, linewidth=0, label="middle half of the episodes")
-            axes.plot(steps, [np.mean(one) for one in returns], marker=".", label="mean of an evaluation")
+            axes.plot(steps, [np.mean(episodes) for episodes in returns], marker=".", label="mean of an evaluation")
         axes.plot(
             result["pretraining_steps"] + result["ppo_steps"],
             result["final_return"],
@@ -48,9 +49,11 @@ def plot_curve(run: Run, result: dict[str, Any], returns: list[list[float]]) -> 
 
 def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     """
-    Draw a language model's held-out loss against gradient steps and, where they were logged, the shares that are right.
+    Plot the held-out loss of a language model against gradient steps and, if they were logged, the fractions that are right.
 
-    :param rows: of its log, as :func:`~dhmm_rl.runs.logs.read_log` gives them
+    :param rows: rows of its log, see :func:`~dhmm_rl.runs.logs.read_log`
+    :param path: path of the PNG file
+    :param title: title of the figure
     """
     steps = _numbers(rows, "pretrain/steps")
     shares = {"held_out/exact": "whole sentences", "held_out/right_tokens": "tokens"}
@@ -58,7 +61,7 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     with save_figure(path, SIZE) as figure:
         loss, *below = figure.subplots(1 + bool(shares), 1, sharex=True, squeeze=False)[:, 0]
         loss.plot(steps, _numbers(rows, "pretrain/held_out_loss"), marker=".")
-        scale = "log" if shares else "linear"  # where everything can be right the loss goes to 0
+        scale = "log" if shares else "linear"  # the loss of a deterministic language goes to 0
         loss.set(ylabel="nats per token", yscale=scale, title=f"{title}: held-out sentences")
         for axes in below:
             for key, label in shares.items():
@@ -69,12 +72,12 @@ def plot_losses(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 
 
 def _numbers(rows: Sequence[dict[str, str]], key: str) -> list[float]:
-    """A column of a log; NaN, which is not drawn, for what is damaged."""
+    """Return a column of a log, with NaN, which is not plotted, for damaged values."""
     numbers = []
     for row in rows:
         try:
             value = float(row[key])
         except (KeyError, ValueError):
             value = math.nan
-        numbers.append(value if abs(value) < DRAWN else math.nan)
+        numbers.append(value if abs(value) < MAX_VALUE else math.nan)
     return numbers

@@ -1,4 +1,4 @@
-"""What images look like once they have been tokens."""
+"""Plots of images next to what remains of them as tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,28 @@ from dhmm_rl.tokens.fields import flatten
 from dhmm_rl.tokens.images import Codebook, Patches
 from dhmm_rl.tokens.tokenizer import Tokenizer
 
-SHOWN = 6
-"""So many observations are drawn at most."""
+MAX_SHOWN = 6
+"""Largest number of observations in the plot."""
 
 
 def image_parts(tokenizer: Tokenizer) -> list[FieldGroup]:
-    """The images in a tokenizer's observations that have a codebook."""
+    """Return the images in a tokenizer's observations that have a codebook."""
     return [part for part in tokenizer.observation_codec.groups if isinstance(part.quantizer, Codebook)]
 
 
 def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Path) -> None:
     """
-    Draw images beside what decoding their tokens gives, and say how far these are apart.
+    Plot images next to their reconstructions from tokens, with the reconstruction error.
 
-    :param observations: values of the observation space, (N, ...), of which the first :data:`SHOWN` are drawn
-    :param path: of the PNG
-    :raises InputError: where there is no image that has a codebook
+    :param tokenizer: fitted tokenizer
+    :param observations: values of the observation space, shape (N, …); the first :data:`MAX_SHOWN` are plotted
+    :param path: path of the PNG file
+    :raises InputError: when no image has a codebook
     """
     parts = image_parts(tokenizer)
     if not parts:
         raise InputError("the observations hold no image with a codebook: there is nothing to draw")
-    values = flatten(tokenizer.observation_space, observations)[:SHOWN]
+    values = flatten(tokenizer.observation_space, observations)[:MAX_SHOWN]
     with save_figure(path, (4.5, 2.2 * len(values) * len(parts))) as figure:
         axes = figure.subplots(len(values) * len(parts), 2, squeeze=False)
         for row, (part, value) in enumerate((part, value) for part in parts for value in values):
@@ -48,7 +49,7 @@ def save_reconstruction(tokenizer: Tokenizer, observations: Any, path: str | Pat
 
 
 def _as_pixels(values: NDArray[Any], patches: Patches) -> NDArray[np.uint8]:
-    """Height, width and three channels; of stacked gray frames, the last one alone."""
+    """Return an image with height, width and three channels. Of stacked gray frames, only the last one is returned."""
     image = values.astype(np.uint8).reshape(patches.shape)
     if patches.channels_first:
         image = np.moveaxis(image, 0, -1)

@@ -59,7 +59,7 @@ def evaluate_and_report(
         save_best(agent, run.folder)
     result = make_result(run, agent, evaluation, final, pretraining_steps, training_seconds)
     plot_curve(run, result, evaluation.returns)
-    write_json(run.folder / "result.json", result)
+    write_json(run.result, result)
     print_summary(run, evaluation, final, result)
     evaluation.close()
 

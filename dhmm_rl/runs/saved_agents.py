@@ -1,7 +1,7 @@
 """
-Agents on disk: one file of tensors and plain values, in which everything is of the same step and no code can hide.
+Agents on disk: one file of tensors and plain values, which cannot contain code. Everything in it is of the same step.
 
-Older runs hold SB3's zip and a pickle of ``VecNormalize`` instead. Reading these can run code, so it needs the user's word.
+Older runs have SB3's zip and a pickle of ``VecNormalize`` instead. Reading these can run code, so the user must allow it.
 """
 
 from collections import deque
@@ -33,11 +33,11 @@ from dhmm_rl.tokens.fields import space_from_dict, space_to_dict
 _FORMAT = "dhmm-rl agent 1"
 
 BEST_AGENT = "best_agent.pt"
-"""The best agent of a run."""
+"""Name of the file with the best agent of a run."""
 BEST_ZIP, BEST_PICKLE = "best_model.zip", "best_vecnormalize.pkl"
-"""The same for SB3's ``load`` and ``VecNormalize.load`` in Python; older runs have nothing else."""
+"""Names of the same agent's files for SB3's ``load`` and ``VecNormalize.load``. Older runs have only these."""
 AGENT = "agent.pt"
-"""The agent in a checkpoint's folder."""
+"""Name of the agent's file in the folder of a checkpoint."""
 _AGENT_ZIP, _AGENT_PICKLE = "model.zip", "vecnormalize.pkl"
 
 _COUNTERS = (
@@ -48,9 +48,9 @@ _COUNTERS = (
     "_rollouts",
     "_advantage_variance",
 )
-"""What an algorithm counts while it learns, if it has it."""
+"""Attributes that algorithms count during training; an algorithm need not have all of them."""
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
-"""What SB3 keeps of the latest episodes for its logs."""
+"""Attributes with SB3's statistics of the latest episodes."""
 
 
 _KEYS = {
@@ -68,12 +68,12 @@ _KEYS = {
 
 class SavedAgent(NamedTuple):
     """
-    A trained agent as it was read, before it is built.
+    A trained agent that was read from a file and is not built yet.
 
-    :param path: its file
-    :param content: what the file holds; ``None`` of an SB3 zip, which is read when the agent is built
-    :param pickle: where the statistics of an SB3 zip are
-    :param device: for the agent
+    :param path: path of the file
+    :param content: content of the file; ``None`` for an SB3 zip, which is read when the agent is built
+    :param pickle: path of the statistics that belong to an SB3 zip
+    :param device: device for the agent
     """
 
     path: Path
@@ -83,11 +83,12 @@ class SavedAgent(NamedTuple):
 
     def build(self, recipe: AgentRecipe, env: VecEnv | None = None, seed: int = 0) -> OnPolicyAlgorithm:
         """
-        The agent, as it was when it was saved.
+        Build the agent in the state in which it was saved.
 
-        :param recipe: by which it was made
-        :param env: the environments as it sees them; ``None`` for an agent that only acts
-        :raises InputError: when it cannot be read, or is an agent of another recipe or of other spaces
+        :param recipe: recipe of the agent
+        :param env: environments as the agent sees them; ``None`` for an agent that only acts
+        :param seed: seed of the agent
+        :raises InputError: when the agent cannot be read, or has another recipe or other spaces
         """
         if self.content is None:
             with reading(self.path):
@@ -108,9 +109,9 @@ class SavedAgent(NamedTuple):
 
     def check_spaces(self, env: VecEnv) -> VecEnv:
         """
-        The environments as SB3 shows them to the agent, images transposed.
+        Return the environments as SB3 shows them to the agent, with transposed images.
 
-        :raises InputError: when they are not those that the agent was trained on
+        :raises InputError: when their spaces are not those the agent was trained on
         """
         venv = BaseAlgorithm._wrap_env(env, verbose=0, monitor_wrapper=False)
         if self.content is not None:
@@ -129,21 +130,23 @@ class SavedAgent(NamedTuple):
             return _space_from_dict(self.content["observation_space"]), space_from_dict(self.content["action_space"])
 
     def statistics(self) -> dict[str, RunningMeanStd] | None:
-        """The statistics by which observations and returns are normalized, by name; ``None`` where none are."""
+        """Return the statistics that normalize observations and returns, by name; ``None`` when nothing is normalized."""
         if self.content is None or self.content["normalization"] is None:
             return None
-        found = {}
+        statistics = {}
         for name, values in self.content["normalization"].items():
-            found[name] = RunningMeanStd(shape=tuple(values["mean"].shape))
-            found[name].mean, found[name].var = values["mean"].numpy(), values["var"].numpy()
-            found[name].count = values["count"]
-        return found
+            statistics[name] = RunningMeanStd(shape=tuple(values["mean"].shape))
+            statistics[name].mean, statistics[name].var = values["mean"].numpy(), values["var"].numpy()
+            statistics[name].count = values["count"]
+        return statistics
 
     def restore_normalization(self, env: VecEnv, training: bool) -> VecEnv:
         """
-        The same environments with the statistics of the agent, where they have a :class:`VecNormalize`.
+        Return the environments with the statistics of the agent, if they have a :class:`VecNormalize`.
 
-        :raises InputError: when the statistics cannot be read, or the environments are not those of the agent
+        :param env: environments as the agent sees them
+        :param training: whether the statistics change from now on
+        :raises InputError: when the statistics cannot be read, or the environments do not belong to the agent
         """
         self.check_spaces(env)
         if not isinstance(env, VecNormalize):
@@ -161,9 +164,11 @@ class SavedAgent(NamedTuple):
 
 def save_agent(agent: OnPolicyAlgorithm, path: Path, run: Path | None = None) -> None:
     """
-    Write an agent with the statistics of its environments, all of this moment.
+    Save an agent together with the current normalization statistics of its environments.
 
-    :param run: folder of the run that the agent belongs to, so that it is not taken for one of another run
+    :param agent: agent to save
+    :param path: path of the file
+    :param run: folder of the run that the agent belongs to; readers then refuse the file in another run
     """
     normalize = agent.get_vec_normalize_env()
     content = {
@@ -184,26 +189,30 @@ def save_agent(agent: OnPolicyAlgorithm, path: Path, run: Path | None = None) ->
 
 def read_best(folder: Path, device: str, trust: bool = False) -> SavedAgent:
     """
-    The best agent of a run.
+    Read the best agent of a run.
 
-    :param trust: read what an older run has, too, though that can run code
-    :raises InputError: when there is none, or it cannot be read
+    :param folder: folder of the run
+    :param device: device for the agent
+    :param trust: also read the files of older runs, which can run code
+    :raises InputError: when there is no agent, or it cannot be read
     """
     return _read(folder, folder, (BEST_AGENT, BEST_ZIP, BEST_PICKLE), device, trust)
 
 
 def read_checkpoint(folder: Path, device: str, trust: bool = False) -> SavedAgent:
     """
-    The agent of a run's checkpoint.
+    Read the agent of a run's checkpoint.
 
-    :param trust: read what an older run has, too, though that can run code
-    :raises InputError: when there is none, or it cannot be read
+    :param folder: folder of the checkpoint
+    :param device: device for the agent
+    :param trust: also read the files of older runs, which can run code
+    :raises InputError: when there is no agent, or it cannot be read
     """
     return _read(folder, folder.parent.parent, (AGENT, _AGENT_ZIP, _AGENT_PICKLE), device, trust)
 
 
 def check_trusted(path: Path, trust: bool) -> None:
-    """:raises InputError: for a file that can run code when it is read, unless the user trusts it"""
+    """:raises InputError: for a file that can run code when it is read, unless ``trust`` is set"""
     if not trust:
         safer = f" (teacher:{path.parent} needs none)" if path.name == BEST_ZIP and (path.parent / BEST_AGENT).is_file() else ""
         raise InputError(
@@ -228,7 +237,7 @@ def _read(folder: Path, run: Path, names: tuple[str, str, str], device: str, tru
 
 
 class SpacesOnly(gym.Env[Any, Any]):
-    """Stands where an agent that only acts has no environment."""
+    """Environment with spaces only, for agents that act without an environment."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -247,15 +256,15 @@ def _space_from_dict(description: dict[str, Any]) -> spaces.Space[Any]:
 
 
 def _normalization(normalize: VecNormalize) -> dict[str, dict[str, Any]]:
-    """Means and variances of observations, if these are normalized, and of returns, in the precision they have."""
-    found = {"ret_rms": normalize.ret_rms} | ({"obs_rms": normalize.obs_rms} if normalize.norm_obs else {})
+    """Return means and variances of returns and, if they are normalized, of observations, without loss of precision."""
+    normalized = {"ret_rms": normalize.ret_rms} | ({"obs_rms": normalize.obs_rms} if normalize.norm_obs else {})
     return {
         name: {
             "mean": torch.from_numpy(np.array(statistics.mean)),
             "var": torch.from_numpy(np.array(statistics.var)),
             "count": float(statistics.count),
         }
-        for name, statistics in found.items()
+        for name, statistics in normalized.items()
         if isinstance(statistics, RunningMeanStd)
     }
 
@@ -265,7 +274,7 @@ def _counters(agent: OnPolicyAlgorithm) -> list[str]:
 
 
 def _columns(rows: Any) -> Any:
-    """What SB3 keeps of the latest episodes, as arrays: dictionaries of numbers, or numbers."""
+    """Convert SB3's statistics of the latest episodes, dictionaries of numbers or numbers, to arrays."""
     if rows and isinstance(rows[0], dict):
         return {name: torch.from_numpy(np.array([row[name] for row in rows])) for name in ("r", "l", "t")}
     return torch.from_numpy(np.array(list(rows or [])))
@@ -279,5 +288,5 @@ def _rows(columns: Any) -> list[Any]:
 
 
 def _line(value: Any) -> str:
-    """A value in one line, which arrays of bounds break."""
+    """Return the text of a value as one line. Long arrays of bounds have several."""
     return " ".join(str(value).split())
