@@ -13,6 +13,7 @@ from dhmm_rl.languages.experiment import evaluate_sizes, format_results, save_pl
 from dhmm_rl.languages.options import find_language, read_options, with_options
 from dhmm_rl.languages.run import LanguageRun, draw, model_settings, newest_run, open_run
 from dhmm_rl.model import DHMMGPT2, load_checkpoint
+from dhmm_rl.model.config import ModelSettings
 from dhmm_rl.recipes import MODEL_KEYS, check_model_size
 from dhmm_rl.recipes.schema import TrainingSettings
 
@@ -142,7 +143,7 @@ def create_run(args: Args) -> LanguageRun:
     extrapolate = args.extrapolate or (2 * language.sizes[1],)
     check_sizes(extrapolate, args.num_eval_examples)
 
-    hints = typing.get_type_hints(DHMMGPT2.__init__)
+    hints = typing.get_type_hints(ModelSettings)
     model = model_settings(language, extrapolate) | read_options(args.model, hints, MODEL_KEYS)
     check_model_size(model, "--model")
     DHMMGPT2(len(language.tokens), **model)  # raises an error for keywords that do not fit together
