@@ -238,7 +238,7 @@ def matches_type(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin is tuple:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(matches_type, value, arguments))
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return any(matches_type(value, argument) for argument in arguments)
     if origin in (Sequence, list):
         return isinstance(value, tuple | list) and all(matches_type(one, arguments[0]) for one in value)
@@ -252,7 +252,7 @@ def describe_type(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return describe_type(arguments[0])
     if origin is tuple:
         return ", ".join(map(describe_type, arguments))

@@ -220,7 +220,7 @@ BAD: dict[str, tuple[Args, str]] = {
     "nothing to judge": (Args("parity", evaluate=(40,)), "no finished run of parity"),
     "no keyword of languages": (Args("addition", model=("action_slots=1",)), "is not an option"),
     "no differences": (Args("addition", model=("reach=abc",)), "reach cannot be 'abc'; it is one or more, each a whole number"),
-    "no width": (Args("addition", model=("ff_hidden=-1",)), "ff_hidden is -1"),
+    "no width": (Args("addition", model=("ff_hidden=-1",)), "ff_hidden = -1; it must be at least 1"),
     "no seed": (Args("markov-chain", set=("seed=-1",)), "seed is -1"),
     "no chain": (Args("in-context-chains", set=("concentration=1e999",)), "concentration is inf"),
     "half a name": (Args(":Foo"), "the language :Foo cannot be made"),
