@@ -41,8 +41,7 @@ MAX_CONSTRUCTOR_PARAMETERS = 12
 WIDE_CONSTRUCTORS = {"DHMMGPT2", "SequencePPO", "SequenceA2C"}  # users know their keywords
 
 # Rules that do not hold yet, with the reason. An entry that is no longer needed fails, so the list can only get shorter.
-NOT_YET: dict[str, str] = {
-}
+NOT_YET: dict[str, str] = {}
 
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -61,8 +61,7 @@ DANGLING = r"(of|for|from|in|on|at|by|to|with|under|after|before|that|which|what
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 # How often each file that is not rewritten yet breaks a rule. A number can only go down, and an entry goes when none is left.
-NOT_YET: dict[str, int] = {
-}
+NOT_YET: dict[str, int] = {}
 
 
 def source_files() -> Iterator[str]:
