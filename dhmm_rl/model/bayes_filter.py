@@ -76,9 +76,14 @@ def draw_mutations(
     lead: Sequence[int], states: int, rate: float, generator: torch.Generator | None = None, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """
-    Which beliefs of shape (*lead, K) jump, booleans (*lead, 1), and to matrix_index state, drawn uniformly, one-hot (*lead, K).
+    Draw which beliefs jump, and to which state.
 
+    :param lead: shape of the beliefs without their last dimension
+    :param states: number of states K
     :param rate: probability of a jump
+    :param generator: random generator; torch's global one by default
+    :param device: device of the results
+    :return: whether each belief jumps, booleans (*lead, 1), and its new state, uniform and one-hot, (*lead, K)
     """
     jumps = torch.rand(*lead, 1, generator=generator, device=device) < rate
     targets = torch.randint(states, tuple(lead), generator=generator, device=device)

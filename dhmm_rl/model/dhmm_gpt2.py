@@ -17,11 +17,7 @@ from dhmm_rl.model.cache import Cache
 from dhmm_rl.model.config import LATENT_LAYERS, DHMMConfig, constructor_signature, load_class
 from dhmm_rl.model.embedding import STD, TokenEmbedding, init_head
 from dhmm_rl.model.hmm_layer import HMMLayer
-from dhmm_rl.model.inputs import (
-    check_labels,
-    find_starts,
-    to_slots,
-)
+from dhmm_rl.model.inputs import check_labels, find_starts, to_slots
 from dhmm_rl.model.latent_layer import LatentLayer
 from dhmm_rl.model.mixer import init_weights
 from dhmm_rl.model.outputs import CachedParameters, HiddenStates, ModelOutput, ModelState
@@ -74,7 +70,7 @@ class DHMMGPT2(nn.Module):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, **settings: Any) -> Self:
-        """A model of the streams of a tokenizer; further keywords as in the constructor."""
+        """Make a model of the streams of a tokenizer; further keywords are those of the constructor."""
         return cls(
             tokenizer.vocab_size,
             slots=tokenizer.slots,
@@ -280,7 +276,7 @@ class DHMMGPT2(nn.Module):
     ) -> tuple[HiddenStates, ModelState]:
         """Read T steps (B, T, C) that follow a state; with a cache, they are one step or the first ones of its streams."""
         parameters, cache = state.parameters, state.cache
-        # Find out which steps are padding, and which have nothing to do with the steps before them.
+        # Find the steps that are padding, and those that do not depend on the steps before them.
         valid, starts = find_starts(tokens, self.vocab_size, self.reset_id)
         # Sum what the tokens of each step contribute: embeddings (B, T, D) and features for the latent layer (B, T, F).
         x, features = self._look_up(tokens, parameters)

@@ -18,6 +18,7 @@ SCAN_LIMIT = 2**26
 
 
 def scan_pays(device: torch.device, numbers: int) -> bool:
+    """Return whether a scan with this number of values in its products is faster than the loop, and fits into memory."""
     return device.type == "cuda" and numbers <= SCAN_LIMIT
 
 
@@ -33,10 +34,10 @@ def scan_filter(
     matrix_index: Tensor | None,
 ) -> Tensor:
     """
-    The filter by a scan: all prefix products of its steps' matrices ``A_t diag(L_t)``, in ``log2 T`` rounds (Hillis and Steele
-    1986, doi 10.1145/7902.7903). This is K times the loop's work and more, but in few and large operations.
+    Run the filter as a scan: compute all prefix products of the steps' matrices ``A_t diag(L_t)`` in ``log2 T`` rounds (Hillis
+    and Steele 1986, doi 10.1145/7902.7903). This is at least K times the work of the loop, but in few and large operations.
 
-    Products are scaled; the normalized belief does not depend on it. Shapes are those of :class:`FilterLoop`, with transitions
+    Products are scaled, which does not change the normalized belief. Shapes are those of :class:`FilterLoop`, with transitions
     (N, M, K, K).
     """
     if matrix_index is None:

@@ -44,7 +44,7 @@ def choose(
     Pick one entry of each row.
 
     :param logits: logits of the entries, (B, n)
-    :param temperature: temperature: above 1 it flattens the distribution, below 1 it sharpens it
+    :param temperature: softmax temperature; above 1 it flattens the distribution, below 1 it sharpens it
     :param top_k: number of likeliest entries to choose from; all by default
     :param greedy: take the likeliest entry
     :return: indices, (B,)
@@ -133,7 +133,7 @@ def generate(
     :param prompt: first steps of the streams, at least one, (B, T), or (B, T, C) with several slots
     :param steps: number of steps to add
     :param legal_ids: the only ids that may be chosen; all by default
-    :param temperature: temperature: above 1 it flattens the distribution, below 1 it sharpens it
+    :param temperature: softmax temperature; above 1 it flattens the distribution, below 1 it sharpens it
     :param top_k: number of likeliest ids to choose from; all by default
     :param greedy: always take the likeliest id
     :param mutation: probability of a jump of the belief per step after the prompt; by default the model's, or 0 if ``greedy``

@@ -36,7 +36,7 @@ def to_slots(ids: Tensor, slots: int) -> Tensor:
 
 def find_starts(tokens: Tensor, vocab_size: int, reset_id: int | None) -> tuple[Tensor, Tensor | None]:
     """
-    Which steps are not padding, and which have nothing to do with the steps before them.
+    Find the steps that are not padding, and those that do not depend on the steps before them.
 
     :param tokens: token ids, (B, T, C)
     :param vocab_size: number of ids of the model

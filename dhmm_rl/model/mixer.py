@@ -22,7 +22,7 @@ class Context(NamedTuple):
     What all layers of a pass know of its steps.
 
     :param valid: steps that are not padding, (B, T)
-    :param starts: steps that have nothing to do with those before them, (B, T); ``None`` if there are none
+    :param starts: steps that do not depend on those before them, (B, T); ``None`` if there are none
     :param attention_mask: mask of the steps that each step sees, (B, 1, T, S); ``None`` for all up to and including itself
     :param rotary: cosines and sines of the T positions, each (…, T, D / 2H); ``None`` without rotary positions
     :param cache_index: index of the single step of this pass in the caches; ``None`` if the steps are read in parallel

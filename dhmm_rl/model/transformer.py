@@ -70,7 +70,7 @@ class Transformer(nn.ModuleList):
 
         :param x: inputs, (B, T, D)
         :param valid: steps that are not padding, (B, T)
-        :param starts: steps that have nothing to do with those before them, (B, T); ``None`` if there are none
+        :param starts: steps that do not depend on those before them, (B, T); ``None`` if there are none
         :param position_ids: position ids, (B, T, P), in a model with a reach
         :param cache: memory of the blocks, written in place; it is empty, or T is 1
         :param last: number of steps to return, the last ones; all by default
