@@ -80,7 +80,7 @@ def positions_in_episode(valid: Tensor, starts: Tensor | None, first: Tensor) ->
     Number of steps since each step's episode started, (B, T); -1 for padding.
 
     :param valid: steps that are not padding, (B, T)
-    :param starts: steps that have nothing to do with those before them, (B, T); ``None`` if there are none
+    :param starts: steps that do not depend on those before them, (B, T); ``None`` if there are none
     :param first: position of the first step, if its episode started earlier, (B,)
     """
     steps = torch.arange(valid.shape[1], device=valid.device)

@@ -42,7 +42,7 @@ class SlotHeads(NamedTuple):
 class SlotDecoder(nn.Module):
     """
     Predicts slot j of the next step from the hidden state plus the embeddings of that step's slots before j, through a small
-    residual network; the latent layer adds its own prediction. The chain rule over tokens so stays exact.
+    residual network; the latent layer adds its own prediction. This keeps the chain rule over tokens exact.
 
     :param config: hyperparameters of the model
     """
