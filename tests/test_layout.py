@@ -40,10 +40,6 @@ MAX_LINES_PER_FUNCTION = 60  # decorators and docstring included
 MAX_CONSTRUCTOR_PARAMETERS = 12
 WIDE_CONSTRUCTORS = {"DHMMGPT2", "SequencePPO", "SequenceA2C"}  # users know their keywords
 
-# Rules that do not hold yet, with the reason. An entry that is no longer needed fails, so the list can only get shorter.
-NOT_YET: dict[str, str] = {}
-
-
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -97,15 +93,6 @@ def layer(module: str) -> int:
     return next(index for index, units in enumerate(LAYERS) if unit(module) in units)
 
 
-def check(rule: str, offenders: dict[str, str]) -> None:
-    """Compare what breaks a rule with what is known to break it."""
-    known = {name.removeprefix(f"{rule}: ") for name in NOT_YET if name.startswith(f"{rule}: ")}
-    new = [f"{name}: {text}" for name, text in offenders.items() if name not in known]
-    assert not new, f"{rule}:\n" + "\n".join(new)
-    obsolete = [f"{rule}: {name}" for name in sorted(known - set(offenders))]
-    assert not obsolete, f"these entries of NOT_YET are no longer needed, remove them: {obsolete}"
-
-
 def test_every_module_has_a_layer() -> None:
     without = {unit(module) for module in MODULES if module} - {name for units in LAYERS for name in units}
     assert not without, f"add them to LAYERS: {sorted(without)}"
@@ -136,7 +123,7 @@ def test_no_file_is_too_long() -> None:
     too_long = {
         name: f"{lines} lines, at most {MAX_LINES_PER_FILE}" for name, lines in lengths.items() if lines > MAX_LINES_PER_FILE
     }
-    check("file", too_long)
+    assert not too_long
 
 
 def test_no_function_is_too_long() -> None:
@@ -148,7 +135,7 @@ def test_no_function_is_too_long() -> None:
                 lines = (node.end_lineno or first) - first + 1
                 if lines > MAX_LINES_PER_FUNCTION:
                     too_long[name] = f"{lines} lines, at most {MAX_LINES_PER_FUNCTION}"
-    check("function", too_long)
+    assert not too_long
 
 
 def test_no_constructor_has_too_many_parameters() -> None:
@@ -159,19 +146,14 @@ def test_no_constructor_has_too_many_parameters() -> None:
                 parameters = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) - 1  # without self
                 if parameters > MAX_CONSTRUCTOR_PARAMETERS and name.split(".")[-2] not in WIDE_CONSTRUCTORS:
                     too_wide[name] = f"{parameters} parameters, at most {MAX_CONSTRUCTOR_PARAMETERS}"
-    check("constructor", too_wide)
+    assert not too_wide
 
 
-def test_no_torch_is_imported_without_need() -> None:
-    programs = {
-        "import dhmm_rl.tokens": "import dhmm_rl.tokens",
-        "python -m dhmm_rl.recipes": "import runpy; runpy.run_module('dhmm_rl.recipes', run_name='__main__')",
-    }
+@pytest.mark.parametrize(
+    "program", ["import dhmm_rl.tokens", "import runpy; runpy.run_module('dhmm_rl.recipes', run_name='__main__')"]
+)
+def test_no_torch_is_imported_without_need(program: str) -> None:
     heavy = ("torch", "stable_baselines3", "matplotlib")
-    too_much = {}
-    for name, program in programs.items():
-        code = f"import sys; sys.argv = ['dhmm_rl']\n{program}\nprint(*set({heavy}) & set(sys.modules), file=sys.stderr)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        if imported := done.stderr.splitlines()[-1]:
-            too_much[name] = imported
-    check("imports of", too_much)
+    code = f"import sys; sys.argv = ['dhmm_rl']\n{program}\nprint(*set({heavy}) & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == ""

@@ -60,9 +60,6 @@ DANGLING = r"(of|for|from|in|on|at|by|to|with|under|after|before|that|which|what
 # Texts that are right although a pattern finds them: the file and the words, with the reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
-# How often each file that is not rewritten yet breaks a rule. A number can only go down, and an entry goes when none is left.
-NOT_YET: dict[str, int] = {}
-
 
 def source_files() -> Iterator[str]:
     """Every file that is read, relative to the root of the repository."""
@@ -126,14 +123,13 @@ def faults(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", list(source_files()))
 def test_prose_is_plain_english(name: str) -> None:
-    found, allowed = faults(name), NOT_YET.get(name, 0)
-    assert len(found) <= allowed, f"{len(found)} places, at most {allowed} are known:\n" + "\n".join(found)
-    assert found or name not in NOT_YET, f"{name} is done: remove it from NOT_YET"
+    found = faults(name)
+    assert not found, "\n".join(found)
 
 
-def test_no_entry_is_left_for_a_file_that_is_gone() -> None:
-    gone = sorted({*NOT_YET, *(name for name, _ in EXCEPTIONS)} - set(source_files()))
-    assert not gone, f"remove from NOT_YET and EXCEPTIONS: {gone}"
+def test_every_exception_is_for_a_file_that_exists() -> None:
+    gone = sorted({name for name, _ in EXCEPTIONS} - set(source_files()))
+    assert not gone, f"remove from EXCEPTIONS: {gone}"
 
 
 @pytest.mark.parametrize(
