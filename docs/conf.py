@@ -1,7 +1,9 @@
 """Configuration of the documentation: Sphinx, MyST (Markdown) and the furo theme; ``make docs`` builds it."""
 
 import os
+import re
 from importlib.metadata import version as installed_version
+from typing import Any
 
 project = "dhmm-rl"
 author = "dhmm-rl developers"
@@ -32,3 +34,13 @@ if os.environ.get("READTHEDOCS"):
         "gymnasium": ("https://gymnasium.farama.org", None),
         "stable_baselines3": ("https://stable-baselines3.readthedocs.io/en/master", None),
     }
+
+
+def escape_shapes(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the star of shapes such as (B, T, *S) in docstrings from being read as emphasis."""
+    lines[:] = [re.sub(r"(?<=[(, ])\*(?=[A-Z]\b)", r"\\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", escape_shapes)
