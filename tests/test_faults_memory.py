@@ -103,7 +103,7 @@ def test_a_language_run_that_fails_leaves_its_folder_only_if_it_holds_work(
 ) -> None:
     """Memory runs out in a call of the model: before the first checkpoint, or after it."""
     monkeypatch.setattr(DHMMGPT2, "forward", fail_once(DHMMGPT2.forward, call))
-    small = ["--model", "embed_size=8", "--model", "heads=1", "--set", "sizes=2,4", "--instances", "5"]
+    small = ["--model", "embed_size=8", "--model", "heads=1", "--set", "sizes=2,4", "--num-eval-examples", "5"]
     arguments = ["parity", *small, "--steps", "12", "--eval-every", "3", "--runs", str(tmp_path), "--quiet"]
     run_in_too_little_memory(languages, capsys, monkeypatch, *arguments)
     folder = tmp_path / "parity/languages/1"
