@@ -60,7 +60,7 @@ seeds = st.integers(0, 2**31)
 sizes = st.integers(1, 9)
 
 
-def save_figure(language: Language[Any], size: int, seed: int) -> Any:
+def draw_instance(language: Language[Any], size: int, seed: int) -> Any:
     return language.instance(size, np.random.default_rng(seed))
 
 
@@ -72,8 +72,8 @@ def save_figure(language: Language[Any], size: int, seed: int) -> Any:
 def test_what_a_language_writes_it_reads_and_executes(language: Language[Any], size: int, seed: int) -> None:
     assert len(set(language.tokens)) == len(language.tokens)
     assert all(token and not set(token) & set(" \t\n") for token in language.tokens)
-    instance = save_figure(language, size, seed)
-    assert instance == save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
+    assert instance == draw_instance(language, size, seed)
     prompt, trace = language.prompt(instance), language.trace(instance)
     assert prompt
     assert language.decode(language.encode(prompt + trace)) == prompt + trace
@@ -92,7 +92,7 @@ def test_what_a_language_writes_it_reads_and_executes(language: Language[Any], s
 @pytest.mark.parametrize("language", (ALL | COUPLED).values(), ids=ALL | COUPLED)
 @given(size=sizes, seed=seeds)
 def test_the_trace_is_learned_and_nothing_else(language: Language[Any], size: int, seed: int) -> None:
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     prompt, trace = language.prompt(instance), language.trace(instance)
     assume(trace)
     ids, labels, positions = language.sentence(instance)
@@ -113,7 +113,7 @@ def test_the_trace_is_learned_and_nothing_else(language: Language[Any], size: in
 @pytest.mark.parametrize("language", EXACT.values(), ids=EXACT)
 @given(size=sizes, seed=seeds, data=st.data())
 def test_a_trace_with_a_wrong_token_is_no_solution(language: Language[Any], size: int, seed: int, data: st.DataObject) -> None:
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     trace = language.trace(instance)
     place = data.draw(st.integers(0, len(trace) - 1))
     trace[place] = data.draw(st.sampled_from([token for token in language.tokens if token != trace[place]]))
@@ -137,7 +137,7 @@ def test_a_trace_with_a_wrong_token_is_no_solution(language: Language[Any], size
 @pytest.mark.parametrize("language", EXACT.values(), ids=EXACT)
 @given(seed=seeds, data=st.data())
 def test_noise_is_no_solution(language: Language[Any], seed: int, data: st.DataObject) -> None:
-    instance = save_figure(language, 3, seed)
+    instance = draw_instance(language, 3, seed)
     noise = data.draw(st.lists(st.sampled_from(language.tokens), max_size=8))
     assume(noise != language.trace(instance))
     assert not language.check(instance, noise).solved
@@ -151,7 +151,7 @@ def test_options_out_of_range_are_refused() -> None:
         (lambda: BubbleSort(values=1), "values is 1"),
         (lambda: BubbleSort(max_position=0), "max_position is 0"),
         (lambda: Addition(coupling="absolute"), "coupling is 'absolute'"),  # type: ignore[arg-type]
-        (lambda: Mess3(x=0.6), "x = 0.6"),
+        (lambda: Mess3(x=0.6), "x is 0.6"),
         (lambda: EvenProcess(p=1.0), "p is 1.0"),
         (lambda: MarkovChain(states=1), "states is 1"),
         (lambda: InContextChains(concentration=0), "concentration is 0"),
@@ -175,7 +175,7 @@ def test_options_out_of_range_are_refused() -> None:
         (BubbleSort(), "40 1", "40 is too large"),
         (Parity(), "0 2", "'2' is not an input"),
         (Parity(), "", "at least one input"),
-        (Dyck(), "( ) )", "at place 2 may not come"),
+        (Dyck(), "( ) )", "at place 2 is not allowed"),
         (Mess3(), "A D", "'D' is not a token"),
         (Stream(), "RESET observation[0]:1", "begins with a whole step"),
     ],
@@ -213,16 +213,16 @@ def test_a_batch_holds_the_sentences(language: Language[Any], seed: int) -> None
 @pytest.mark.parametrize("language", [Addition(), BubbleSort(), BubbleSort(form="full")], ids=repr)
 def test_coupled_positions_lie_in_the_middle_when_an_instance_is_solved(language: Language[Any]) -> None:
     language = replace(language, coupling="learned", max_position=48)
-    positions = make_batch(language, [save_figure(language, 10, 0)]).position_ids
+    positions = make_batch(language, [draw_instance(language, 10, 0)]).position_ids
     assert abs(int(positions.min()) - (47 - int(positions.max()))) <= 1
 
 
 def test_offsets_reach_every_position_and_too_long_ones_are_refused() -> None:
     language = Addition(coupling="learned", max_position=12)
-    batch = make_batch(language, [save_figure(language, 3, seed) for seed in range(200)], np.random.default_rng(0))
+    batch = make_batch(language, [draw_instance(language, 3, seed) for seed in range(200)], np.random.default_rng(0))
     assert set(batch.position_ids.flatten().tolist()) == set(range(12))
     with pytest.raises(InputError, match="up to 21 are needed; max_position is 12"):
-        make_batch(language, [save_figure(language, 20, 0)])
+        make_batch(language, [draw_instance(language, 20, 0)])
 
 
 def test_a_fresh_set_gives_the_same_batch_for_the_same_numbers_and_grows() -> None:
@@ -241,7 +241,7 @@ def test_a_fresh_set_gives_the_same_batch_for_the_same_numbers_and_grows() -> No
 
 def test_a_fixed_set_holds_its_sentences() -> None:
     language = Addition()
-    instances = [save_figure(language, 3, seed) for seed in range(10)]
+    instances = [draw_instance(language, 3, seed) for seed in range(10)]
     fixed = FixedSentences(language, instances, seed=0)
     assert sorted(fixed.shuffled_indices(np.random.default_rng(0)).tolist()) == fixed.eval_indices().tolist() == list(range(10))
     batch = fixed[np.array([4, 2])]
@@ -281,7 +281,7 @@ def test_sums_of_any_length_are_pythons(a: int, b: int) -> None:
 @given(size=st.integers(1, 30), seed=seeds, form=st.sampled_from(["plain", "reversed", "carry"]))
 def test_digits_of_one_column_share_their_position(size: int, seed: int, form: Any) -> None:
     language = Addition(format=form)
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     tokens = language.prompt(instance) + language.trace(instance)
     places = list(language.positions(tokens))
     a, b = places[:size], places[size + 1 : 2 * size + 1]
@@ -407,7 +407,7 @@ def test_numbers_have_the_position_of_their_place() -> None:
 @given(size=sizes, seed=seeds)
 def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int) -> None:
     """A number is at its place in the array. A pass begins or ends at its mark."""
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     tokens = [*language.prompt(instance), *language.trace(instance)]
     places = language.positions(tokens)
     array, opened = list(instance), 0
@@ -433,7 +433,7 @@ def test_positions_lead_through_a_trace(language: Sorting, size: int, seed: int)
 def test_what_a_comparison_needs_stands_in_reach_at_the_same_places(size: int, seed: int) -> None:
     """Tokens that a comparison needs are at fixed distances: in the comparison before it and in the row above."""
     language = BubbleSort()
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     tokens = [*language.prompt(instance), *language.trace(instance)]
     at: dict[tuple[int, int], str] = {}
     for place, token in zip(language.positions(tokens), tokens, strict=True):
@@ -557,7 +557,7 @@ def test_word_problems_multiply_in_their_group(group: Any, order: int) -> None:
 @given(size=st.integers(1, 60), seed=seeds)
 def test_states_are_what_happens_to_things_that_are_permuted(size: int, seed: int) -> None:
     language = WordProblem(group="A5")
-    instance = save_figure(language, size, seed)
+    instance = draw_instance(language, size, seed)
     things = list(range(5))
     for number, state in zip(instance, language.trace(instance), strict=True):
         things = [language.elements[number][thing] for thing in things]
@@ -567,12 +567,12 @@ def test_states_are_what_happens_to_things_that_are_permuted(size: int, seed: in
 @given(size=st.integers(1, 60), seed=seeds, depth=st.integers(1, 5), n=st.integers(2, 7))
 def test_counters_count(size: int, seed: int, depth: int, n: int) -> None:
     dyck = Dyck(depth=depth)
-    brackets = save_figure(dyck, size, seed)
+    brackets = draw_instance(dyck, size, seed)
     open_ = np.cumsum(1 - 2 * np.array(brackets))
     assert dyck.trace(brackets) == [f"={count}" for count in open_]
     assert open_.min() >= 0
     assert open_.max() <= depth
-    ones = save_figure(Counting(n=n), size, seed)
+    ones = draw_instance(Counting(n=n), size, seed)
     assert Counting(n=n).trace(ones) == [f"={count}" for count in np.cumsum(ones) % n]
     assert Parity().trace(ones) == [("even", "odd")[count] for count in np.cumsum(ones) % 2]
 
@@ -609,14 +609,14 @@ def test_a_stream_is_the_tokenizers_read_flat() -> None:
 def test_streams_of_nested_observations_are_read_as_pretraining_reads_them() -> None:
     language = Stream(env="Blackjack-v1", episodes=20, sizes=(2, 2))
     assert len(language.tokenizer.slots) == 4
-    instance = save_figure(language, 2, 0)
+    instance = draw_instance(language, 2, 0)
     assert language.check(instance, language.trace(instance)).solved
 
 
 @pytest.mark.parametrize("language", SORTING, ids=lambda language: f"{type(language).__name__}, {language.form}")
 @given(size=st.integers(1, 9), seed=seeds)
 def test_no_array_takes_longer_than_the_longest(language: Sorting, size: int, seed: int) -> None:
-    assert len(language.sentence(save_figure(language, size, seed)).ids) <= language.longest(size)
+    assert len(language.sentence(draw_instance(language, size, seed)).ids) <= language.longest(size)
 
 
 def test_a_reader_takes_a_token_and_not_a_part_of_it() -> None:

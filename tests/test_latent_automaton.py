@@ -123,7 +123,7 @@ def test_what_is_no_small_chain_is_no_automaton(monkeypatch: pytest.MonkeyPatch)
     for model in (DHMMGPT2(ids, num_states=0), DHMMGPT2(ids, chains=2)):
         assert read_automaton(model, language, words) is None
     model = automaton_chain(language, 1, 0, np.random.default_rng(0))
-    monkeypatch.setattr(latent_automaton, "MOST_IN_USE", 2)
+    monkeypatch.setattr(latent_automaton, "MAX_IN_USE", 2)
     assert read_automaton(model, language, words) is None
 
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -78,8 +78,9 @@ class Sorting(Language[Array]):
         return tuple(rng.integers(self.values, size=size).tolist())
 
     def longest(self, size: int) -> int:
-        """Return the length of the sentence of a descending array."""
-        return len(self.sentence(tuple(self.values * i // size for i in reversed(range(size)))).ids)
+        """Return the length of the sentence of a descending array of different numbers, which takes the most operations."""
+        language = replace(self, values=max(self.values, size))  # an array of equal numbers would need fewer
+        return len(language.sentence(tuple(reversed(range(size)))).ids)
 
     def prompt(self, instance: Array) -> list[str]:
         """Return ``START`` and the array."""
