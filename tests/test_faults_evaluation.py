@@ -233,12 +233,11 @@ def evaluated(tmp_path: Path, share: float, seconds: float = 0.0, every: int = 3
 def test_evaluations_that_are_not_affordable_wait(tmp_path: Path) -> None:
     callback, agent = evaluated(tmp_path, share=0.4, seconds=0.02)
     spent = callback.clock.evaluating
-    assert callback.env is not None
-    assert callback._eval_step_seconds is not None
+    assert callback._eval_call_seconds is not None
     longest = max(max(lengths) for lengths in callback.lengths)
-    one_round = callback._eval_step_seconds * callback.env.num_envs * longest
+    one_round = callback._eval_call_seconds * longest
     assert spent <= 0.4 * DURING_TRAINING * callback.clock.training + 1.5 * one_round
-    assert callback._count_envs() == 1  # what evaluations cost has been measured, whatever rollouts cost
+    assert callback._eval_call_seconds >= 0.02  # as measured, whatever rollouts cost
     assert len(callback.timesteps) < 8
     callback.evaluate_last(agent, True, 1)
     assert callback.clock.evaluating > spent

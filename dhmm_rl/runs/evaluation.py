@@ -32,7 +32,7 @@ FINAL_EPISODES = 100
 """Default number of episodes of each evaluation after training."""
 FINAL_EVALUATIONS = 4
 """Number of evaluations after training: the last and the best agent, each with greedy and with sampled actions."""
-CHEAP_STEP = 0.002
+CHEAP_STEP = 0.001
 """Duration in seconds. When a step of all environments is faster, fewer environments would not make evaluations faster."""
 
 
@@ -90,7 +90,7 @@ class EvaluationCallback(BaseCallback):
         """Lengths of the episodes of each evaluation."""
         self.limit: int | None = None
         """Number of steps after which evaluations end an episode; ``None`` when they need no limit, or not yet."""
-        self._eval_step_seconds: float | None = None  # duration of an environment step in the last evaluation
+        self._eval_call_seconds: float | None = None  # duration of a step of all environments in the last evaluation
         self._rollout_seconds, self._rollout_steps = 0.0, 0
         if checkpoint is not None and (checkpoint / EVALUATIONS).is_file():
             path = checkpoint / EVALUATIONS
@@ -140,9 +140,7 @@ class EvaluationCallback(BaseCallback):
 
     @property
     def _step_seconds(self) -> float:
-        """Duration of one environment step: in the last evaluation or, before the first one, in rollouts."""
-        if self._eval_step_seconds is not None:
-            return self._eval_step_seconds
+        """Duration of one environment step in rollouts."""
         return self._rollout_seconds / max(self._rollout_steps, 1)
 
     def _expected_length(self) -> int:
@@ -164,8 +162,10 @@ class EvaluationCallback(BaseCallback):
         return int(min(max(affordable, CHEAP_STEP / self._step_seconds, 1), most))
 
     def _is_affordable(self) -> bool:
-        count = self._count_envs() if self.env is None else min(self._count_envs(), self.env.num_envs)
-        return count * self._expected_length() * self._step_seconds <= self._seconds_left(DURING_TRAINING)
+        call_seconds = self._eval_call_seconds
+        if call_seconds is None:  # no evaluation has measured it yet
+            call_seconds = self._count_envs() * self._step_seconds
+        return call_seconds * self._expected_length() <= self._seconds_left(DURING_TRAINING)
 
     def _seconds_left(self, part: float) -> float:
         """Seconds that evaluations may still take when they may use a part of their whole share of the time."""
@@ -198,7 +198,8 @@ class EvaluationCallback(BaseCallback):
             seconds = self._seconds_left(DURING_TRAINING)
             env = self._prepare(seconds)
             result = evaluate(self.model, env, self.settings.episodes, limit=self.limit, seconds=seconds)
-        self._measure(result, env.num_envs)
+        # A round of an evaluation lasts as long as its longest episode.
+        self._eval_call_seconds = result.round_seconds / max(int(result.lengths.max()), 1)
         self.timesteps.append(self.num_timesteps)
         self.returns.append(result.returns.tolist())
         self.lengths.append(result.lengths.tolist())
@@ -247,14 +248,7 @@ class EvaluationCallback(BaseCallback):
             return self._final(agent, env, greedy, seconds)
 
     def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, seconds: float) -> EvalResult:
-        result = evaluate(agent, env, self.settings.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
-        self._measure(result, env.num_envs)
-        return result
-
-    def _measure(self, result: EvalResult, num_envs: int) -> None:
-        """Store the duration of an environment step. A round of an evaluation lasts as long as its longest episode."""
-        steps = num_envs * max(int(result.lengths.max()), 1)
-        self._eval_step_seconds = max(result.round_seconds / steps, 1e-9)
+        return evaluate(agent, env, self.settings.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
 
     def close(self) -> None:
         """Close the environments."""
