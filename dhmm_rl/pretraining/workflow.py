@@ -28,6 +28,7 @@ from dhmm_rl.pretraining.trainer import (
     steps_done,
     train_language_model,
 )
+from dhmm_rl.recipes import Table
 from dhmm_rl.recipes.environments import EnvFactory, unfitted_tokenizer
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.runs.logs import make_logger
@@ -151,6 +152,9 @@ def fit_tokenizer(run: Run, data: PretrainingData, unfitted: Tokenizer, progress
 def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, settings: PretrainingSettings) -> Datasets:
     """Step 3: cut the episodes of each split into windows of tokens."""
 
+    length, field_weights = settings.training.length, settings.field_weights
+    dataset = partial(StreamDataset, tokenizer=tokenizer, length=length, field_weights=field_weights)
+
     def windows(held_out: bool, dither: int | None = None) -> StreamDataset | MixedDataset:
         parts, weights = [], []
         for (rollouts, weight), (train_episodes, held_out_episodes) in zip(data.mixture, data.splits, strict=True):
@@ -159,17 +163,7 @@ def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, setting
                 continue
             # Training shows the windows of a source in proportion to its weight; evaluation weights their loss instead.
             loss_weight = weight if held_out else 1.0
-            parts.append(
-                StreamDataset(
-                    rollouts,
-                    tokenizer,
-                    settings.training.length,
-                    episodes=episodes,
-                    field_weights=settings.field_weights,
-                    weight=loss_weight,
-                    dither=dither,
-                )
-            )
+            parts.append(dataset(rollouts, episodes=episodes, weight=loss_weight, dither=dither))
             weights.append(weight)
         return parts[0] if len(parts) == 1 else MixedDataset(parts, weights)
 
@@ -178,13 +172,7 @@ def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, setting
 
 
 def train_and_save(
-    run: Run,
-    model: DHMMGPT2,
-    tokenizer: Tokenizer,
-    datasets: Datasets,
-    training: TrainingSettings,
-    info: dict[str, Any],
-    progress: bool,
+    run: Run, model: DHMMGPT2, tokenizer: Tokenizer, datasets: Datasets, training: TrainingSettings, info: Table, progress: bool
 ) -> None:
     """Step 4: train the model, report its held-out loss, and save it with the tokenizer and with ``info``."""
     with closing(make_logger(run.folder, "pretrain", steps_done(run.folder))) as logger:
@@ -199,19 +187,28 @@ def train_and_save(
             progress=progress,
             evaluate_first=True,
         )
+    baseline = frequency_bits(datasets.train_exact, datasets.held_out, model.slot_ids)
+    print_report(model, result, baseline, verbose=progress)
+    seconds = info["seconds"] + result.seconds
+    save_checkpoint(run.language_model, model, tokenizer, info | result_info(result, baseline) | {"seconds": seconds})
+
+
+def print_report(model: DHMMGPT2, result: TrainResult, baseline: NDArray[np.float64], verbose: bool) -> None:
+    """Print what the training reached if ``verbose``, and in any case that it reached nothing."""
     if result.best_step == 0:
         print("note: pretraining did not lower the held-out loss, so the model is left untrained; more episodes would help")
-    baseline = frequency_bits(datasets.train_exact, datasets.held_out, model.slot_ids)
-    if progress:
+    if verbose:
         print(format_held_out_report(model, result, baseline))
-    info = info | {
+
+
+def result_info(result: TrainResult, baseline: NDArray[np.float64]) -> dict[str, Any]:
+    """What a checkpoint's info says about the training: its held-out loss, in nats, and its cross-entropies, in bits."""
+    return {
         "held_out_loss": result.loss,
         "bits": result.bits.tolist(),
         "frequency_bits": baseline.tolist(),
         "gradient_steps": result.steps,
-        "seconds": info["seconds"] + result.seconds,
     }
-    save_checkpoint(run.language_model, model, tokenizer, info)
 
 
 def fit_in_time(
