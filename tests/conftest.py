@@ -17,6 +17,15 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 
+LONGEST = ("test_package.py", "test_readme.py")
+"""Files with the longest single tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with the longest single tests first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _steady() -> None:
     """Use one thread, and the same random numbers in every run."""
