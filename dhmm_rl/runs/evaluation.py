@@ -24,7 +24,7 @@ from dhmm_rl.runs.saved_agents import SavedAgent
 
 EVAL_SHARE = 0.2
 """Default fraction of the training time that evaluations may take."""
-DURING_TRAINING = 0.6
+DURING_TRAINING = 0.4
 """Part of that fraction for evaluations during training. The rest is for the evaluations at the end."""
 EVAL_ENVS = 20
 """Largest number of environments in an evaluation; they are stepped together."""
