@@ -375,6 +375,12 @@ def without_checksum(path: Path) -> Table:
     return content
 
 
+def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder the current one, and let Python import from it, as ``python -m`` does."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
 def hostile_folder(tmp_path: Path, run_folder: Path, part: str, changes: Table) -> None:
     """A folder with modules that create a marker when they are imported, and with a run that names them."""
     for place in ("evil.py", "evil_package/__init__.py", "evil_package/inside.py", "evil_folder/inside.py", "minigrid.py"):
@@ -391,8 +397,7 @@ def test_a_runs_folder_imports_nothing_that_is_not_installed(
     what: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile_folder(tmp_path, run_folder, *HOSTILE[what])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    work_in(tmp_path, monkeypatch)
     for name in [name for name in sys.modules if name.partition(".")[0] == "minigrid"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(InputError) as caught:
@@ -405,8 +410,7 @@ def test_trust_is_what_keeps_a_module_from_being_imported(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile_folder(tmp_path, run_folder, "env", {"id": "evil:CartPole-v1"})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    work_in(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="add --trust"):
         Run.open("run")
     with pytest.raises(InputError, match="cannot be imported"):
@@ -416,8 +420,7 @@ def test_trust_is_what_keeps_a_module_from_being_imported(
 
 def test_a_run_of_a_language_of_the_current_folder_needs_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text(MARKER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    work_in(tmp_path, monkeypatch)
     language = LANGUAGES["parity"]
     run = LanguageRun.create(Path("runs"), "parity", language, {"window": 8}, TrainingSettings(), (8,), 1, 0)
     description = without_checksum(run.folder / "run.json")
@@ -431,8 +434,7 @@ def test_a_teacher_imports_no_policy_that_is_not_installed(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile_folder(tmp_path, run_folder, "agent", {"policy": "evil:Policy"})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    work_in(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="names evil:Policy, which would import evil from outside"):
         load_teacher("run", make_envs(load_recipes("CartPole-v1", "mlp")[0], 1, 0))
     assert not (tmp_path / "marker").exists()
@@ -534,8 +536,7 @@ def test_an_environment_of_ones_own_is_named_by_id_or_by_class(
     env_id: str, vectorization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_env.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    work_in(tmp_path, monkeypatch)
     env = dataclasses.replace(load_recipes(env_id, "mlp")[0], vectorization=vectorization)
     venv = make_envs(env, 2, 0)
     assert np.asarray(venv.reset()).shape == (2, 4)

@@ -151,7 +151,6 @@ def fit_tokenizer(run: Run, data: PretrainingData, unfitted: Tokenizer, progress
 
 def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, settings: PretrainingSettings) -> Datasets:
     """Step 3: cut the episodes of each split into windows of tokens."""
-
     length, field_weights = settings.training.length, settings.field_weights
     dataset = partial(StreamDataset, tokenizer=tokenizer, length=length, field_weights=field_weights)
 
