@@ -184,7 +184,7 @@ def test_ids_past_the_last_are_refused_by_every_pass(slotted: bool, past: int, c
         lambda: model(ids),
         lambda: model.step(ids[:, -1], state),
         lambda: model.prefill(ids),
-        lambda: model.filter_beliefs(ids, first),
+        lambda: model.advance(ids, first),
         lambda: generate(model, ids, 2),
         lambda: generate(model, ids[:, -1:], 2),
     ]
@@ -304,7 +304,7 @@ def test_empty_batches_give_empty_results(
     if places is None:
         beliefs, state = model.prefill(ids)
         assert beliefs.shape[:2] == shape
-        assert len(state.belief) == len(model.position_after(ids, None)) == shape[0]
+        assert len(state.belief) == len(model.advance(ids)[1]) == shape[0]
         if shape == (0, 5):
             assert model.step(ids[:, 0], state)[0].logits.shape[:2] == (0, 1)
             assert generate(model, ids, 3).shape[:2] == (0, 8)

@@ -1,5 +1,6 @@
 """DHMM-GPT2 as the policy of stock SB3 algorithms."""
 
+import math
 import warnings
 from typing import Any
 
@@ -48,7 +49,7 @@ class DHMMFeaturesExtractor(BaseFeaturesExtractor):
                 "DHMMPolicy reads token streams: wrap the environment in TokenStream, or VecTokenStream if it is a VecEnv"
             )
         model = DHMMGPT2.from_tokenizer(observation_space.tokenizer, **settings)
-        super().__init__(observation_space, features_dim=model.embed_size + model.belief_size)
+        super().__init__(observation_space, features_dim=model.embed_size + math.prod(model.belief_shape))
         self.model = model
 
     def forward(self, observations: Tensor) -> Tensor:

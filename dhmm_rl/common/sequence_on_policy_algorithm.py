@@ -237,11 +237,9 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         return self.policy.language_model.prefill(burn_in, self._belief, self._position)[1]
 
     def _advance_burn_in(self, tokens: Tensor) -> None:
-        """Carry the burn-in's first belief and position over steps (N, steps, C) that leave the buffer."""
-        model = self.policy.language_model
-        self._position = model.position_after(tokens, self._position)
-        if model.latent is not None:
-            self._belief = model.filter_beliefs(tokens, self._belief)[:, -1]
+        """Carry the belief and the position with which the burn-in begins over steps (N, steps, C) that leave the buffer."""
+        beliefs, self._position = self.policy.language_model.advance(tokens, self._belief, self._position)
+        self._belief = beliefs[:, -1]
 
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
         """Return γ times the value of the final observation where an episode was truncated, else 0, (N,)."""

@@ -128,7 +128,7 @@ def use_finished_run(args: Args, device: str) -> None:
         check_sizes(args.evaluate, args.num_eval_examples)
         if run.model["window"] == model_settings(run.language, run.extrapolate)["window"]:
             # The window was derived from the longest sentence, so longer sentences extend it
-            model.window = max(model.window, model_settings(run.language, args.evaluate)["window"])
+            model.blocks.window = max(model.blocks.window, model_settings(run.language, args.evaluate)["window"])
         results = evaluate_sizes(model, run, args.evaluate, args.num_eval_examples)
         print("\n".join(format_results(results, run.language.sizes[1])))
 

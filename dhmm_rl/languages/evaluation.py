@@ -110,8 +110,8 @@ def read_out_belief(model: DHMMGPT2, process: HiddenProcess, words: NDArray[np.i
     symbols = np.array(process.encode(process.symbols))[words]
     start = np.full((len(words), 1), process.ids["START"])
     ids = torch.from_numpy(np.concatenate([start, symbols], axis=1)).to(model.slot_ids.device)
-    initial = model.initial_state(1).belief.expand(len(words), -1, -1)
-    belief = model.filter_beliefs(ids, initial)[:, 1:].flatten(2).cpu().numpy()
+    beliefs, _ = model.advance(ids)
+    belief = beliefs[:, 1:].flatten(2).cpu().numpy()
     true = process.beliefs(words)
     return ReadOut(linear_r2(belief, true), linear_r2(np.eye(len(process.symbols))[words], true))
 

@@ -85,7 +85,7 @@ def read_automaton(model: DHMMGPT2, language: Language[Any], instances: Sequence
     )
     predicted = logits[:, 0, 0].softmax(dim=-1).cpu()
     tokens = torch.arange(ids, device=device).repeat(count)[:, None]
-    after = model.filter_beliefs(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
+    after, _ = model.advance(tokens, certain[:, 0].repeat_interleave(ids, dim=0))
     moves = after.cpu().view(count, ids, states)[..., used]
 
     alike = _merge(predicted, moves, met > 0)

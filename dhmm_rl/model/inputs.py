@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dhmm_rl.errors import InputError
@@ -32,27 +31,6 @@ def to_slots(ids: Tensor, slots: int) -> Tensor:
     if ids.dim() != 3 or ids.shape[-1] != slots:
         raise InputError(f"ids have shape {tuple(ids.shape)}; a model of {slots} slots reads (B, T, {slots})")
     return ids
-
-
-def find_starts(tokens: Tensor, vocab_size: int, reset_id: int | None) -> tuple[Tensor, Tensor | None]:
-    """
-    Find the steps that are not padding, and those that do not depend on the steps before them.
-
-    :param tokens: token ids, (B, T, C)
-    :param vocab_size: number of ids of the model
-    :param reset_id: id that opens an episode; ``None`` if no id does
-    :return: booleans, each (B, T); ``None`` in place of the second if there are no such steps
-    :raises InputError: for an id that the model does not have
-    """
-    valid = (tokens >= 0).any(dim=-1)
-    starts = None if reset_id is None else tokens[:, :, 0] == reset_id
-    lowest, highest = torch.stack(tokens.aminmax()).tolist() if tokens.numel() else (0, 0)
-    if highest >= vocab_size:
-        raise InputError(f"id {highest} is out of range: ids lie between 0 and {vocab_size - 1}, and -1 is padding")
-    if lowest < 0 and not bool(valid.all()):  # padding stands alone, and the step after it starts from nothing
-        apart = ~valid | F.pad(~valid[:, :-1], (1, 0))
-        starts = apart if starts is None else starts | apart
-    return valid, starts
 
 
 def check_labels(labels: Tensor, shape: torch.Size, slots: Sequence[Slot], first_ids: Tensor, last_ids: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dhmm_rl.model.config import DHMMConfig
+from dhmm_rl.model.steps import Steps
 
 
 @dataclass
@@ -71,6 +72,29 @@ class LatentLayer(nn.Module):
         :return: (B, T, *S); what stands at padding is ignored
         """
         raise NotImplementedError
+
+    def forward(
+        self,
+        steps: Steps,
+        features: Tensor,
+        belief: Tensor,
+        parameters: LatentParameters,
+        mutation: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """
+        Beliefs after each step, (B, T, *S): :meth:`filter` outside autocast; at padding, the belief of a new episode.
+
+        :param steps: steps of the pass
+        :param belief: belief before the first step, (B, *S)
+
+        The other arguments are those of :meth:`filter`.
+        """
+        ids = steps.tokens[..., 0] if steps.tokens.shape[-1] == 1 else None
+        with torch.autocast(features.device.type, enabled=False):
+            beliefs = self.filter(features, belief, steps.starts, parameters, ids=ids, mutation=mutation, generator=generator)
+            axes = (None,) * len(self.belief_shape)
+            return torch.where(steps.valid[(..., *axes)], beliefs, parameters.initial)
 
     def slot_beliefs(self, belief: Tensor, seen: Tensor | None, first: int, last: int, parameters: Any) -> Tensor | None:
         """

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dhmm_rl.model.cache import Cache
@@ -32,6 +33,18 @@ class CachedParameters(NamedTuple):
     head: Tensor | None
     latent_layer: LatentLayer | None
     latent: LatentParameters | None
+
+    def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tokens (B, T, C) of each step contribute, summed: embeddings (B, T, D) and latent features (B, T, F)."""
+        batch, steps, slots = tokens.shape
+        padding = len(self.lookup) - 1
+        ids = torch.where(tokens < 0, padding, tokens)
+        if slots == 1:
+            rows = F.embedding(ids[..., 0], self.lookup, padding_idx=padding)
+        else:
+            bags = F.embedding_bag(ids.flatten(0, 1), self.lookup, mode="sum", padding_idx=padding)
+            rows = bags.view(batch, steps, self.lookup.shape[1])
+        return self.split(rows)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of rows of the lookup table, (..., D + F), as embeddings (..., D) and latent features (..., F)."""
@@ -105,6 +118,24 @@ class ModelState:
     position: Tensor
     cache: Cache | None
     parameters: CachedParameters = field(repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        parameters: CachedParameters,
+        batch: int,
+        belief: Tensor | None = None,
+        position: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> "ModelState":
+        """The state of B streams: before their first step, or with a given belief or position."""
+        device = parameters.lookup.device
+        if belief is None:
+            initial = torch.zeros(0, 0, device=device) if parameters.latent is None else parameters.latent.initial
+            belief = initial.expand(batch, *initial.shape)
+        if position is None:
+            position = torch.zeros(batch, dtype=torch.long, device=device)
+        return cls(belief, position, cache, parameters)
 
     def __getitem__(self, streams: Any) -> "ModelState":
         """A copy of the state of some streams, independent of further steps of the others; ``state[:]`` copies all."""

@@ -1,5 +1,5 @@
 """
-Positions: rotary tables, learned positions and the position of a step in its episode.
+Embeddings of positions: rotary tables and learned positions.
 
 Shapes: B sequences, T steps, D width, H heads, P axes of position ids.
 """
@@ -9,7 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dhmm_rl.errors import InputError
+from dhmm_rl.model.embedding import STD
 
 ROTARY_ROWS = 1024
 """Number of positions for which the rotary tables of single steps are computed at a time."""
@@ -75,22 +78,30 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def positions_in_episode(valid: Tensor, starts: Tensor | None, first: Tensor) -> Tensor:
+class LearnedPositions(nn.Embedding):
     """
-    Number of steps since each step's episode started, (B, T); -1 for padding.
+    GPT-2's own embedding of positions, which begins as sines and cosines.
 
-    :param valid: steps that are not padding, (B, T)
-    :param starts: steps that do not depend on those before them, (B, T); ``None`` if there are none
-    :param first: position of the first step, if its episode started earlier, (B,)
+    :param positions: number of positions
+    :param embed_size: width D
     """
-    steps = torch.arange(valid.shape[1], device=valid.device)
-    if starts is None:
-        return first[:, None] + steps
-    if valid.shape[1] == 1:  # the same, in fewer operations
-        return torch.where(starts, valid.long() - 1, first[:, None])
-    started_at = torch.where(starts, steps + (~valid).long(), 0).cummax(dim=1).values
-    continues = starts.cumsum(dim=1) == 0
-    return steps - started_at + torch.where(continues, first[:, None], 0)
+
+    def __init__(self, positions: int, embed_size: int) -> None:
+        super().__init__(positions, embed_size)
+        self.weight.data = learned_positions(positions, embed_size) * STD
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """
+        Embeddings (B, T, D) of positions (B, T), which are negative for padding.
+
+        :raises InputError: for a position past the last
+        """
+        if positions.numel() and int(positions.max()) >= self.num_embeddings:
+            raise InputError(
+                f"position {int(positions.max())} is past max_len {self.num_embeddings}; learned positions end there, "
+                "rotary do not"
+            )
+        return super().forward(positions.clamp_min(0))
 
 
 def learned_positions(positions: int, embed_size: int) -> Tensor:

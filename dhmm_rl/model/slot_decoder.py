@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dhmm_rl.model.config import DHMMConfig
-from dhmm_rl.model.inputs import check_half_precision, in_half_precision
+from dhmm_rl.model.inputs import check_half_precision, check_labels, in_half_precision, to_slots
 from dhmm_rl.model.latent_layer import at_least_single
 from dhmm_rl.model.outputs import CachedParameters, HiddenStates, ModelOutput
 from dhmm_rl.model.slots import group_slots, slot_table, sum_before
+from dhmm_rl.tokens import PAD_ID
 
 CHUNK = 2**21
 """Number of values of a step's slots that are computed at once: larger arrays leave the processor's cache."""
@@ -58,6 +59,12 @@ class SlotDecoder(nn.Module):
         self.mlp: nn.Module | None = None
         if config.layers > 0 and len(self.slots) > 1:
             self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def following(self, input_ids: Tensor, labels: Tensor | None) -> Tensor:
+        """The steps to predict, (B, T, C): the labels, which are checked, or padding if there are none."""
+        if labels is None:
+            return torch.full_like(to_slots(input_ids, len(self.slots)), PAD_ID)
+        return check_labels(labels, input_ids.shape, self.slots, self.slot_ids[:, 0], self.last_ids)
 
     def forward(
         self, states: HiddenStates, following: Tensor, first: int = 0, last: int | None = None, width: int | None = None

@@ -40,8 +40,8 @@ class Transformer(nn.ModuleList):
         """Number of steps, including the present one, that a block sees."""
         return max((mixer.window for mixer in self.mixers), default=self.default_window)
 
-    def set_window(self, window: int) -> None:
-        """Change the number of steps that every block sees."""
+    @window.setter
+    def window(self, window: int) -> None:
         for mixer in self.mixers:
             mixer.window = window
 

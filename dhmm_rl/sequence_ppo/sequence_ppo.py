@@ -131,9 +131,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _advance_burn_in(self, tokens: Tensor) -> None:
         super()._advance_burn_in(tokens)
-        prior = self.policy.prior
-        if prior is not None and prior.latent is not None:
-            self._prior_belief = prior.filter_beliefs(tokens, self._prior_belief)[:, -1]
+        if self.policy.prior is not None:
+            self._prior_belief = self.policy.prior.advance(tokens, self._prior_belief)[0][:, -1]
 
     @property
     def warming_up(self) -> bool:
