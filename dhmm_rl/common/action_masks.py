@@ -31,7 +31,7 @@ class WithActionMasks:
         return getattr(self.model, name)
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: Any = False
     ) -> tuple[NDArray[Any], Any]:
         """
         Choose legal actions; also returns the state for the next call. See :meth:`SequencePolicy.predict`.

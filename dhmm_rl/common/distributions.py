@@ -114,11 +114,11 @@ class ActionTokens(Distribution):
         ids, log_prob = self.proba_distribution(states).choose_ids()
         return self._to_actions(ids), log_prob
 
-    def choose_ids(self, deterministic: bool = False) -> tuple[Tensor, Tensor]:
+    def choose_ids(self, deterministic: bool | Tensor = False) -> tuple[Tensor, Tensor]:
         """
         Choose action ids, slot by slot.
 
-        :param deterministic: take each slot's likeliest id instead of sampling one
+        :param deterministic: take each slot's likeliest id instead of sampling one: for all samples, or for each of them (B,)
         :return: ids (B, A) and their log-probability (B,)
         :raises InputError: if a probability is NaN
         """
@@ -130,8 +130,7 @@ class ActionTokens(Distribution):
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
             check_predictions(log_probs)
-            choice = log_probs.argmax(dim=-1) if deterministic else torch.multinomial(log_probs.exp(), 1)[:, 0]
-            ids[:, j] = self.ids[j, choice]
+            ids[:, j] = self.ids[j, _choose(log_probs, deterministic)]
             per_slot.append(log_probs)
         self._log_probs = torch.stack(per_slot, dim=1)
         return ids, self._log_prob_at(ids)
@@ -150,6 +149,13 @@ class ActionTokens(Distribution):
 
     def _to_actions(self, ids: Tensor) -> Tensor:
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
+
+
+def _choose(log_probs: Tensor, deterministic: bool | Tensor) -> Tensor:
+    """Choose an index of every row (B, n): the likeliest one, or one that is drawn."""
+    if isinstance(deterministic, Tensor):
+        return torch.where(deterministic, _choose(log_probs, True), _choose(log_probs, False))
+    return log_probs.argmax(dim=-1) if deterministic else torch.multinomial(log_probs.exp(), 1)[:, 0]
 
 
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:

@@ -273,7 +273,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         observation: Any,
         state: Any = None,
         episode_start: NDArray[Any] | None = None,
-        deterministic: bool = False,
+        deterministic: bool | NDArray[np.bool_] = False,
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
         """Choose actions; also returns the state for the next call. See :meth:`SequencePolicy.predict`."""

@@ -20,6 +20,7 @@ from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, HiddenStates, ModelState
 from dhmm_rl.model.config import DEFAULT_WINDOW
+from dhmm_rl.model.outputs import CachedParameters
 from dhmm_rl.tokens import RESET
 
 FORGOTTEN = (
@@ -95,7 +96,11 @@ class SequencePolicy(DHMMPolicy):
 
     @torch.no_grad()
     def act(
-        self, tokens: Tensor, state: ModelState, masks: NDArray[np.bool_] | None = None, deterministic: bool = False
+        self,
+        tokens: Tensor,
+        state: ModelState,
+        masks: NDArray[np.bool_] | None = None,
+        deterministic: bool | NDArray[np.bool_] = False,
     ) -> PolicyStep:
         """
         Read the current step of every environment and choose actions.
@@ -103,22 +108,37 @@ class SequencePolicy(DHMMPolicy):
         :param tokens: tokens of the step, (N, C)
         :param state: state of the N streams, which must not be used again
         :param masks: legal choices, (N, all choices)
-        :param deterministic: take the likeliest actions instead of sampling
+        :param deterministic: take the likeliest actions instead of sampling: in all environments, or in each of them (N,)
         :raises InputError: if weights are NaN or infinite, and for masks that forbid every action or have another shape
         """
         features, state = self.read_step(tokens, state)
-        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
-        distribution = self.distribution(features, legal, state.parameters)
+        actions, unclipped, stored, log_prob = self._choose(features, state.parameters, masks, deterministic)
+        return PolicyStep(actions, unclipped, stored, self.values(features), log_prob, state)
+
+    def _choose(
+        self,
+        features: Tensor,
+        parameters: CachedParameters,
+        masks: NDArray[np.bool_] | None,
+        deterministic: bool | NDArray[np.bool_],
+    ) -> tuple[NDArray[Any], NDArray[Any], Tensor, Tensor]:
+        """Choose actions from features (N, F); returns the first fields of :class:`PolicyStep` and the log-probabilities."""
+        greedy = _greedy_environments(deterministic, len(features), self.device)
+        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(features), self.device)
+        distribution = self.distribution(features, legal, parameters)
         if isinstance(distribution, ActionTokens):
-            stored, log_prob = distribution.choose_ids(deterministic)
+            stored, log_prob = distribution.choose_ids(greedy)
             actions = unclipped = distribution.tokenizer.decode_action(stored.cpu().numpy())
         else:
-            stored = distribution.get_actions(deterministic)
+            if isinstance(greedy, bool):
+                stored = distribution.get_actions(greedy)
+            else:
+                stored = torch.where(greedy[:, None], distribution.mode(), distribution.sample())
             log_prob = distribution.log_prob(stored)
             space = self.action_space
             unclipped = stored.cpu().numpy().reshape(-1, *space.shape)  # type: ignore[misc]
             actions = np.clip(unclipped, space.low, space.high)  # type: ignore[attr-defined]
-        return PolicyStep(actions, unclipped, stored, self.values(features), log_prob, state)
+        return actions, unclipped, stored, log_prob
 
     def read_step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Read one step of every stream (N, C); returns features (N, F) and the new state."""
@@ -135,7 +155,7 @@ class SequencePolicy(DHMMPolicy):
         observation: Any,
         state: Any = None,
         episode_start: NDArray[Any] | None = None,
-        deterministic: bool = False,
+        deterministic: bool | NDArray[np.bool_] = False,
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], Any]:
         """
@@ -145,12 +165,13 @@ class SequencePolicy(DHMMPolicy):
         :param state: state that the last call returned; ``None`` when episodes begin, or if the history reaches back to
             their beginning
         :param episode_start: ignored, because the stream itself shows where episodes begin
-        :param deterministic: take the likeliest action instead of sampling one
+        :param deterministic: take the likeliest action instead of sampling one: in all environments, or in each of them (N,)
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
         :raises InputError: for an observation that is not of a token stream, and for a state of another number of environments
         """
-        self.set_training_mode(False)
+        if self.training:
+            self.set_training_mode(False)
         window, shape = np.asarray(observation), (self.observation_space.shape or ())
         single = window.ndim == 2
         if window.shape[-2:] != shape:
@@ -167,8 +188,10 @@ class SequencePolicy(DHMMPolicy):
             raise InputError(f"the state is of {len(state.belief)} environments, the observations are of {len(tokens)}")
         else:
             memory = state[:]
-        step = self.act(tokens[:, -1], memory, action_masks, deterministic)
-        return (step.actions[0] if single else step.actions), step.state
+        with torch.no_grad():
+            features, memory = self.read_step(tokens[:, -1], memory)
+            actions = self._choose(features, memory.parameters, action_masks, deterministic)[0]
+        return (actions[0] if single else actions), memory
 
     # Training
 
@@ -203,3 +226,19 @@ class SequencePolicy(DHMMPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"keep_prior": self.keep_prior}
+
+
+def _greedy_environments(deterministic: bool | NDArray[np.bool_], environments: int, device: torch.device) -> bool | Tensor:
+    """
+    Whether to take the likeliest action: in all environments, or as booleans (N,) in each of them.
+
+    :raises InputError: for an array of another shape
+    """
+    if np.ndim(deterministic) == 0:
+        return bool(deterministic)
+    if np.shape(deterministic) != (environments,):
+        raise InputError(
+            f"deterministic has shape {np.shape(deterministic)}; it must be one boolean, or one for each of {environments} "
+            "environments"
+        )
+    return torch.as_tensor(deterministic, dtype=torch.bool, device=device)
