@@ -29,6 +29,7 @@ from dhmm_rl.pretraining.workflow import pretrain as pretrain_run
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
 from dhmm_rl.recipes.environments import EnvFactory
 from dhmm_rl.recipes.schema import TrainingSettings
+from dhmm_rl.runs import evaluate as evaluate_module
 from dhmm_rl.runs import evaluation, time_limits
 from dhmm_rl.runs.callbacks import Clock
 from dhmm_rl.runs.evaluate import EvalResult, better_actions, evaluate, show_numbers
@@ -239,7 +240,7 @@ def test_evaluations_that_are_not_affordable_wait(tmp_path: Path) -> None:
     assert spent <= 0.4 * DURING_TRAINING * callback.clock.training + 1.5 * one_round
     assert callback._eval_call_seconds >= 0.02  # as measured, whatever rollouts cost
     assert len(callback.timesteps) < 8
-    callback.evaluate_last(agent, True, 1)
+    callback.evaluate_last(agent)
     assert callback.clock.evaluating > spent
 
 
@@ -247,7 +248,8 @@ def test_without_a_limit_all_evaluations_take_place_with_all_episodes(tmp_path: 
     callback, agent = evaluated(tmp_path, share=np.inf)
     assert callback.timesteps == list(range(32, 257, 32))
     assert {len(returns) for returns in callback.returns} == {4}
-    assert len(callback.evaluate_last(agent, False, 1).returns) in (4, 8)
+    assert {len(result.returns) for result in callback.evaluate_last(agent).values()} <= {4, 8}
+    assert callback._expected_length() == 8
     again = EvaluationCallback(tmp_path, callback.recipe, callback.make_env, Clock(), EvalSettings(32, 4), tmp_path)
     assert (again.timesteps, again.returns, again.lengths) == (callback.timesteps, callback.returns, callback.lengths)
 
@@ -343,7 +345,8 @@ def test_the_last_and_the_best_agent_are_both_named(
         mean = (lucky if agent.num_timesteps == 256 else 426.25) - (not greedy)
         return EvalResult(np.array([mean - 12, mean + 12]), np.array([5, 5]), 0, 0.0)
 
-    monkeypatch.setattr(evaluation, "evaluate", found)
+    for module in (evaluation, evaluate_module):
+        monkeypatch.setattr(module, "evaluate", found)
     _, result = train(tmp_path, env="Alternating-v0", steps=1024, eval_every=256, eval_share=np.inf)
     out = capsys.readouterr().out
     assert "last agent, greedy actions: mean return 426.2 ± 12.0 over 2 episodes" in out

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from dhmm_rl.common import SequenceOnPolicyAlgorithm
 from dhmm_rl.recipes.agents import with_masks
 
 GREEDY, SAMPLED = ACTIONS = ("greedy", "sampled")
@@ -107,8 +108,68 @@ def evaluate(
     :param seconds: time limit; a round that would end later is not started, except the first one
     :param early: end after half of the episodes when the mean return is known precisely
     """
+    recorder = _EpisodeRecorder(_split_episodes(episodes, env.num_envs), limit)
+    return _play(agent, env, recorder, [slice(None)], greedy, seconds, early)[0]
+
+
+def acts_both_ways_at_once(agent: Any) -> bool:
+    """Whether an agent can take greedy actions in some environments and sampled ones in others at the same time."""
+    return isinstance(agent, SequenceOnPolicyAlgorithm)
+
+
+def evaluate_both(
+    agent: Any, env: VecEnv, episodes: int, *, limit: int | None = None, seconds: float = math.inf
+) -> dict[str, EvalResult]:
+    """
+    Evaluate an agent with greedy and with sampled actions.
+
+    If the agent and the number of environments allow it, the first half of the environments gets greedy actions and the rest
+    sampled ones. That takes half of the time, because most of an evaluation is the overhead of each step, however many
+    environments take it. Otherwise there are two evaluations, one after the other.
+
+    :param agent: see :func:`evaluate`
+    :param env: see :func:`evaluate`
+    :param episodes: number of episodes with each kind of actions
+    :param limit: see :func:`evaluate`
+    :param seconds: time limit of both together; a round that would end later is not started, except the first one
+    :return: results by kind of actions, ``greedy`` and ``sampled``
+    """
+    if env.num_envs == 1 or not acts_both_ways_at_once(agent):
+        began = time.perf_counter()
+        greedy = evaluate(agent, env, episodes, greedy=True, limit=limit, seconds=seconds / 2)
+        left = seconds - (time.perf_counter() - began)
+        return {GREEDY: greedy, SAMPLED: evaluate(agent, env, episodes, greedy=False, limit=limit, seconds=left)}
+    half = (env.num_envs + 1) // 2
+    quotas = [_split_episodes(episodes, half), _split_episodes(episodes, env.num_envs - half)]
+    recorder = _EpisodeRecorder(np.concatenate(quotas), limit)
+    takes_greedy = np.arange(env.num_envs) < half
+    results = _play(agent, env, recorder, [slice(half), slice(half, None)], takes_greedy, seconds, early=True)
+    return dict(zip(ACTIONS, results, strict=True))
+
+
+def _split_episodes(episodes: int, num_envs: int) -> NDArray[np.int64]:
+    """Number of episodes that each environment contributes, (N,)."""
+    return (episodes + np.arange(num_envs)) // num_envs
+
+
+def _play(
+    agent: Any,
+    env: VecEnv,
+    recorder: "_EpisodeRecorder",
+    groups: list[slice],
+    greedy: bool | NDArray[np.bool_],
+    seconds: float,
+    early: bool,
+) -> list[EvalResult]:
+    """
+    Play rounds until the environments have contributed their episodes, every group's mean is precise, or the time is over.
+
+    :param recorder: a new recorder of all environments
+    :param groups: environments of each group; every environment is in one
+    :param greedy: whether to take the most likely action: in all environments, or in each of them (N,)
+    :return: result of each group
+    """
     agent = with_masks(agent, env)
-    recorder = _EpisodeRecorder(env.num_envs, episodes, limit)
     began = time.perf_counter()
     observation, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
     while True:
@@ -120,25 +181,26 @@ def evaluate(
             continue
         # After each round, decide whether to play another one
         used = time.perf_counter() - began
-        result = recorder.result(round_seconds=used / recorder.rounds)
-        out_of_time = used + result.round_seconds > seconds
-        precise = early and 2 * len(result.returns) >= episodes and result.precise
+        round_seconds = used / recorder.rounds
+        results = [recorder.result(round_seconds, group) for group in groups]
+        out_of_time = used + round_seconds > seconds
+        halfway = all(2 * len(one.returns) >= recorder.quota[group].sum() for one, group in zip(results, groups, strict=True))
+        precise = early and halfway and all(one.precise for one in results)
         if recorder.complete or out_of_time or precise:
-            return result
+            return results
 
 
 class _EpisodeRecorder:
     """
     Records the episodes of every environment, and counts the rounds.
 
-    :param num_envs: number of environments N
-    :param episodes: number of episodes of all environments together
+    :param quota: number of episodes that each environment contributes, (N,)
     :param limit: see :func:`evaluate`
     """
 
-    def __init__(self, num_envs: int, episodes: int, limit: int | None) -> None:
-        self.limit, self.rounds = limit, 0
-        self.quota = (episodes + np.arange(num_envs)) // num_envs  # episodes that each environment contributes
+    def __init__(self, quota: NDArray[np.int64], limit: int | None) -> None:
+        num_envs = len(quota)
+        self.limit, self.rounds, self.quota = limit, 0, quota
         self.returns: list[list[float]] = [[] for _ in range(num_envs)]
         self.lengths: list[list[int]] = [[] for _ in range(num_envs)]
         self.cuts: list[list[bool]] = [[] for _ in range(num_envs)]
@@ -172,12 +234,12 @@ class _EpisodeRecorder:
         """Whether no environment can contribute another episode."""
         return bool(self.rounds >= self.quota.max() or self.stuck.all())
 
-    def result(self, round_seconds: float) -> EvalResult:
-        """Return the episodes of all finished rounds. Episodes that ended in a later round do not count."""
+    def result(self, round_seconds: float, envs: slice) -> EvalResult:
+        """Return some environments' episodes of all finished rounds. Episodes that ended in a later round do not count."""
+        most = np.minimum(self.rounds, self.quota)[envs]
 
         def counted(values: list[list[Any]]) -> list[Any]:
-            most = np.minimum(self.rounds, self.quota)
-            return [value for row, count in zip(values, most, strict=True) for value in row[:count]]
+            return [value for row, count in zip(values[envs], most, strict=True) for value in row[:count]]
 
         cut = sum(counted(self.cuts))
         return EvalResult(np.array(counted(self.returns)), np.array(counted(self.lengths)), cut, round_seconds)

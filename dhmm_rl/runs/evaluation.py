@@ -5,11 +5,14 @@ Shapes: N environments.
 """
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
@@ -19,7 +22,14 @@ from dhmm_rl.files import atomic_write, check_same_run, reading, run_checksum
 from dhmm_rl.recipes import EnvRecipe
 from dhmm_rl.runs import time_limits
 from dhmm_rl.runs.callbacks import EVALUATIONS, Clock, save_best
-from dhmm_rl.runs.evaluate import EvalResult, evaluate, preserve_random_state
+from dhmm_rl.runs.evaluate import (
+    ACTIONS,
+    EvalResult,
+    acts_both_ways_at_once,
+    evaluate,
+    evaluate_both,
+    preserve_random_state,
+)
 from dhmm_rl.runs.saved_agents import SavedAgent
 
 EVAL_SHARE = 0.2
@@ -30,10 +40,12 @@ EVAL_ENVS = 20
 """Largest number of environments in an evaluation; they are stepped together."""
 FINAL_EPISODES = 100
 """Default number of episodes of each evaluation after training."""
-FINAL_EVALUATIONS = 4
-"""Number of evaluations after training: the last and the best agent, each with greedy and with sampled actions."""
-CHEAP_STEP = 0.001
+FINAL_EVALUATIONS = 2
+"""Number of evaluations after training, each with greedy and with sampled actions: of the last and of the best agent."""
+CHEAP_STEP = 0.004
 """Duration in seconds. When a step of all environments is faster, fewer environments would not make evaluations faster."""
+RECENT_EPISODES = 100
+"""Number of episodes of the training that show how long episodes are at present."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class EvaluationCallback(BaseCallback):
         assert self.training_env is not None
         self._started, self._started_at = self.clock.training, self.num_timesteps
         self._lengths = np.zeros(self.training_env.num_envs, dtype=np.int64)
+        self._recent: deque[int] = deque(maxlen=RECENT_EPISODES)
+        self._longest_recent = 1
         self._endless = time_limits.time_limit(self.recipe) is None
         calls = max(self.settings.every // self.training_env.num_envs, 1)
         self._every = calls * self.training_env.num_envs
@@ -124,8 +138,11 @@ class EvaluationCallback(BaseCallback):
         self._lengths += 1
         self.clock.longest = max(self.clock.longest, int(self._lengths.max()))
         dones = self.locals["dones"]
-        self.clock.longest_ended = max(self.clock.longest_ended, int(self._lengths[dones].max(initial=0)))
-        self._lengths[dones] = 0
+        if dones.any():
+            self._recent.extend(self._lengths[dones].tolist())
+            self._longest_recent = max(self._recent)
+            self.clock.longest_ended = max(self.clock.longest_ended, self._longest_recent)
+            self._lengths[dones] = 0
         if self._endless and self._lengths.max() >= time_limits.ENDLESS:
             self._endless = False
             print(
@@ -145,11 +162,10 @@ class EvaluationCallback(BaseCallback):
 
     def _expected_length(self) -> int:
         """Length of the longest among recent episodes of the training and those that have not ended yet."""
-        ended = [int(info["l"]) for info in self.model.ep_info_buffer or ()]
-        return max(*ended, int(self._lengths.max()), 1)
+        return max(self._longest_recent, int(self._lengths.max()))
 
     def _count_envs(self) -> int:
-        """Number of environments to evaluate in: one round of each final evaluation must fit in the time for them."""
+        """Number of environments to evaluate in: one round of each kind of final evaluation must fit in the time for them."""
         settings = self.settings
         most = min(EVAL_ENVS, settings.episodes, settings.final_episodes)
         if math.isinf(settings.share) or self._rollout_steps == 0:
@@ -157,7 +173,8 @@ class EvaluationCallback(BaseCallback):
         done = max(self.num_timesteps - self._started_at, 1)
         left = max(self.model._total_timesteps - self.num_timesteps, 0)
         training = self.clock.training + left / done * (self.clock.training - self._started)
-        seconds = settings.share * (1 - DURING_TRAINING) * training / FINAL_EVALUATIONS
+        rounds = FINAL_EVALUATIONS * (1 if acts_both_ways_at_once(self.model) else len(ACTIONS))
+        seconds = settings.share * (1 - DURING_TRAINING) * training / rounds
         affordable = seconds / (self._expected_length() * self._step_seconds)
         return int(min(max(affordable, CHEAP_STEP / self._step_seconds, 1), most))
 
@@ -214,47 +231,49 @@ class EvaluationCallback(BaseCallback):
 
     def _save(self) -> None:
         """Write ``evaluations.npz`` in the format of SB3's EvalCallback. Shorter rows end in NaN."""
-        most = max(map(len, self.returns))
-        results = np.array([row + [math.nan] * (most - len(row)) for row in self.returns])
-        lengths = np.array([row + [math.nan] * (most - len(row)) for row in self.lengths])
+        results, lengths = _pad(self.returns), _pad(self.lengths)
         with atomic_write(self.folder / EVALUATIONS) as temporary:
             run = run_checksum(self.folder) or ""
             np.savez(temporary, timesteps=self.timesteps, results=results, ep_lengths=lengths, run=run)
 
-    def evaluate_last(self, agent: BaseAlgorithm, greedy: bool, left: int) -> EvalResult:
+    def evaluate_last(self, agent: BaseAlgorithm) -> dict[str, EvalResult]:
         """
-        Evaluate the last agent after training.
+        Evaluate the last agent after training, in its part of the remaining time.
 
         :param agent: agent to evaluate
-        :param greedy: take the most likely actions instead of sampled ones
-        :param left: number of evaluations that share the remaining time, including this one
+        :return: results by kind of actions, ``greedy`` and ``sampled``
         """
         with self.clock.evaluation():
-            seconds = self._seconds_left(1.0) / left
-            return self._final(agent, self._prepare(seconds), greedy, seconds)
+            seconds = self._seconds_left(1.0) / FINAL_EVALUATIONS
+            return self._evaluate_both(agent, self._prepare(seconds), seconds)
 
-    def evaluate_best(self, agent: BaseAlgorithm, saved: SavedAgent, greedy: bool, left: int) -> EvalResult:
+    def evaluate_best(self, agent: BaseAlgorithm, saved: SavedAgent) -> dict[str, EvalResult]:
         """
-        Evaluate a saved agent after training, with the normalization statistics that it was saved with.
+        Evaluate a saved agent after the last one, with the normalization statistics that it was saved with.
 
         :param agent: agent that was built from the file
         :param saved: file of the agent
-        :param greedy: take the most likely actions instead of sampled ones
-        :param left: number of evaluations that share the remaining time, including this one
+        :return: results by kind of actions, ``greedy`` and ``sampled``
         """
         with self.clock.evaluation():
-            seconds = self._seconds_left(1.0) / left
+            seconds = self._seconds_left(1.0)
             env = saved.restore_normalization(self._prepare(seconds), training=False)
-            return self._final(agent, env, greedy, seconds)
+            return self._evaluate_both(agent, env, seconds)
 
-    def _final(self, agent: BaseAlgorithm, env: VecEnv, greedy: bool, seconds: float) -> EvalResult:
-        return evaluate(agent, env, self.settings.final_episodes, greedy=greedy, limit=self.limit, seconds=seconds)
+    def _evaluate_both(self, agent: BaseAlgorithm, env: VecEnv, seconds: float) -> dict[str, EvalResult]:
+        return evaluate_both(agent, env, self.settings.final_episodes, limit=self.limit, seconds=seconds)
 
     def close(self) -> None:
         """Close the environments."""
         if self.env is not None:
             self.env.close()
             self.env = None
+
+
+def _pad(rows: Sequence[Sequence[float]]) -> NDArray[Any]:
+    """A table of rows of different lengths; shorter ones end in NaN."""
+    most = max(map(len, rows))
+    return np.array([[*row, *[math.nan] * (most - len(row))] for row in rows])
 
 
 def check_share(name: str, share: float) -> None:

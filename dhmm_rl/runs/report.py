@@ -10,7 +10,7 @@ from dhmm_rl.files import write_json
 from dhmm_rl.recipes.environments import supports_rgb_array
 from dhmm_rl.runs.callbacks import save_best
 from dhmm_rl.runs.evaluate import ACTIONS, GREEDY, SAMPLED, EvalResult, better_actions
-from dhmm_rl.runs.evaluation import FINAL_EVALUATIONS, EvaluationCallback
+from dhmm_rl.runs.evaluation import EvaluationCallback
 from dhmm_rl.runs.plots import plot_curve
 from dhmm_rl.runs.run import Run
 from dhmm_rl.runs.saved_agents import BEST_AGENT, read_best
@@ -73,18 +73,13 @@ def evaluate_last_and_best(
     Evaluations during training are short, so the agent with the best of them can have been lucky. It is chosen only if it
     gets a higher return again.
     """
-    last = {}
-    for number, actions in enumerate(ACTIONS):
-        last[actions] = evaluation.evaluate_last(agent, greedy=actions == GREEDY, left=FINAL_EVALUATIONS - number)
+    last = evaluation.evaluate_last(agent)
     if evaluation.best is None or np.mean(evaluation.returns[evaluation.best]) <= last[GREEDY].mean:
         return FinalEvaluations(last, last, agent.num_timesteps)
 
     saved = read_best(run.folder, device, trust)
     earlier_agent = saved.build(run.agent)
-    earlier = {}
-    for number, actions in enumerate(ACTIONS, start=len(ACTIONS)):
-        left = FINAL_EVALUATIONS - number
-        earlier[actions] = evaluation.evaluate_best(earlier_agent, saved, greedy=actions == GREEDY, left=left)
+    earlier = evaluation.evaluate_best(earlier_agent, saved)
     if max(one.mean for one in earlier.values()) > max(one.mean for one in last.values()):
         return FinalEvaluations(last, earlier, earlier_agent.num_timesteps)
     return FinalEvaluations(last, last, agent.num_timesteps)
