@@ -35,7 +35,7 @@ class Masked(gym.Env[Any, Any]):
         return np.zeros(1, dtype=np.float32), reward, self.steps == 10, False, {}
 
     def action_masks(self) -> np.ndarray[Any, Any]:
-        return np.arange(3) == self.steps % 3
+        return np.isin(np.arange(3), self.steps % 3)
 
 
 def agent_of(env: VecEnv) -> SequencePPO:
