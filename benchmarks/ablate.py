@@ -87,7 +87,7 @@ class Args:
     """Number of seeds; the first is 0."""
     steps: int | None = None
     """Gradient steps. Default: those of each language's study."""
-    instances: int = 200
+    num_eval_examples: int = 200
     """Number of instances of each size on which a model is evaluated."""
     jobs: int = 2
     """Number of runs at the same time."""
@@ -101,7 +101,7 @@ class Job(NamedTuple):
     study: Study
     variant: str
     seed: int
-    instances: int
+    num_eval_examples: int
     path: Path
 
 
@@ -130,7 +130,7 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
 
     :raises InputError: for a number below 1 and for an unknown name
     """
-    check_counts(args, "seeds", "jobs", "instances")
+    check_counts(args, "seeds", "jobs", "num_eval_examples")
     for given, known in ((args.languages, studies), (args.variants, variants)):
         for name in given:
             if name not in known:
@@ -141,8 +141,8 @@ def plan(args: Args, studies: Mapping[str, Study], variants: Collection[str]) ->
         study = study if args.steps is None else study._replace(steps=args.steps)
         for seed in range(args.seeds):
             for variant in args.variants:
-                path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}-{args.instances}.json"
-                jobs.append(Job(study, variant, seed, args.instances, path))
+                path = args.out / "runs" / f"{language}-{variant}-{seed}-{study.steps}-{args.num_eval_examples}.json"
+                jobs.append(Job(study, variant, seed, args.num_eval_examples, path))
     return jobs
 
 
@@ -202,7 +202,7 @@ def run(job: Job) -> dict[str, Any]:
     result: dict[str, Any] = {"language": study.language, "variant": job.variant, "seed": job.seed, "steps": study.steps}
     result |= {"parameters": count(model), "seconds": time.process_time() - began, "sizes": {}}
     for size in study.sizes:
-        instances = draw(language, [size] * job.instances, job.seed + size)
+        instances = draw(language, [size] * job.num_eval_examples, job.seed + size)
         found = score(model, language, instances)._asdict()
         if isinstance(language, Process):
             found["above_best"] = found["nats"] - float(language.nats(np.array(instances)).mean())
@@ -275,4 +275,4 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Args, "benchmarks.ablate")
+    run_command(main, Args, "benchmarks.ablate", {"instances": "num-eval-examples"})

@@ -77,7 +77,7 @@ class Args(ablate.Args):
     """Languages to learn."""
     variants: tuple[str, ...] = VARIANTS
     """Models to compare: one trained without mutation, one trained with it."""
-    instances: int = 50
+    num_eval_examples: int = 50
     """Number of instances on which a model is evaluated."""
     draws: int = 64
     """Number of traces that are sampled for each instance in each way."""
@@ -97,7 +97,7 @@ def explore(job: Job, draws: int) -> dict[str, Any]:
     """Train a model, sample traces in every way, and count the right ones."""
     study = job.study
     language, model = train(study, job.variant, job.seed, job.path.with_suffix(""))
-    instances = draw(language, [study.sizes[0]] * job.instances, job.seed + study.sizes[0])
+    instances = draw(language, [study.sizes[0]] * job.num_eval_examples, job.seed + study.sizes[0])
     generator = torch.Generator().manual_seed(job.seed)
     result: dict[str, Any] = {"language": study.language, "variant": job.variant, "seed": job.seed, "steps": study.steps}
     ways = [{**way._asdict(), **tally(model, language, instances, way, draws, generator)._asdict()} for way in WAYS]
@@ -248,4 +248,4 @@ def plot(path: Path, rows: Rows, ks: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Args, "benchmarks.explore")
+    run_command(main, Args, "benchmarks.explore", {"instances": "num-eval-examples"})

@@ -41,7 +41,7 @@ class Args:
     """Gradient steps of every run."""
     seeds: int = 3
     """Number of seeds; the first is 0."""
-    instances: int = 1000
+    num_eval_examples: int = 1000
     """Number of unseen sums on which a model is evaluated."""
     jobs: int = 2
     """Number of runs at the same time."""
@@ -56,14 +56,14 @@ class Job(NamedTuple):
     coupling: Coupling
     sums: int
     steps: int
-    instances: int
+    num_eval_examples: int
     seed: int
     path: Path
 
 
 def main(args: Args) -> None:
     """Run the command."""
-    check_counts(args, "steps", "seeds", "instances", "jobs")
+    check_counts(args, "steps", "seeds", "num_eval_examples", "jobs")
     if not args.sums or min(args.sums) < 1:
         raise InputError("sums must be numbers of at least 1")
     jobs = []
@@ -71,8 +71,10 @@ def main(args: Args) -> None:
         for coupling in COUPLINGS:
             for sums in args.sums:
                 for seed in range(args.seeds):
-                    name = f"{format_}-{coupling}-{sums}-{args.steps}-{args.instances}-{seed}.json"
-                    jobs.append(Job(format_, coupling, sums, args.steps, args.instances, seed, args.out / "runs" / name))
+                    name = f"{format_}-{coupling}-{sums}-{args.steps}-{args.num_eval_examples}-{seed}.json"
+                    jobs.append(
+                        Job(format_, coupling, sums, args.steps, args.num_eval_examples, seed, args.out / "runs" / name)
+                    )
     write(args.out, run_all(run, jobs, args.jobs))
     print((args.out / "report.md").read_text(encoding="utf-8"))
 
@@ -80,10 +82,10 @@ def main(args: Args) -> None:
 def draw_sums(language: Addition, job: Job) -> tuple[list[Sum], list[Sum], list[Sum]]:
     """Draw three disjoint sets of sums: to train on, to choose the best step with, and to evaluate on."""
     known = list(dict.fromkeys(draw(language, [DIGITS] * 2 * job.sums, job.seed)))[: job.sums]
-    drawn = draw(language, [DIGITS] * 2 * (job.instances + HELD_OUT), job.seed + 1)
+    drawn = draw(language, [DIGITS] * 2 * (job.num_eval_examples + HELD_OUT), job.seed + 1)
     learned = set(known)
     others = [instance for instance in drawn if instance not in learned]
-    return known, others[:HELD_OUT], others[HELD_OUT:][: job.instances]
+    return known, others[:HELD_OUT], others[HELD_OUT:][: job.num_eval_examples]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -126,4 +128,4 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Args, "benchmarks.few_sums")
+    run_command(main, Args, "benchmarks.few_sums", {"instances": "num-eval-examples"})

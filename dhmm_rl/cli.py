@@ -19,7 +19,7 @@ MAX_SEED = 2**32 - 100_000
 
 
 OPTIONS = {
-    **dict.fromkeys(("episodes", "final_episodes", "eval_episodes", "instances"), Range(1, 10**6)),
+    **dict.fromkeys(("episodes", "final_episodes", "eval_episodes"), Range(1, 10**6)),
     **dict.fromkeys(("evaluate", "extrapolate", "num_eval_examples"), Range(1, 10**6)),
     **dict.fromkeys(("draws", "sums", "updates", "turns", "n_envs", "n_steps", "n_epochs"), Range(1, 10**6)),
     **dict.fromkeys(("seeds", "jobs", "threads", "embed_sizes"), Range(1, 10_000)),

@@ -54,6 +54,7 @@ def main(args: Args) -> None:
         remove_leftovers(Path(args.to).parent, recursive=False)
         if Path(args.to).exists():
             raise InputError(f"there is a {args.to} already; rollouts are written into a new folder")
+    # Collect rollouts, or load those of another source
     env, _ = load_recipes(args.env, "dhmm-gpt2")
     settings = CollectSettings(n_envs=args.n_envs, episodes=args.episodes, progress=not args.quiet, trust=args.trust)
     rollouts = load_source(Source.parse(args.data), EnvFactory(env, args.seed), settings)

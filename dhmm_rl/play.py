@@ -113,12 +113,14 @@ def main(args: Args) -> None:
         limit = result.get("eval_limit") or limit
         print(f"note: {run.env.name} has no time limit; episodes end after {limit} steps here")
 
+    # Play the episodes, and say what came out
     played = evaluate(actor.policy, env, args.episodes, greedy=greedy, limit=limit, early=False)
     env.close()
     name = "language model" if args.language_model else run.agent.name
     print(f"{name} on {run.env.name}, {GREEDY if greedy else SAMPLED} actions: {played}")
     lowest, highest = show_numbers(played.returns.min(), played.returns.max())
     print(f"from {lowest} to {highest}; mean length {played.lengths.mean():.0f} steps")
+    # Record one more episode
     if args.video is not None:
         if not can_render:
             raise InputError(f"{run.env.id} has no render mode rgb_array, so there is no video of it")

@@ -155,7 +155,7 @@ def test_the_optimal_policy_agrees_with_itself_and_gets_what_it_is_worth() -> No
 def test_an_ablation_compares_models_of_one_size_on_the_same_sentences_and_repeats_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ablate.Args(("parity",), ("DHMM-GPT2", "LSTM"), seeds=1, steps=5, instances=4, jobs=1, out=tmp_path)
+    args = ablate.Args(("parity",), ("DHMM-GPT2", "LSTM"), seeds=1, steps=5, num_eval_examples=4, jobs=1, out=tmp_path)
     ablate.main(args)
     report = capsys.readouterr().out
     with (tmp_path / "runs.csv").open() as file:
@@ -186,7 +186,7 @@ def test_solved_at_k_is_the_share_of_the_subsets_that_hold_a_right_trace(draws: 
 def test_an_exploration_draws_traces_in_every_way_and_repeats_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = explore.Args(("addition",), ("mutation 0.01",), seeds=1, steps=5, instances=3, draws=4, jobs=1, out=tmp_path)
+    args = explore.Args(("addition",), ("mutation 0.01",), seeds=1, steps=5, num_eval_examples=3, draws=4, jobs=1, out=tmp_path)
     explore.main(args)
     report = capsys.readouterr().out
     with (tmp_path / "runs.csv").open() as file:
@@ -228,7 +228,7 @@ def test_few_sums_are_judged_on_others(tmp_path: Path) -> None:
     assert set(known).isdisjoint(held_out + judged)
     with pytest.raises(InputError, match="sums must be"):
         few_sums.main(few_sums.Args(sums=(0,)))
-    few_sums.main(few_sums.Args(sums=(300,), steps=2, seeds=1, instances=5, jobs=1, out=tmp_path))
+    few_sums.main(few_sums.Args(sums=(300,), steps=2, seeds=1, num_eval_examples=5, jobs=1, out=tmp_path))
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert [line.split(" | ")[:2] for line in lines if "%" in line] == [
         [f"| {format_}", coupling] for format_ in ("plain", "reversed") for coupling in ("counted", "coupled")

@@ -66,9 +66,11 @@ def main(args: Args) -> None:
             print(format_reference(), end="")
         case _:
             for kind in ("agents", "envs"):
+                recipes = list_recipes(kind)
+                width = max(map(len, recipes))
                 print(f"{kind} ({recipe_folder(kind)})")
-                for name, description in list_recipes(kind).items():
-                    print(f"  {name:<16} {description}")
+                for name, description in recipes.items():
+                    print(f"  {name:<{width}}  {description}")
 
 
 def check_recipe(file: Path) -> str:
