@@ -14,6 +14,8 @@ from torch import Tensor
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
 from dhmm_rl.model import DHMMGPT2, generate, hmm_layer, load_checkpoint, save_checkpoint
+from dhmm_rl.model.attention import Attention
+from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.mingru import compose_prefixes
 from dhmm_rl.tokens import PAD_ID, Slot, Tokenizer
 
@@ -29,8 +31,15 @@ def streams(tokenizer: Tokenizer, batch: int, steps: int, starts: dict[int, list
     return ids, labels
 
 
-SEAMS: list[dict[str, Any]] = [{"latent": "mingru"}, {"mixer": "alibi"}, {"latent": "mingru", "mixer": "alibi", "chains": 3}]
-"""Layers behind the seams, beside the hidden Markov layer and rotary attention."""
+SEAMS: list[dict[str, Any]] = [
+    {"latent": "mingru"},
+    {"mixer": "alibi"},
+    {"latent": "mingru", "mixer": "alibi", "chains": 3},
+    {"sum_heads": 4},
+    {"sum_heads": 1, "head_slopes": [1.0, 0.25, 0.0]},
+    {"sum_heads": 2, "mixer": "alibi"},
+]
+"""Layers behind the seams, beside the hidden Markov layer and rotary attention, and kinds of attention heads."""
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
@@ -557,3 +566,24 @@ def test_checkpoints_come_back_and_bad_ones_are_named(cartpole: Tokenizer, tmp_p
         load_checkpoint(path)
     with pytest.raises(InputError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "other.pt")
+
+
+def test_sum_heads_count_what_averages_do_not() -> None:
+    attention = Attention(DHMMConfig(vocab_size=9, sum_heads=2))
+    steps = torch.randn(1, 1, 64).repeat(1, 6, 1)  # the same step six times
+    q, k, v = attention.c_attn(steps).view(1, 6, 3, 4, 16).permute(2, 0, 3, 1, 4)
+    summed = attention.sum_values(q[:, :2], k[:, :2], v[:, :2], None)
+    times = torch.arange(1.0, 7)[:, None]
+    torch.testing.assert_close(summed, times * summed[:, :, :1])
+    averaged = attention.attend(q[:, 2:], k[:, 2:], v[:, 2:], None, None)
+    torch.testing.assert_close(averaged, averaged[:, :, :1].expand_as(averaged))
+
+
+def test_heads_with_slopes_forget_faster() -> None:
+    attention = Attention(DHMMConfig(vocab_size=9, head_slopes=[0.0, 0.1, 1.0, 100.0]))
+    keys = torch.zeros(1, 4, 20, 16)  # all keys match alike, so that only age matters
+    age = torch.arange(19.0, -1, -1)
+    mean_age = attention.attend(keys[:, :, -1:], keys, age[:, None].expand(1, 4, 20, 16), None, None)[0, :, 0, 0]
+    assert mean_age[0] == pytest.approx(9.5)
+    assert (mean_age.diff() < 0).all()
+    assert mean_age[3] == pytest.approx(0, abs=1e-6)

@@ -1,8 +1,10 @@
 """
-GPT-2's attention.
+GPT-2's attention, with heads that average values and heads that sum them.
 
-Shapes: B sequences, T steps, S steps that attention looks at, D width, H heads, W window.
+Shapes: B sequences, T steps, S steps that attention looks at, D width, H heads, h of these heads, W window.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +18,28 @@ from dhmm_rl.model.positions import rotate
 
 class Attention(Mixer):
     """
-    Multi-head self-attention; parameters are named as in GPT-2.
+    Multi-head self-attention; parameters are named as in GPT-2. The first ``sum_heads`` heads sum values, the others average.
 
     :param config: hyperparameters of the model
     """
 
     def __init__(self, config: DHMMConfig) -> None:
         super().__init__(config)
-        self.heads, self.head_size = config.heads, config.embed_size // config.heads
+        self.heads, self.sum_heads, self.head_size = config.heads, config.sum_heads, config.embed_size // config.heads
         self.c_attn = nn.Linear(config.embed_size, 3 * config.embed_size)
         self.c_proj = nn.Linear(config.embed_size, config.embed_size)
+        self.slopes: Tensor | None
+        slopes = self.default_slopes() if config.head_slopes is None else torch.tensor(config.head_slopes)
+        if slopes is not None and not slopes.any():
+            slopes = None
+        self.register_buffer("slopes", slopes if slopes is None else slopes[:, None, None], persistent=False)
+        if self.sum_heads > 0:
+            self.sum_bias = nn.Parameter(torch.zeros(self.sum_heads, 1, 1))
+            self.sum_scale = 1 / math.sqrt(self.window)  # sums over a window would otherwise drown the other heads
+
+    def default_slopes(self) -> Tensor | None:
+        """Slopes of the averaging heads where the configuration has none, (h,); ``None`` for scores that ignore age."""
+        return None
 
     def initial_cache(self, batch: int, device: torch.device) -> KeyValueCache:
         """An empty cache of W keys and values for a number of streams."""
@@ -48,19 +62,51 @@ class Attention(Mixer):
             if mask is None:
                 mask = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
             q, mask = q[..., -last:, :], mask[..., -last:, :]
-        mixed = self.attend(q, k, v, mask, context.cache_index)
-        projected: Tensor = self.c_proj(mixed.transpose(1, 2).flatten(2))
+        n, mixed = self.sum_heads, []
+        if n > 0:
+            mixed.append(self.sum_values(q[:, :n], k[:, :n], v[:, :n], mask))
+        if n < self.heads:
+            mixed.append(self.attend(q[:, n:], k[:, n:], v[:, n:], mask, context.cache_index))
+        joined = torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
+        projected: Tensor = self.c_proj(joined.transpose(1, 2).flatten(2))
         return projected
+
+    def sum_values(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """
+        Sum the values of the keys that match the queries.
+
+        A softmax gives every query the same total weight, so what it returns does not tell two matching steps from three. Here
+        each step has a weight between 0 and 1 that does not depend on the other steps.
+
+        :param q: queries of the last T of the steps, (B, h, T, D / H)
+        :param k: keys, (B, h, S, D / H)
+        :param v: values, (B, h, S, D / H)
+        :param mask: mask of the keys that each query sees, (B, 1, T, S); ``None`` for all up to and including its own
+        :return: (B, h, T, D / H)
+        """
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(self.head_size) + self.sum_bias).sigmoid()
+        visible = weights.tril(k.shape[2] - q.shape[2]) if mask is None else weights.masked_fill(~mask, 0.0)
+        return visible @ (self.sum_scale * v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache_index: int | None) -> Tensor:
         """
-        Average the values by how well the queries match the keys.
+        Average the values by how well the queries match the keys, and by how recent they are where heads have slopes.
 
-        :param q: queries of the last T of the steps, (B, H, T, D / H)
-        :param k: keys, (B, H, S, D / H)
-        :param v: values, (B, H, S, D / H)
+        :param q: queries of the last T of the steps, (B, h, T, D / H)
+        :param k: keys, (B, h, S, D / H)
+        :param v: values, (B, h, S, D / H)
         :param mask: mask of the keys that each query sees, (B, 1, T, S); ``None`` for all up to and including its own
         :param cache_index: index of the query's own key, if the keys are the ring of a cache
-        :return: (B, H, T, D / H)
+        :return: (B, h, T, D / H)
         """
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        if self.slopes is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        queries, keys = q.shape[2], k.shape[2]
+        key = torch.arange(keys, device=q.device)
+        if cache_index is not None:  # the ring: the present step is at cache_index, the step before it at the index before
+            age = ((cache_index - key) % keys)[None]
+        else:  # in parallel: the queries are the last steps
+            age = key[keys - queries :, None] - key
+        visible = age >= 0 if mask is None else mask
+        bias = torch.where(visible, -self.slopes * age, -torch.inf).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

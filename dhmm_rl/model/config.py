@@ -47,6 +47,12 @@ class ModelSettings:
     """Number of transformer blocks; 0 leaves a plain HMM."""
     heads: Size = 4
     """Number of attention heads."""
+    sum_heads: Number = 0
+    """Number of heads that sum values instead of averaging them, so that attention can count: the weight of a step is a sigmoid
+    and does not depend on the other steps (Ramapuram et al. 2024, arXiv 2409.04431)."""
+    head_slopes: Annotated[list[NotNegative], NotEmpty(1000)] | None = None
+    """How fast each averaging head forgets: its scores fall by this much with every step of age, as in ALiBi. By default 0 for
+    the heads of ``attention``, and ALiBi's own slopes for ``alibi``."""
     ff_hidden: Size | None = None
     """Width of the blocks' feed-forward networks; four times ``embed_size`` by default."""
     num_states: Number = 8
@@ -202,6 +208,14 @@ def _check_consistency(config: DHMMConfig) -> None:
         f"layers = 0 leaves the latent layer alone, which requires latent = 'hmm', not {config.latent!r}",
     )
     require(width % heads == 0, f"embed_size {width} is not a multiple of heads {heads}")
+    require(
+        config.head_slopes is None or len(config.head_slopes) == heads - config.sum_heads,
+        f"head_slopes has {len(config.head_slopes or ())} entries; there are {heads - config.sum_heads} averaging heads",
+    )
+    require(
+        config.head_slopes is None or reach is None, "head_slopes count steps, and reach compares position ids; set one of them"
+    )
+    require(config.sum_heads <= heads, f"sum_heads is {config.sum_heads}; it must be at most heads = {heads}")
     require(
         config.positions == "learned" or width // heads % 2 == 0,
         f"rotary positions require an even head size; embed_size {width} / heads {heads} is odd",
