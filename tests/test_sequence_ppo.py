@@ -27,6 +27,7 @@ from dhmm_rl.common import (
 )
 from dhmm_rl.data import collect as collect_episodes
 from dhmm_rl.model import Checkpoint
+from dhmm_rl.sequence_ppo.sequence_ppo import FACTOR_STEP, LOWEST_FACTOR
 from tests.test_policies import SMALL, RepeatCue, small
 
 Algorithm = TypeVar("Algorithm", bound=SequenceOnPolicyAlgorithm)
@@ -59,6 +60,7 @@ BUILDS = [
     {"layers": 0, "num_states": 6},
     {"layers": 1, "window": 8, "num_states": 4, "latent": "mingru"},
     {"layers": 2, "window": 10, "num_states": 4, "mixer": "alibi"},
+    {"layers": 2, "window": 10, "num_states": 4, "sum_heads": 1, "head_slopes": [0.5]},
 ]
 
 
@@ -238,6 +240,26 @@ def test_schedules_fall_and_an_update_ends_at_its_target() -> None:
     assert logged["train/clip_fraction"] > 0
     assert falling._n_updates == 4 * falling.n_epochs
     assert trained(learning_rate=1e-2, target_kl=1e-4)._n_updates == 4
+
+
+def test_the_learning_rate_falls_while_updates_change_the_policy_too_much(tmp_path: Path) -> None:
+    def rate(model: SequencePPO) -> float:
+        return float(model.policy.optimizer.param_groups[0]["lr"])
+
+    def trained(desired_kl: float) -> SequencePPO:
+        build: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "policy_kwargs": small(), "seed": 0}
+        return SequencePPO("DHMMPolicy", streams(), 1e-3, desired_kl=desired_kl, **build).learn(6 * 64)
+
+    # No update of six changes the policy this little, or this much; the sixth counts for the seventh
+    falling = trained(1e-12)
+    assert rate(falling) == pytest.approx(1e-3 / FACTOR_STEP**5)
+    assert rate(trained(100.0)) == rate(trained(0.0)) == 1e-3
+    # A loaded agent continues from there, down to the smallest factor, and its rate rises again when updates may change more
+    falling.save(tmp_path / "agent")
+    resumed = SequencePPO.load(tmp_path / "agent", env=streams())
+    assert rate(resumed.learn(20 * 64)) == pytest.approx(1e-3 * LOWEST_FACTOR)
+    resumed.desired_kl = 100.0
+    assert rate(resumed.learn(20 * 64)) == pytest.approx(1e-3)
 
 
 def test_a_rollout_takes_four_bytes_a_token_and_little_else() -> None:

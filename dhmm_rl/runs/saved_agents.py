@@ -47,8 +47,9 @@ _COUNTERS = (
     "_current_progress_remaining",
     "_rollouts",
     "_advantage_variance",
+    "_learning_rate_factor",
 )
-"""Attributes that algorithms count during training; an algorithm need not have all of them."""
+"""Attributes that algorithms count during training. An algorithm, or a file of an earlier version, may lack some of them."""
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
 """Attributes with SB3's statistics of the latest episodes."""
 
@@ -102,7 +103,8 @@ class SavedAgent(NamedTuple):
             agent.policy.load_state_dict(content["policy"])
             agent.policy.optimizer.load_state_dict(content["optimizer"])
             for name in _counters(agent):
-                setattr(agent, name, type(getattr(agent, name))(content["counters"][name]))
+                if name in content["counters"]:
+                    setattr(agent, name, type(getattr(agent, name))(content["counters"][name]))
             for name in _EPISODES:
                 setattr(agent, name, deque(_rows(content["episodes"][name]), maxlen=agent._stats_window_size))
         return agent

@@ -18,6 +18,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim import Optimizer
 
 from dhmm_rl.common import ActionTokens, DHMMPolicy, SegmentSamples, SequenceOnPolicyAlgorithm
 from dhmm_rl.errors import InputError
@@ -27,6 +28,10 @@ from dhmm_rl.tokens import PAD_ID
 
 ADVANTAGE_MEMORY = 0.9
 """Share of the advantages' earlier variance that still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
+LOWEST_FACTOR = 0.05
+"""Smallest factor by which ``desired_kl`` lowers the learning rate."""
+FACTOR_STEP = 1.3
+"""How much ``desired_kl`` changes the learning rate after an update."""
 
 NOT_FINITE = (
     "{} became NaN or infinite. The minibatches in which that happened are left out of the update, so the weights stay finite, "
@@ -61,6 +66,9 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         bonus has no gradient left where the policy is certain; this term has, so that an agent that became certain of a
         wrong action recovers. No effect with a prior or a Gaussian head
     :param next_token_coef: weight of the next-token loss of the observations, in nats per token, in the loss
+    :param desired_kl: KL divergence of an update, in nats, to which the learning rate is adapted: it falls while updates change
+        the policy more, down to :data:`LOWEST_FACTOR` times ``learning_rate``, and rises again, up to ``learning_rate``,
+        while they change it less. With 0, the default, the learning rate stays as it is
     :raises InputError: for settings that do not fit together
     """
 
@@ -93,6 +101,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         critic_warmup_lr: float = 1e-3,
         uniform_kl: float = 0.0,
         next_token_coef: float = 0.0,
+        desired_kl: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -105,8 +114,10 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
+        self.desired_kl = desired_kl
         self._rollouts = 0
         self._advantage_variance = 0.0
+        self._learning_rate_factor = 1.0
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         if checkpoint is not None:
             policy_kwargs = {"keep_prior": bool(checkpoint.info.get("imitates", False))} | (policy_kwargs or {})
@@ -144,6 +155,23 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         """The weight ρ at this update."""
         updates = max(self._rollouts - self.critic_warmup, 0)
         return self.prior_kl * self.prior_kl_decay**updates if self.policy.prior is not None else 0.0
+
+    def _update_learning_rate(self, optimizers: list[Optimizer] | Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.desired_kl > 0:
+            # SB3 has set the rate of the schedule; multiply it by the present factor
+            for group in self.policy.optimizer.param_groups:
+                group["lr"] *= self._learning_rate_factor
+            self.logger.record("train/learning_rate", self.policy.optimizer.param_groups[0]["lr"])
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        """Change the factor of the learning rate if the KL divergence of the last update was far from the desired one."""
+        if self.desired_kl == 0:
+            return
+        if kl > 1.5 * self.desired_kl:
+            self._learning_rate_factor = max(self._learning_rate_factor / FACTOR_STEP, LOWEST_FACTOR)
+        elif kl < self.desired_kl / 1.5:
+            self._learning_rate_factor = min(self._learning_rate_factor * FACTOR_STEP, 1.0)
 
     def train(self) -> None:
         """Update the policy on the rollout; during the warm-up only its critic."""
@@ -198,13 +226,16 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         metrics = defaultdict(list)
         for _ in range(self.n_epochs):
             # Do a complete pass on the rollout buffer
+            kl_divergences = []
             for samples in self._minibatches():
                 loss, terms = self._loss(samples, clip_range)
+                kl_divergences.append(terms["approx_kl"])
                 for name, value in terms.items():
                     metrics[name].append(value)
                 # Stop early when the policy has moved far enough from the one that collected the rollout
                 if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
                     self._n_updates += 1
+                    self._adapt_learning_rate(terms["approx_kl"])
                     return metrics
                 # Leave out a minibatch that would make weights NaN
                 if not np.isfinite(terms["loss"]):
@@ -219,6 +250,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
                 else:
                     metrics["gradient_norm"].append(norm.item())
             self._n_updates += 1
+        self._adapt_learning_rate(float(np.mean(kl_divergences)))  # of the last pass
         return metrics
 
     def _minibatches(self) -> Iterator[SegmentSamples]:
