@@ -181,10 +181,35 @@ def test_tokens_are_fitted_without_pretraining_and_what_a_recipe_sets_stays(toke
     tokenizer = make_tokenizer(env, venv)
     assert tokenizer.report is not None
     assert all(line.used > 2 and line.error <= line.spread / 2 for line in tokenizer.report)
-    assert tokenizer.vocab_size == 4 + 4 * tokens.get("bins", 10)
+    # Of CartPole's fields, the two positions change by a small part of their spread in a step, and all settings are kept.
+    sizes = [slot.stop - slot.start for slot in tokenizer.slots[1:]]
+    if "bins" in tokens:
+        assert sizes == [12] * 4
+    else:
+        assert sizes[0] == 10 if "fields" in tokens else sizes[0] > 60
+        assert sizes[2] > 60
+        assert max(sizes[1], sizes[3]) < 30
     for name, settings in tokens.get("fields", {}).items():
         assert tokenizer.overrides[name] == settings
     assert make_tokenizer(env, venv) == tokenizer
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e4])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_small_steps_get_more_bins_and_large_steps_do_not(unit: float, bounded: bool) -> None:
+    rng = np.random.default_rng(0)
+    slow = np.sin(np.arange(4000) / 40 + rng.normal(size=4000).cumsum() / 40)  # changes by about 1/60 of its range
+    values = unit * np.stack([slow, rng.permutation(slow), np.full(4000, 0.5)], axis=1)
+    bound = unit if bounded else np.inf
+    space = spaces.Box(-bound, bound, (3,), np.float64)
+    fitted = Tokenizer(space, spaces.Discrete(2)).fit(values)
+    slow_bins, fast_bins, constant = [slot.stop - slot.start for slot in fitted.slots[1:]]
+    assert 40 < slow_bins <= 128
+    assert fast_bins == constant == 10
+    ids = fitted.encode_observation(values)[:, 0]
+    assert (np.diff(ids) != 0).mean() > 0.3  # the change is seen in many steps, with 10 bins in few
+    assert fitted.fit(values) == fitted
+    assert {slot.stop - slot.start for slot in Tokenizer(space, spaces.Discrete(2), bins=10).fit(values).slots[1:]} == {10}
 
 
 def test_bounds_that_tell_the_data_apart_stay_and_so_do_settings() -> None:
@@ -312,7 +337,7 @@ def test_settings_that_bound_nothing_are_left_out_with_a_warning(key: str, value
     np.testing.assert_array_equal(tokenizer.encode_observation(values), plain.encode_observation(values))
 
 
-@pytest.mark.parametrize("bins", [2.5, 1, 0, -3, np.inf, "10", None, True, [10]])
+@pytest.mark.parametrize("bins", [2.5, 1, 0, -3, np.inf, "10", True, [10]])
 def test_numbers_of_bins_that_are_none_are_refused(bins: Any) -> None:
     with pytest.raises(InputError, match=r"bins is .*; it must be a whole number of at least 2"):
         Tokenizer(BOX, spaces.Discrete(2), bins=bins)

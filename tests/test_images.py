@@ -33,7 +33,7 @@ def scenes(count: int, shape: tuple[int, ...] = (32, 40, 3), seed: int = 0) -> n
 
 def image_tokenizer(shape: tuple[int, ...] = (32, 40, 3), **settings: Any) -> Tokenizer:
     space = spaces.Dict(image=spaces.Box(0, 255, shape, np.uint8), speed=spaces.Box(-1, 1, (1,)))
-    return Tokenizer(space, spaces.Discrete(2), overrides={"observation.image": settings} if settings else None)
+    return Tokenizer(space, spaces.Discrete(2), bins=10, overrides={"observation.image": settings} if settings else None)
 
 
 def values(images: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_settings_of_the_user_stay() -> None:
 
 def test_an_environment_is_enough_to_fit_on() -> None:
     env = gym.make("CartPole-v1")
-    tokenizer = Tokenizer(env.observation_space, env.action_space)
+    tokenizer = Tokenizer(env.observation_space, env.action_space, bins=10)
     assert tokenizer.unfitted == ["observation[1]", "observation[3]"]
     fitted = tokenizer.fit(random_observations(env))
     assert 0.2 < fitted.overrides["observation[1]"]["scale"] < 2

@@ -39,7 +39,7 @@ def rollouts() -> Rollouts:
 
 
 def sets(rollouts: Rollouts, settings: TrainingSettings = SETTINGS) -> tuple[Tokenizer, StreamDataset, StreamDataset]:
-    tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts.observations)
+    tokenizer = Tokenizer(rollouts.observation_space, rollouts.action_space, bins=10).fit(rollouts.observations)
     train = StreamDataset(rollouts, tokenizer, settings.length, episodes=np.arange(30), dither=0)
     return tokenizer, train, StreamDataset(rollouts, tokenizer, settings.length, episodes=np.arange(30, 40))
 

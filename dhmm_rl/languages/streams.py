@@ -58,7 +58,7 @@ class Stream(Language[Word]):
     def tokenizer(self) -> Tokenizer:
         """Tokenizer, fitted to the rollouts."""
         rollouts = self.rollouts
-        return Tokenizer(rollouts.observation_space, rollouts.action_space).fit(rollouts)
+        return Tokenizer(rollouts.observation_space, rollouts.action_space, bins=10).fit(rollouts)
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:

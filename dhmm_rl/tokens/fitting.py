@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhmm_rl.errors import InputError
+from dhmm_rl.tokens.bins import Bins
 from dhmm_rl.tokens.codec import make_quantizer
 from dhmm_rl.tokens.fields import Field, Leaf, flatten
 from dhmm_rl.tokens.images import fit_codebook
@@ -38,6 +39,8 @@ LONGEST_REACH = 100.0
 """Bins reach to the most distant value of the data, but at most this many times their spread."""
 SHORTER_REACHES = (UNBOUNDED_SPAN, 5.0, 2.5)
 """Reaches to try next, as multiples of the spread, where the bins are too coarse with a longer one."""
+FINEST = 128
+"""Largest number of bins that a field gets because its values change little from one step to the next."""
 BULK_ROWS = 20_000
 """Largest number of rows on which the median and the spread of a field are measured."""
 
@@ -103,6 +106,36 @@ def fit_settings(
                 # An agent may do what the data do not show: keep all declared actions possible.
                 _fit_fields(leaf, values, overrides, tokenizer.bins, max_values=0, to_bounds=True)
     return {name: chosen for name, chosen in overrides.items() if chosen or name in tokenizer.overrides}, codebooks
+
+
+def finer_bins(tokenizer: Tokenizer, fitted: Tokenizer, observations: NDArray[Any]) -> dict[str, int]:
+    """
+    Find fields whose values mostly change by less than a bin from one step to the next, so that velocities cannot be told.
+
+    :param tokenizer: the tokenizer before it was fitted; fields that it has settings for are left out
+    :param fitted: the fitted tokenizer
+    :param observations: field values of successive steps, (N, F)
+    :return: by name of the field, the number of bins with which the median of the changes is a bin, at most :data:`FINEST`
+    """
+    free = {
+        field.name
+        for leaf in tokenizer.observation_leaves
+        if plan_image(leaf, tokenizer.overrides) is None
+        for field, settings in zip(leaf.fields, settings_of(leaf, tokenizer.overrides), strict=True)
+        if not settings
+    }
+    found = {}
+    for column, _, plan in fitted.observation_codec.fields:
+        if not plan.binned or plan.name not in free:
+            continue
+        values = observations[:, column].astype(np.float64)
+        quantizer = make_quantizer(plan)
+        assert isinstance(quantizer, Bins)
+        changes = np.abs(np.diff(quantizer.compand(values[np.isfinite(values), None])[:, 0]))
+        changes = changes[changes > 0]
+        if len(changes) > 0 and (median := float(np.median(changes))) < 1:
+            found[plan.name] = min(math.ceil(plan.size / max(median, plan.size / FINEST)), FINEST)
+    return {name: bins for name, bins in found.items() if bins > tokenizer.bins}
 
 
 def unfitted_names(tokenizer: Tokenizer) -> list[str]:

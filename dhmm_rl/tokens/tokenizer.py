@@ -52,6 +52,10 @@ class Slot:
     ordinal: int = 0
 
 
+DEFAULT_BINS = 10
+"""Number of bins of a real field, unless it is given or the data need more."""
+
+
 class Tokenizer:
     """
     Turns observations and actions into token ids and back. Each field owns its own range of ids.
@@ -61,7 +65,7 @@ class Tokenizer:
 
     :param observation_space: a space of a supported kind; see :mod:`dhmm_rl.tokens.fields`
     :param action_space: a space of a supported kind; agents need one that SB3's PPO supports
-    :param bins: number of bins of a real field
+    :param bins: number of bins of a real field. By default 10, and as many as :meth:`fit` finds that the data need
     :param overrides: settings by name of a field, of an array of fields, or of one channel of it (``observation[0]``,
         ``observation.image``, ``observation.image[:,:,0]``). For real fields: ``bins``, ``low``, ``high``; ``scale``, the
         typical distance of values from ``origin``, where bins are finest; or ``values``, the only values to tell apart. For
@@ -78,13 +82,14 @@ class Tokenizer:
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        bins: int = 10,
+        bins: int | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         codebooks: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> None:
         self.observation_space = bounded(observation_space)
         self.action_space = bounded(action_space)
-        self.bins, self.overrides = plain(bins), plain(overrides or {})
+        self.bins, self.overrides = plain(DEFAULT_BINS if bins is None else bins), plain(overrides or {})
+        self._finer_bins = bins is None
         if isinstance(self.bins, float) and self.bins.is_integer():
             self.bins = int(self.bins)
         if not isinstance(self.bins, int) or isinstance(self.bins, bool) or self.bins < 2:
@@ -174,6 +179,10 @@ class Tokenizer:
         the median, after limiting the data to their 0.5 % and 99.5 % quantiles. A field with one bound keeps its bins finest
         there if its data can be told apart that way.
 
+        A field whose values mostly change by less than a bin from one step to the next gets more bins, up to 128, so that the
+        change can be seen: the median of the changes is then a bin. For this the rows of the data must be successive steps.
+        Fields with settings of their own, and all fields if ``bins`` was given, keep their number of bins.
+
         A field with at most as many values as bins gets exactly these values as ids. A field that never changes keeps its bins.
         Arrays of integers, such as MiniGrid's, become cells of the categories that the data show; images get codebooks.
         Settings in ``overrides`` are kept. A warning names fields that still cannot be told apart, and says what to set.
@@ -188,6 +197,10 @@ class Tokenizer:
         overrides, codebooks = fitting.fit_settings(self, observations, actions, seed)
         # The fitted settings go through the constructor, as settings of a user would.
         fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
+        if self._finer_bins:
+            for name, bins in fitting.finer_bins(self, fitted, observations).items():
+                overrides[name] = {**overrides.get(name, {}), "bins": bins}
+            fitted = Tokenizer(self.observation_space, self.action_space, self.bins, overrides, codebooks)
         fitted.report = report_fields(fitted, observations)
         fitting.warn_poorly_resolved(fitted, observations, fitted.report)
         return fitted
