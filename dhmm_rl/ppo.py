@@ -23,7 +23,7 @@ from dhmm_rl.pretraining.reuse import find_pretrained
 from dhmm_rl.pretraining.settings import wants_pretraining
 from dhmm_rl.pretraining.workflow import pretrain
 from dhmm_rl.recipes import AgentRecipe, EnvRecipe, load_recipes
-from dhmm_rl.recipes.agents import make_agent, rollout_size
+from dhmm_rl.recipes.agents import make_agent, rollout_size, with_discount
 from dhmm_rl.recipes.algorithms import ALGORITHMS
 from dhmm_rl.recipes.environments import EnvFactory, make_tokenizer, unfitted_tokenizer, wrap
 from dhmm_rl.runs.callbacks import CheckpointCallback, Clock, DivergenceCallback, last_checkpoint, return_to_checkpoint
@@ -129,6 +129,7 @@ def create_run(args: Args, device: str) -> tuple[Run, EnvFactory]:
     checkpoint = load_checkpoint(pretrained) if pretrained not in ("new", "none") else None
     factory = EnvFactory(env, args.seed, agent)
     try_agent(factory, checkpoint, device)
+    factory.agent = agent = with_discount(agent, factory.training_envs, args.seed)
     saved_args = {
         "steps": args.steps,
         "pretrained": pretrained,

@@ -143,17 +143,35 @@ TEXTS = {"name", "description", "policy", "id"}
 CHOICES = {"algorithm", "vectorization", "positions", "control", "latent_init", "activation_fn", "action_head"}
 TABLES = {"model", "pretrain", "ppo", "kwargs", "eval_kwargs", "wrappers", "tokens", "fields", "agents", "field_weights"}
 TABLES |= {"policy_kwargs", "features_extractor_kwargs", "optimizer_kwargs", "lstm_kwargs"}
-LISTS = {"values", "data", "reach", "betas", "pi", "vf"}
+LISTS = {"values", "data", "reach", "head_slopes", "betas", "pi", "vf"}
 COUNTS = {
     *("n_envs", "frame_stack", "budget", "eval_every", "eval_episodes", "embed_size", "heads", "ff_hidden", "max_len"),
     *("window", "matrices", "chains", "steps", "batch_size", "length", "patience", "features_dim", "cnn_output_dim"),
     *("lstm_hidden_size", "n_lstm_layers", "n_steps", "n_epochs", "stats_window_size"),
 }
-COUNTS_FROM = {"layers": 0, "num_states": 0, "episodes": 0, "warmup": 0, "critic_warmup": 0, "verbose": 0, "patch": 0}
+COUNTS_FROM = {
+    "layers": 0,
+    "sum_heads": 0,
+    "num_states": 0,
+    "episodes": 0,
+    "warmup": 0,
+    "critic_warmup": 0,
+    "verbose": 0,
+    "patch": 0,
+}
 COUNTS_FROM |= {"bins": 2, "codes": 2, "sde_sample_freq": -1, **dict.fromkeys(COUNTS, 1)}
 POSITIVE = {"learning_rate", "critic_warmup_lr", "max_grad_norm", "target_kl", "latent_rate", "scale", "eps"}
 POSITIVE |= {"clip_range", "clip_range_vf"}
-NOT_NEGATIVE = {"evidence_floor", "weight_decay", "ent_coef", "vf_coef", "prior_kl", "uniform_kl", "next_token_coef"}
+NOT_NEGATIVE = {
+    "evidence_floor",
+    "weight_decay",
+    "ent_coef",
+    "vf_coef",
+    "prior_kl",
+    "uniform_kl",
+    "next_token_coef",
+    "desired_kl",
+}
 SHARES = {"gamma", "gae_lambda", "prior_kl_decay"}
 BELOW_1 = {"dither", "mutation", "dropout"}
 FINITE = {"solved_at", "low", "high", "log_std_init"}
@@ -176,6 +194,8 @@ def may_hold(path: tuple[str, ...], value: Any) -> bool:
         return finite and 0 <= value < 1e9
     if name in FLAGS or (name == "dither" and "pretrain" in path):
         return isinstance(value, bool)
+    if name == "extends":
+        return isinstance(value, str)  # whether there is such a recipe is checked where an agent is loaded
     if name == "policy":
         return isinstance(value, str) and path[0] == "agents"  # where the agent's algorithm need not be known
     if name in TEXTS:

@@ -48,8 +48,25 @@ def test_an_environments_recipe_changes_an_agents(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('description = "x"\nid = "CartPole-v1"\n[agents.dhmm-gpt2.model]\nlayers = 3\n')
     _, changed = load_recipes(str(path), "dhmm-gpt2")
-    _, plain = load_recipes("CartPole-v1", "dhmm-gpt2")
+    _, plain = load_recipes("PendulumNoVel-v1", "dhmm-gpt2")
     assert changed.model == plain.model | {"layers": 3}
+
+
+def test_an_environments_recipe_can_change_another_recipe_instead_of_the_agents_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'description = "x"\nid = "CartPole-v1"\n[agents.dhmm-gpt2]\nextends = "dhmm-gpt2-small"\n'
+        "[agents.dhmm-gpt2.ppo]\ngamma = 0.9\n"
+    )
+    _, changed = load_recipes(str(path), "dhmm-gpt2")
+    _, small = load_recipes("PendulumNoVel-v1", "dhmm-gpt2-small")
+    _, own = load_recipes("PendulumNoVel-v1", "dhmm-gpt2")
+    assert (changed.name, changed.description) == ("dhmm-gpt2", own.description)
+    assert changed.model == small.model != own.model
+    assert changed.ppo == small.ppo | {"gamma": 0.9}
+    path.write_text('description = "x"\nid = "CartPole-v1"\n[agents.dhmm-gpt2]\nextends = "dhmm-gpt2-smal"\n')
+    with pytest.raises(InputError, match="extends 'dhmm-gpt2-smal', which does not exist; did you mean 'dhmm-gpt2-small'"):
+        load_recipes(str(path), "dhmm-gpt2")
 
 
 def test_an_environment_can_be_another_in_evaluations(tmp_path: Path) -> None:
@@ -93,7 +110,7 @@ def test_wrappers_are_put_on_in_their_order(vectorization: str, tmp_path: Path) 
             "wrapper 'gymnasium",
         ),
         ('description = "x"\nid = "CartPole-v1"\n[wrappers]\n"TimeLimit" = {}', "is not of the form 'module:class'"),
-        ('description = "x"\n[agents.mlp]\nextends = "lstm"', "has agents.mlp.extends; only the file of an agent's recipe"),
+        ('description = "x"\n[agents.mlp]\nextends = "lstn"', "extends 'lstn', which does not exist; did you mean 'lstm'"),
     ],
 )
 def test_bad_environments_are_named(text: str, message: str, tmp_path: Path) -> None:

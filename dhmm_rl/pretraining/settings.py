@@ -77,8 +77,12 @@ class PretrainingSettings:
 
 
 def wants_pretraining(agent: AgentRecipe) -> bool:
-    """Return whether the agent's recipe asks for pretraining before PPO."""
-    return bool(agent.pretrain) and agent.pretrain.get("episodes", DEFAULT_EPISODES) > 0
+    """
+    Return whether the agent's recipe asks for pretraining before PPO: it names data, or a number of episodes.
+
+    The default data, random rollouts, do not pay by themselves: on CartPole, PPO needs more steps with them than without.
+    """
+    return bool(agent.pretrain) and agent.pretrain.get("episodes", DEFAULT_EPISODES if "data" in agent.pretrain else 0) > 0
 
 
 def max_random_steps(env: EnvRecipe, budget: int | None = None) -> int:

@@ -1,5 +1,6 @@
 """Makes the agents that recipes describe, new or started from a pretrained model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from dhmm_rl.common import DHMMPolicy, LanguageModelActor, WithActionMasks
+from dhmm_rl.data.twin_episodes import only_next_reward_depends_on_actions
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint
 from dhmm_rl.recipes import AgentRecipe
@@ -65,6 +67,21 @@ def _policy_kwargs(agent: AgentRecipe) -> dict[str, Any]:
     if agent.reads_tokens:
         policy_kwargs["features_extractor_kwargs"] = agent.model
     return policy_kwargs
+
+
+def with_discount(agent: AgentRecipe, env: VecEnv, seed: int) -> AgentRecipe:
+    """
+    Return an agent's recipe with a discount factor, if it has none and the environment says which: 0 where actions change only
+    the next reward.
+
+    :param agent: recipe of the agent
+    :param env: environments without the agent's wrappers; they are seeded and stepped
+    :param seed: seed of the environments
+    """
+    if "gamma" in agent.ppo or not only_next_reward_depends_on_actions(env, seed):
+        return agent
+    print("note: actions change only the next reward, so the discount factor is 0; the recipe's key ppo.gamma sets another")
+    return replace(agent, ppo=agent.ppo | {"gamma": 0.0})
 
 
 def with_masks(agent: Any, env: VecEnv) -> Any:

@@ -273,7 +273,7 @@ def unfitted_tokenizer(env: EnvRecipe, envs: VecEnv | EnvFactory) -> Tokenizer:
     :param envs: environments of the recipe, or their factory; only the spaces are used
     :raises InputError: for settings that fit no field, and for spaces that cannot be tokenized
     """
-    return Tokenizer(envs.observation_space, envs.action_space, env.tokens.get("bins", 10), env.tokens.get("fields", {}))
+    return Tokenizer(envs.observation_space, envs.action_space, env.tokens.get("bins"), env.tokens.get("fields", {}))
 
 
 def make_tokenizer(env: EnvRecipe, envs: VecEnv | EnvFactory) -> Tokenizer:

@@ -47,7 +47,7 @@ class AgentRecipe:
     model: Annotated[Table, TableOf(ModelSettings)] = field(default_factory=dict)
     """Hyperparameters of DHMM-GPT2, for agents that read tokens."""
     pretrain: Annotated[Table, TableOf(PretrainSettings)] = field(default_factory=dict)
-    """Pretraining before PPO, for agents that read tokens. Without this table, or with ``episodes = 0``, there is none."""
+    """Pretraining before PPO, for agents that read tokens. It needs ``data`` or a number of ``episodes``."""
     ppo: Table = field(default_factory=dict)
     """Settings of the algorithm, with the keys of its own table."""
     n_envs: Annotated[int, Range(1, 10_000)] = 8
@@ -105,7 +105,8 @@ class EnvRecipe:
     tokens: Annotated[Table, TableOf(TokenSettings)] = field(default_factory=dict)
     """Settings of the tokenizer, where it should not choose by itself."""
     agents: dict[str, Table] = field(default_factory=dict)
-    """Changes for single agents, by their names: tables with the keys of an agent's recipe."""
+    """Changes for single agents, by their names: tables with the keys of an agent's recipe. With ``extends``, the changes are
+    to the agent's recipe of that name instead of the agent's own."""
 
     @property
     def for_evaluation(self) -> "EnvRecipe":
@@ -167,7 +168,15 @@ def _load_agent(agent: str, env: str, env_recipe: EnvRecipe) -> AgentRecipe:
     changed_table: Table = {}
     for name, table in _read_chain(path):
         plain_table = merge_tables(plain_table, table)
-        changed_table = merge_tables(merge_tables(changed_table, table), env_recipe.agents.get(name, {}))
+        changes = dict(env_recipe.agents.get(name, {}))
+        base = changes.pop("extends", None)
+        if base is not None:  # the changes are to another recipe than the agent's own
+            named = {key: table[key] for key in ("name", "description") if key in table}
+            table = {}
+            for _, other in _read_chain(_find_base(path, base, f"the recipe {env}")):
+                table = merge_tables(table, other)
+            table = table | named
+        changed_table = merge_tables(merge_tables(changed_table, table), changes)
     recipe = agent_from_table(plain_table, f"the recipe {agent}")
     if changed_table != plain_table:
         recipe = agent_from_table(changed_table, f"the recipe {agent}, as {env} changes it,")
@@ -192,13 +201,25 @@ def _read_chain(path: Path) -> list[tuple[str, Table]]:
         chain.insert(0, (path.stem, table))
         if base is None:
             return chain
-        if not isinstance(base, str):
-            raise InputError(f"the recipe {path} has extends = {base!r}; it must be the name or the path of an agent's recipe")
-        found = path.parent / base if base.endswith(".toml") else recipe_folder("agents") / f"{base}.toml"
-        if not found.is_file():
-            hint = "" if base.endswith(".toml") else did_you_mean(base, list(list_recipes("agents")))
-            raise InputError(f"the recipe {path} extends {base!r}, which does not exist{hint}")
-        path = found
+        path = _find_base(path, base, f"the recipe {path}")
+
+
+def _find_base(path: Path, base: Any, where: str) -> Path:
+    """
+    Return the path of the recipe that a recipe extends.
+
+    :param path: path of the recipe that extends it
+    :param base: its name, or its path from the folder of ``path``
+    :param where: description of the recipe that extends it, for messages
+    :raises InputError: if there is no such recipe
+    """
+    if not isinstance(base, str):
+        raise InputError(f"{where} has extends = {base!r}; it must be the name or the path of an agent's recipe")
+    found = path.parent / base if base.endswith(".toml") else recipe_folder("agents") / f"{base}.toml"
+    if not found.is_file():
+        hint = "" if base.endswith(".toml") else did_you_mean(base, list(list_recipes("agents")))
+        raise InputError(f"{where} extends {base!r}, which does not exist{hint}")
+    return found
 
 
 def _import_names(recipe: EnvRecipe, name: str, has_recipe: bool) -> EnvRecipe:
@@ -301,8 +322,8 @@ def check_model_size(model: Table, where: str) -> None:
 def _check_agent(table: Any, where: str, key: str, algorithm: str | None, partial: bool) -> None:
     """Check the keys of an agent's recipe; without an algorithm, the table ``ppo`` must be valid for one of all algorithms."""
     check(table, AgentRecipe, where, key, partial)
-    if table.get("extends") is not None:
-        raise InputError(f"{where} has {key + '.' if key else ''}extends; only the file of an agent's recipe can have it")
+    if table.get("extends") is not None and not partial:
+        raise InputError(f"{where} has {key + '.' if key else ''}extends; only the files of recipes can have it")
     errors = []
     for name, known in ALGORITHMS.items():
         if algorithm in (name, None):

@@ -52,8 +52,8 @@ class FieldSettings:
 class TokenSettings:
     """How observations and actions become tokens, in ``[tokens]``."""
 
-    bins: Annotated[int, Range(2, 10_000)] = 10
-    """Number of bins of a real-valued field."""
+    bins: Annotated[int, Range(2, 10_000)] | None = None
+    """Number of bins of a real-valued field. By default 10, and up to 128 where values change little from step to step."""
     fields: dict[str, FieldSettings] = field(default_factory=dict)
     """Settings of single fields, by name."""
 
@@ -102,7 +102,8 @@ class PretrainSettings(TrainingSettings):
     data: Annotated[list[str], NotEmpty(1000)] | None = None
     """Sources of rollouts, as ``python -m dhmm_rl.pretrain --data`` takes them; random ones by default."""
     episodes: Annotated[int, Range(0, 10**9)] = 200
-    """Number of episodes to collect from each source; 0 to leave pretraining out."""
+    """Number of episodes to collect from each source; 0 to leave pretraining out. Without this and ``data``, ``ppo`` does not
+    pretrain unless its command line asks for it."""
     field_weights: dict[str, NotNegative] | None = None
     """Weights of fields in the loss, by name; 1 for the others."""
 
@@ -271,6 +272,8 @@ class SequencePPOSettings(ClippedSettings):
     n_steps: RolloutSteps = 128
     batch_size: BatchSize = 256
     n_epochs: Epochs = 5
+    desired_kl: NotNegative = 0.0
+    """KL divergence of an update, in nats, to which the learning rate is adapted; 0 leaves the learning rate as it is."""
     prior_kl: NotNegative = 0.2
     """Weight of the KL divergence from the pretrained policy, in nats, instead of the entropy bonus."""
     prior_kl_decay: Share = 0.9995
