@@ -257,9 +257,9 @@ def test_the_learning_rate_falls_while_updates_change_the_policy_too_much(tmp_pa
     # A loaded agent continues from there, down to the smallest factor, and its rate rises again when updates may change more
     falling.save(tmp_path / "agent")
     resumed = SequencePPO.load(tmp_path / "agent", env=streams())
-    assert rate(resumed.learn(20 * 64)) == pytest.approx(1e-3 * LOWEST_FACTOR)
+    assert rate(resumed.learn(8 * 64)) == pytest.approx(1e-3 * LOWEST_FACTOR)
     resumed.desired_kl = 100.0
-    assert rate(resumed.learn(20 * 64)) == pytest.approx(1e-3)
+    assert rate(resumed.learn(14 * 64)) == pytest.approx(1e-3)
 
 
 def test_a_rollout_takes_four_bytes_a_token_and_little_else() -> None:
@@ -424,7 +424,7 @@ def test_rollouts_of_one_step_train() -> None:
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize(
     "memory",
     [{"num_states": 0, "window": 3}, {"num_states": 4, "window": 1}, {"num_states": 4, "layers": 0, "control": "all"}],
