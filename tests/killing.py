@@ -26,6 +26,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, remove_leftovers
 from dhmm_rl.languages import __main__ as languages
 from dhmm_rl.runs.logs import read_log
+from dhmm_rl.runs.run import create_folder, writing
 from tests.failing import fail_at
 
 Work = Callable[[Path], object]
@@ -256,9 +257,27 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.toml").write_text(text)
 
 
+def begin(root: Path) -> None:
+    """Create the folder of a run and begin to write in it, or write in the one that exists."""
+    folder = next((path.parent for path in root.glob("*/run.json")), None)
+    with writing(folder or create_folder(root, {}), "ppo"):
+        pass
+
+
+def beginnings(folder: Path) -> None:
+    """Kill a run before each file operation of its beginning. Resumed, it must leave what it leaves without a kill."""
+    finish(begin, folder / "begun")
+    operation = 0
+    while killed(begin, root := folder / f"begun-{operation}", operation):
+        finish(begin, root)
+        assert state(root) == state(folder / "begun"), f"killed before operation {operation}"
+        operation += 1
+
+
 def quick(folder: Path) -> None:
-    """Kill the quick commands before a few of their operations."""
+    """Kill writes and beginnings of runs before each operation, and the quick commands before a few of their operations."""
     writes(folder)
+    beginnings(folder)
     operations(folder, 45, ("languages", "collect"))
 
 
@@ -272,7 +291,10 @@ def operations(folder: Path, every: int = 3, names: Sequence[str] = ("ppo", "pre
         operation = every // 2
         while killed(work, root := folder / f"{name}-{operation}", operation):
             finish(work, root)
-            assert state(root) == expected, f"{name}, killed before operation {operation}"
+            found = state(root)
+            assert found == expected, (
+                f"{name}, killed before operation {operation}, is not as without a kill: {found}, not {expected}"
+            )
             operation += every
         print(f"{name}: killed before {operation // every} of about {operation} file operations, resumed each time")
 

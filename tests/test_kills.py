@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from benchmarks import run as benchmark
 from dhmm_rl import ppo, pretrain
@@ -211,13 +212,15 @@ def log(folder: Path, name: str, column: str, steps: range, start: int = 0) -> N
             logger.dump(step)
 
 
+@pytest.mark.parametrize("pace", [1, 0, -1], ids=["in different seconds", "within a second", "with a clock set back"])
 @pytest.mark.parametrize(
     ("name", "column"), [("ppo", "time/total_timesteps"), ("pretrain", "pretrain/steps"), ("languages", "pretrain/steps")]
 )
 def test_what_was_logged_after_the_checkpoint_is_dropped_at_resume(
-    name: str, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, column: str, pace: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "time", itertools.count(time.time()).__next__)  # TensorBoard reads files in order of their second
+    monkeypatch.setattr(time, "time", itertools.count(time.time(), pace).__next__)
+    monkeypatch.setattr(event_file_writer._global_uid, "get", lambda: 0)  # as in the first process of a container
     log(tmp_path, "pretrain", "pretrain/steps", range(50))  # has steps of its own that must stay
     parts = [(range(3), -1), (range(5), -1), (range(1, 10), 0), (range(7, 12), 6), (range(7, 20), 6), (range(18, 22), 17)]
     for steps, start in parts:

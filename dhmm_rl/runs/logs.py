@@ -2,6 +2,7 @@
 
 import csv
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from dhmm_rl.files import atomic_write
 
 STEP_COLUMNS = ("time/total_timesteps", "pretrain/steps")
 """Columns with the step of a row, in the logs of PPO and of language models."""
+EVENT_FILE = "events.out.tfevents."
+"""Beginning of the names of TensorBoard's files. Ten digits with the second when the file was created come next."""
 
 
 class QuotedCSV(CSVOutputFormat):
@@ -40,14 +43,30 @@ class RestartableTensorBoard(TensorBoardOutputFormat):
     """
     SB3's TensorBoard format for a resumed run. TensorBoard then ignores later steps in earlier files of the folder.
 
+    Which files are earlier depends only on the order in which the files were created, whatever the system's clock says.
+
     :param folder: folder of the event files
     :param first_step: first step that is logged from now on
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        _name_before_now(folder)
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
         self.writer.flush()  # a later write in the writer's thread would fail if the folder were removed
         self._is_closed = False
+
+
+def _name_before_now(folder: Path) -> None:
+    """
+    Make the names of a folder's event files sort before the name of a file that is created now.
+
+    TensorBoard reads files in the order of their names. A file of this second could come after the new file, or be
+    overwritten by it; a file of a later second, from before the clock was set back, would come after it.
+    """
+    files = sorted(folder.glob(f"{EVENT_FILE}*"))
+    if files and files[-1].name >= f"{EVENT_FILE}{int(time.time()):010}":
+        for number, path in enumerate(files):
+            path.rename(path.with_name(re.sub(r"\d{10}", f"{number:010}", path.name, count=1)))
 
 
 def _quoted(name: str) -> str:

@@ -241,6 +241,7 @@ def locked(folder: Path) -> Iterator[Path]:
     try:
         path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         remove_leftovers(folder)
+        remove_leftovers(folder.parent, recursive=False)  # the process that created the folder may have been killed then
         yield path
     finally:
         lock.release()
