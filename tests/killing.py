@@ -122,6 +122,8 @@ def unfinished(root: Path, last: str) -> Iterator[Path | None]:
         yield None
     elif not (folders[0] / last).exists():
         yield folders[0]
+    else:  # killed after its last file was moved into place; no later write removes the empty temporary folder
+        remove_leftovers(folders[0])
 
 
 class Child:
