@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dhmm_rl.model import filter_kernels
+from dhmm_rl.model import compiled_filter, filter_kernels
 from dhmm_rl.model.bayes_filter import clip_evidence, correct, dither, predict, propagate, run_filter
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.hmm_layer import HMMLayer
@@ -48,6 +48,13 @@ def two_filters(seed: int, states: int, floor: float, steps: int) -> Tensor:
     evidence = clip_evidence(-20 * torch.rand(1, steps, 1, states, generator=generator), 20.0).double().expand(2, -1, -1, -1)
     starts = random_rows(2, 1, states, generator=generator, sharpness=8.0).double()
     return torch.cat([starts, run_filter(starts, gates, evidence, transitions)[:, :, 0]], dim=1)
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "python"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the loop that Numba compiles, and with the one in Python."""
+    if not request.param:
+        monkeypatch.setattr(compiled_filter, "can_compile", lambda: False)
 
 
 def hilbert(p: Tensor, q: Tensor) -> Tensor:
@@ -103,6 +110,7 @@ def test_long_sequences_stay_finite_and_normalized() -> None:
     assert beliefs.min() >= 0
 
 
+@pytest.mark.usefixtures("loop")
 def test_episode_starts_make_the_belief_forget() -> None:
     generator = torch.Generator().manual_seed(0)
     transitions = dither(random_rows(1, 2, 4, 4, generator=generator), 1e-3)
@@ -119,6 +127,7 @@ def test_episode_starts_make_the_belief_forget() -> None:
     assert (whole[1, 4:] - plain[1, 4:]).abs().max() > 1e-3
 
 
+@pytest.mark.usefixtures("loop")
 def test_mutation_jumps_at_its_rate_to_single_states() -> None:
     transitions = dither(torch.full((1, 1, 5, 5), 0.2), 1e-3)
     torch.manual_seed(0)
@@ -130,8 +139,9 @@ def test_mutation_jumps_at_its_rate_to_single_states() -> None:
     assert (mutated[~jumped] - 0.2).abs().max() < 1e-6
 
 
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("matrices", [1, 3])
-def test_the_fused_loop_is_predict_and_correct_step_after_step(matrices: int) -> None:
+def test_the_loop_is_predict_and_correct_step_after_step(matrices: int) -> None:
     generator = torch.Generator().manual_seed(0)
     belief = random_rows(5, 2, 4, generator=generator)
     gates = random_rows(5, 30, 2, matrices, generator=generator)
@@ -161,6 +171,7 @@ def test_taking_a_steps_one_matrix_is_weighing_all_with_one_hot_gates() -> None:
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("matrices", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 2**17])
 def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +194,7 @@ def test_gradients_are_those_of_the_filter(matrices: int, chunk: int, monkeypatc
     assert torch.autograd.gradcheck(beliefs, [x.double().requires_grad_() for x in inputs])
 
 
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize(("floor", "dtype"), [(0.0, torch.float64), (1e-3, torch.float64), (1e-6, torch.float32)])
 @pytest.mark.parametrize("one_matrix", [False, True])
 def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dhmm_rl.model import filter_kernels
+from dhmm_rl.model import compiled_filter, filter_kernels
 from dhmm_rl.model.filter_kernels import TINY, UNLIKELY
 
 MIN_DITHER = 1e-7
@@ -126,20 +126,44 @@ def run_filter(
     _, steps, chains, states = evidence.shape
     if evidence.numel() == 0:
         return evidence
-    # Steps before which the belief is reset, (T, 1, B, 1), and the belief that it is reset to, (N, 1, K).
+    # Steps before which the belief is reset, (B, T), and the belief that it is reset to, (N, K).
     restarts = jumps = targets = None
     if start is not None and episode_start is not None and bool(episode_start.any()):
-        restarts = episode_start.T[:, None, :, None]
-    restart_belief = transitions.new_zeros(chains, 1, states) if start is None else start[:, None]
+        restarts = episode_start
+    restart_belief = transitions.new_zeros(chains, states) if start is None else start
     # Jumps are drawn for all steps at once.
     if mutation > 0:
         jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, generator, evidence.device)
+    likelihood = evidence.exp()
+    inputs = (initial, gates, likelihood, transitions, restart_belief)
+    if matrix_index is None and compiled_filter.compilation_pays(inputs):
+        if jumps is not None and targets is not None:
+            jumps, targets = jumps[..., 0].permute(2, 0, 1), targets.permute(2, 0, 1, 3)
+        filtered: Tensor = compiled_filter.CompiledFilter.apply(  # type: ignore[no-untyped-call]
+            *inputs, restarts, jumps, targets, not scan
+        )
+        return filtered
+    return _filter_by_steps(inputs, restarts, jumps, targets, matrix_index, scan)
+
+
+def _filter_by_steps(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    restarts: Tensor | None,
+    jumps: Tensor | None,
+    targets: Tensor | None,
+    matrix_index: Tensor | None,
+    scan: bool,
+) -> Tensor:
+    """Filter by a scan or by the loop in Python; the inputs are those of :class:`compiled_filter.CompiledFilter`."""
+    initial, gates, likelihood, transitions, restart_belief = inputs
+    _, _, chains, states = likelihood.shape
     # Steps become the first dimension, so that each step is one contiguous block.
     initial, weights = initial.transpose(0, 1), gates.permute(1, 2, 0, 3).contiguous()
-    likelihood = evidence.exp().permute(1, 2, 0, 3).contiguous()
+    likelihood = likelihood.permute(1, 2, 0, 3).contiguous()
+    restarts = None if restarts is None else restarts.T[:, None, :, None]
     matrix_of_step = None if matrix_index is None else matrix_index.T.contiguous()
-    events = (restart_belief, restarts, jumps, targets, matrix_of_step)
-    if scan and filter_kernels.scan_pays(evidence.device, evidence.numel() * states):
+    events = (restart_belief[:, None], restarts, jumps, targets, matrix_of_step)
+    if scan and filter_kernels.scan_pays(likelihood.device, likelihood.numel() * states):
         beliefs = filter_kernels.scan_filter(initial, weights, likelihood, transitions, *events)
     else:
         # A matrix product with [A_1 … A_M] propagates the belief through all matrices at once.
