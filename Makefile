@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## pretrain, train by PPO until CartPole-v1 is solved, and s
 	$(BIN)/python -m dhmm_rl.play $$run --episodes 100 --video $$run/play.mp4 && echo "plot:  $$run/curve.png"
 
 test: $(INSTALLED)  ## everything but the slow tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## the slow tests: learning at full length
 	$(BIN)/python -m pytest -m slow

@@ -99,11 +99,11 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
     ("env", "agent", "algo"),
     [
         ("CartPoleNoVel-v1", "lstm", "recipe"),
-        ("TMaze-v0", "lstm", "recipe"),
-        ("CartPoleNoVel-v1", "mlp-framestack", "recipe"),
+        pytest.param("TMaze-v0", "lstm", "recipe", marks=pytest.mark.slow),
+        pytest.param("CartPoleNoVel-v1", "mlp-framestack", "recipe", marks=pytest.mark.slow),
         ("Tiger-v0", "mlp-framestack", "recipe"),
         ("PendulumNoVel-v1", "short.toml", "sequence-ppo"),
-        ("PendulumNoVel-v1", "short.toml", "ppo"),
+        pytest.param("PendulumNoVel-v1", "short.toml", "ppo", marks=pytest.mark.slow),
         ("TMaze-v0", "dhmm-gpt2", "ppo"),  # its recipe has settings that only SequencePPO knows
     ],
 )
