@@ -136,7 +136,8 @@ def run_filter(
         jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, generator, evidence.device)
     likelihood = evidence.exp()
     inputs = (initial, gates, likelihood, transitions, restart_belief)
-    if matrix_index is None and compiled_filter.compilation_pays(inputs):
+    scans = scan and filter_kernels.scan_pays(evidence.device, evidence.numel() * states)
+    if not scans and matrix_index is None and compiled_filter.compilation_pays(inputs):
         if jumps is not None and targets is not None:
             jumps, targets = jumps[..., 0].permute(2, 0, 1), targets.permute(2, 0, 1, 3)
         filtered: Tensor = compiled_filter.CompiledFilter.apply(  # type: ignore[no-untyped-call]
