@@ -1,4 +1,4 @@
-"""The commands, run as processes like a user runs them."""
+"""The commands, run as processes like a user runs them; those that only print or refuse are run in the tests' own process."""
 
 import dataclasses
 import inspect
@@ -6,12 +6,15 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -56,6 +59,36 @@ def run(cwd: Path, module: str, *arguments: object) -> str:
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run a command in this process, which spares the seconds that a process of its own takes to import torch."""
+
+    def run_module(cwd: Path, module: str, *arguments: str) -> Ended:
+        monkeypatch.chdir(cwd)
+        monkeypatch.syspath_prepend(str(cwd))  # python -m finds the modules of the current folder
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+            warnings.resetwarnings()  # as in a process of its own, where warnings are printed
+            warnings.simplefilter("ignore", DeprecationWarning)
+            # The module was imported before: runpy warns that it now exists twice
+            warnings.filterwarnings("ignore", "'dhmm_rl", RuntimeWarning)
+            runpy.run_module(f"dhmm_rl.{module}", run_name="__main__", alter_sys=True)
+        status = ended.value.code
+        assert status is None or isinstance(status, int)
+        return Ended(status or 0, *capfd.readouterr())
+
+    return run_module
 
 
 @pytest.fixture
@@ -197,11 +230,11 @@ def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
     assert PPO.load(folder / "best_model.zip").num_timesteps > 0
 
 
-def test_help_teaches() -> None:
+def test_help_teaches(run_here: Callable[..., Ended]) -> None:
     """The help shows every option with its docstring."""
     for module in (pretrain, ppo, play, collect, languages):
         name = module.__name__.removesuffix(".__main__").rpartition(".")[2]
-        out = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=True).stdout
+        out = run_here(Path.cwd(), name, "--help").stdout
         said = " ".join(out.replace("│", " ").split())
         source = inspect.getsource(module.Args)
         for field in dataclasses.fields(module.Args):
@@ -238,12 +271,12 @@ BAD = {
     "keywords that no environment takes": ("ppo", ["--env", "kwargs.toml"], "cannot be made"),
     "observations that are no numbers": (
         "ppo",
-        ["--env", "nan.toml", "--agent", "mlp", "--steps", "64"],
+        ["--env", "nan.toml", "--agent", "mlp", "--steps", "64", "--quiet"],
         "nan in observations",
     ),
     "rewards that are no numbers": (
         "ppo",
-        ["--env", "nan_reward.toml", "--agent", "short.toml", "--pretrained", "none", "--steps", "64"],
+        ["--env", "nan_reward.toml", "--agent", "short.toml", "--pretrained", "none", "--steps", "64", "--quiet"],
         "nan in rewards",
     ),
     "negative gradient steps": ("pretrain", ["--steps", "-5"], "steps of pretraining is -5"),
@@ -355,16 +388,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_ends_in_one_line_and_status_2(what: str, bad_things: Path) -> None:
+def test_bad_input_ends_in_one_line_and_status_2(
+    what: str, bad_things: Path, run_here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, arguments, message = BAD[what]
     before = contents(bad_things)
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(bad_things / "datasets")}
-    done = subprocess.run(
-        command(module, *arguments), cwd=bad_things, capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(bad_things / "datasets"))
+    ended = run_here(bad_things, module, *arguments)
+    assert ended.status == 2, ended.stderr
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     after = contents(bad_things)
