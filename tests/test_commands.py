@@ -78,12 +78,13 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         monkeypatch.syspath_prepend(str(cwd))  # python -m finds the modules of the current folder
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.resetwarnings()  # as in a process of its own, where warnings are printed
             warnings.simplefilter("ignore", DeprecationWarning)
             # The module was imported before: runpy warns that it now exists twice
             warnings.filterwarnings("ignore", "'dhmm_rl", RuntimeWarning)
-            runpy.run_module(f"dhmm_rl.{module}", run_name="__main__", alter_sys=True)
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_module(f"dhmm_rl.{module}", run_name="__main__", alter_sys=True)
         status = ended.value.code
         assert status is None or isinstance(status, int)
         return Ended(status or 0, *capfd.readouterr())
