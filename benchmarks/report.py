@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
     A mean with its interval.
 
     :param mean: interquartile mean
-    :param low: lower end of the 95 % interval
+    :param low: lower end of the 95 % interval, NaN when there are too few runs for one
     :param high: upper end of the 95 % interval
     """
 
@@ -33,7 +33,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{_number(self.mean)} [{_number(self.low)}, {_number(self.high)}]"
+        interval = "" if np.isnan(self.low) else f" [{format_number(self.low)}, {format_number(self.high)}]"
+        return format_number(self.mean) + interval
 
 
 def interquartile_mean(values: NDArray[np.float64]) -> Estimate:
@@ -102,7 +103,13 @@ def table(env: str, results: Results, threshold: float | None) -> str:
         final = np.array([run["final_return"] for run in runs])
         steps = np.array([run["pretraining_steps"] + run["ppo_steps"] for run in runs])
         seconds = np.array([run["training_seconds"] for run in runs])
-        row = [agent, str(len(runs)), str(interquartile_mean(final)), _number(float(final.min())), f"{np.median(steps):,.0f}"]
+        row = [
+            agent,
+            str(len(runs)),
+            str(interquartile_mean(final)),
+            format_number(float(final.min())),
+            f"{np.median(steps):,.0f}",
+        ]
         row += [str(interquartile_mean(seconds)), f"{np.median(steps / seconds):,.0f}"]
         if threshold is not None:
             stays = np.array([steps_to_stay(run, threshold) for run in runs])
@@ -134,7 +141,7 @@ def plot(path: Path, env: str, results: Results) -> None:
             axes.legend()
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a number with three digits, or with all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 

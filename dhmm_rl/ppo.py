@@ -40,6 +40,8 @@ PRETRAINING_SHARE = 0.5
 """Largest time of pretraining's gradient steps, as a share of the seconds of PPO."""
 SHORT_PRETRAINING = 30.0
 """Seconds that pretraining's gradient steps may take in any case."""
+CHECKPOINT_EVERY = 50_000
+"""Largest number of environment steps between checkpoints. They are usually saved as often as the agent is evaluated."""
 TRIAL_STEPS = 64
 """Random steps that a tokenizer is fitted to when an agent is only tried out."""
 EVAL_SEED_OFFSET = 10_000
@@ -246,7 +248,11 @@ def train(run: Run, factory: EnvFactory, args: Args, device: str) -> None:
     with closing(agent.logger):
         agent.learn(
             total_steps - agent.num_timesteps,
-            callback=[DivergenceCallback(), evaluation, CheckpointCallback(run.folder, run.env.eval_every, clock)],
+            callback=[
+                DivergenceCallback(),
+                evaluation,
+                CheckpointCallback(run.folder, min(run.env.eval_every, CHECKPOINT_EVERY), clock),
+            ],
             reset_num_timesteps=checkpoint is None,
             progress_bar=not args.quiet,
         )

@@ -107,6 +107,11 @@ def test_all_others_are_not(make: Any) -> None:
     assert not any(only_next_reward_depends_on_actions(make_vec_env(make, 8), seed) for seed in range(3))
 
 
+def test_few_environments_play_as_many_episodes_as_many_do() -> None:
+    # Most games of Blackjack end after a step or two, so four pairs of them may show no difference.
+    assert not any(only_next_reward_depends_on_actions(make_vec_env("Blackjack-v1", 1), seed) for seed in range(20))
+
+
 @pytest.mark.filterwarnings("ignore")  # popgym's own
 @pytest.mark.parametrize(
     ("name", "expected"), [("CountRecallEasy", True), ("RepeatPreviousEasy", True), ("MultiarmedBanditEasy", False)]
