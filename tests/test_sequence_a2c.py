@@ -56,7 +56,7 @@ def test_segments_are_read_as_they_were_acted_on() -> None:
     for _ in range(3):
         collect(model)
         assert model.rollout_buffer.episode_starts[1:].any()
-        for samples in model.rollout_buffer.segments(4, model._belief, model._position):
+        for samples in model.rollout_buffer.segments(4, *model._segment_starts(1)):
             values, log_prob, *_ = model.policy.evaluate_segments(samples)
             torch.testing.assert_close(log_prob, samples.old_log_prob, atol=1e-4, rtol=0.0)
             torch.testing.assert_close(values, samples.old_values, atol=1e-4, rtol=0.0)

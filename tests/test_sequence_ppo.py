@@ -77,7 +77,7 @@ def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str
         collect(model)
         buffer = model.rollout_buffer
         assert buffer.episode_starts[1:].any()
-        for samples in buffer.segments(2, model._belief, model._position):
+        for samples in buffer.segments(2, *model._segment_starts(1)):
             values, log_prob, *_ = model.policy.evaluate_segments(samples)
             assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
             assert (values - samples.old_values).abs().max() < 1e-4
@@ -103,7 +103,7 @@ def test_a_rollout_that_was_broken_off_is_gone_on_with(build: dict[str, Any]) ->
             assert model.env is not None
             model.set_env(model.env, force_reset=False)
         collect(model)
-        for samples in model.rollout_buffer.segments(4, model._belief, model._position):
+        for samples in model.rollout_buffer.segments(4, *model._segment_starts(1)):
             values, log_prob, *_ = model.policy.evaluate_segments(samples)
             assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
             assert (values - samples.old_values).abs().max() < 1e-4
@@ -291,7 +291,7 @@ def test_illegal_actions_are_never_taken_and_have_no_part_in_updates(tmp_path: P
     )
     model.learn(2_000)
     collect(model)
-    for samples in model.rollout_buffer.segments(2, model._belief, model._position):
+    for samples in model.rollout_buffer.segments(2, *model._segment_starts(1)):
         _, log_prob, distribution, *_ = model.policy.evaluate_segments(samples)
         assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
         assert samples.masks is not None

@@ -1,8 +1,8 @@
 """
 The rollout buffer: it stores each step's tokens once, instead of the windows or caches that the model read them in.
 
-Shapes: N environments, T steps of a rollout (one *segment* per environment), P steps of burn-in before it, C slots,
-A entries of an action, B segments of a minibatch, n the ids of the widest action slot.
+Shapes: N environments, T steps of a segment (a rollout is one segment per environment, or several one after the other),
+P steps of burn-in before it, C slots, A entries of an action, B segments of a minibatch, n the ids of the widest action slot.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from dhmm_rl.tokens import PAD_ID
+from dhmm_rl.tokens import PAD_ID, RESET
 
 
 class SegmentSamples(NamedTuple):
     """
-    Segments of some environments. ``tokens`` includes the burn-in; the other fields describe the T steps after it.
+    Segments of some environments. ``tokens`` includes the burn-in, of at most P steps; the other fields describe the T steps after it.
 
     :param tokens: tokens of the burn-in and the segment, (B, P + T, C)
     :param belief: belief before the burn-in, (B, chains, K)
@@ -134,36 +134,56 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def segments(self, per_batch: int, belief: Tensor, position: Tensor) -> Iterator[SegmentSamples]:
         """
-        Yield the segment of every environment once, in random order.
+        Yield every segment of the rollout once, in random order. All steps of a rollout are cut into segments of equal length.
+
+        The burn-in of a minibatch is no longer than its segments need: what was before the start of their episodes has no
+        effect on them.
 
         :param per_batch: number of segments B in a minibatch
-        :param belief: belief before the burn-in, (N, chains, K)
-        :param position: position of the burn-in's first step in its episode, (N,)
+        :param belief: belief before the burn-in of every segment, (N, segments of an environment, chains, K)
+        :param position: position of the burn-in's first step in its episode, (N, segments of an environment)
         """
         if not self.generator_ready:
             self._stored = {
                 name: self._by_env(getattr(self, name))
                 for name in ("tokens", "actions", "values", "log_probs", "advantages", "returns", "masks")
             }
+            # What follows the rollout's last step is unknown
+            self._stored["tokens"] = torch.nn.functional.pad(self._stored["tokens"], (0, 0, 0, 1), value=PAD_ID)
             self.generator_ready = True
-        stored = self._stored
-        order = torch.from_numpy(np.random.permutation(self.n_envs)).to(self.device)  # noqa: NPY002 - the generator that SB3 seeds
-        for envs in torch.split(order, per_batch):
-            tokens = stored["tokens"][envs].long()
-            following = torch.nn.functional.pad(tokens[:, self.burn_in + 1 :], (0, 0, 0, 1), value=PAD_ID)
+        stored, count = self._stored, position.shape[1]
+        length = self.buffer_size // count
+        needed = self._needed_burn_in(length)
+        order = np.random.permutation(self.n_envs * count)  # noqa: NPY002 - the generator that SB3 seeds
+        for begin in range(0, len(order), per_batch):
+            envs, which = np.divmod(order[begin : begin + per_batch], count)
+            burn_in = int(needed[envs, which].max())
+            envs, which = (torch.from_numpy(index).to(self.device) for index in (envs, which))
+            steps = (which * length)[:, None] + torch.arange(length, device=self.device)
+            before = torch.arange(self.burn_in - burn_in, self.burn_in + length, device=self.device)
+            of_env = envs[:, None]
+            samples = {name: values[of_env, steps].flatten(0, 1) for name, values in stored.items() if name != "tokens"}
             yield SegmentSamples(
-                tokens,
-                belief[envs],
-                position[envs],
-                stored["actions"][envs].flatten(0, 1),
-                stored["values"][envs].flatten(),
-                stored["log_probs"][envs].flatten(),
-                stored["advantages"][envs].flatten(),
-                stored["returns"][envs].flatten(),
-                stored["masks"][envs].flatten(0, 1) if self.mask_size else None,
-                self.prior_log_probs[envs].flatten(0, 1) if self.prior_log_probs is not None else None,
-                following,
+                stored["tokens"][of_env, steps[:, :1] + before].long(),
+                belief[envs, which],
+                position[envs, which],
+                samples["actions"],
+                samples["values"],
+                samples["log_probs"],
+                samples["advantages"],
+                samples["returns"],
+                samples["masks"] if self.mask_size else None,
+                self.prior_log_probs[of_env, steps].flatten(0, 1) if self.prior_log_probs is not None else None,
+                stored["tokens"][of_env, steps + self.burn_in + 1].long(),
             )
+
+    def _needed_burn_in(self, length: int) -> NDArray[np.int64]:
+        """Number of steps before each segment that belong to the episode of its first step, at most P, (N, segments)."""
+        index = np.arange(len(self.tokens))[:, None]
+        started = np.maximum.accumulate(np.where(self.tokens[:, :, 0] == RESET, index, -1), axis=0)
+        first = np.arange(self.burn_in, len(self.tokens), length)
+        age = first[:, None] - started[first]
+        return np.minimum(age, self.burn_in).T  # an episode that began before the buffer needs all of the burn-in
 
     def all_tokens(self) -> Tensor:
         """Tokens of the burn-in and the rollout, (N, P + T, C)."""

@@ -42,7 +42,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     The environment is a token stream (:class:`VecTokenStream`; a history of 1 is enough, because the state remembers the
     rest). A subclass implements ``train``: it reads whole segments of the rollout from
-    ``rollout_buffer.segments(count, self._belief, self._position)`` and evaluates them with ``policy.evaluate_segments``.
+    ``rollout_buffer.segments(per_batch, *self._segment_starts(count))`` and evaluates them with ``policy.evaluate_segments``.
     It can inherit from one of SB3's algorithms, too, as :class:`SequencePPO` does from ``PPO``, for the settings and set-up.
 
     :param policy: ``"DHMMPolicy"``, :class:`DHMMPolicy` or :class:`SequencePolicy`, which mean the same, or a subclass of
@@ -240,6 +240,23 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Carry the belief and the position with which the burn-in begins over steps (N, steps, C) that leave the buffer."""
         beliefs, self._position = self.policy.language_model.advance(tokens, self._belief, self._position)
         self._belief = beliefs[:, -1]
+
+    @torch.no_grad()
+    def _segment_starts(self, count: int) -> tuple[Tensor, Tensor]:
+        """
+        What is known before the burn-in of every segment, if the rollout of each environment is cut into ``count`` of them.
+
+        :return: beliefs (N, count, *S) under the current parameters, and positions (N, count)
+        """
+        belief, position = self._belief, self._position
+        beliefs, positions = [belief], [position]
+        tokens, length = self.rollout_buffer.all_tokens(), self.n_steps // count
+        for start in range(0, (count - 1) * length, length):
+            found, position = self.policy.language_model.advance(tokens[:, start : start + length], belief, position)
+            belief = found[:, -1]
+            beliefs.append(belief)
+            positions.append(position)
+        return torch.stack(beliefs, dim=1), torch.stack(positions, dim=1)
 
     def _value_of_truncated(self, dones: NDArray[Any], infos: list[dict[str, Any]], state: ModelState) -> NDArray[Any]:
         """Return γ times the value of the final observation where an episode was truncated, else 0, (N,)."""

@@ -201,7 +201,7 @@ class SequencePolicy(DHMMPolicy):
 
         The burn-in rebuilds the state in which the rollout read these steps, so the outputs are the same.
         """
-        steps = samples.tokens.shape[1] - self.burn_in
+        steps = samples.following.shape[1]
         return self.language_model.hidden_states(samples.tokens, belief=samples.belief, position=samples.position, last=steps)
 
     def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, HiddenStates]:

@@ -47,7 +47,7 @@ class SequenceA2C(SequenceOnPolicyAlgorithm):
         # Update optimizer learning rate
         self._update_learning_rate(self.policy.optimizer)
         # All segments are one minibatch
-        (samples,) = self.rollout_buffer.segments(self.n_envs, self._belief, self._position)
+        (samples,) = self.rollout_buffer.segments(self.n_envs, *self._segment_starts(1))
         values, log_prob, distribution, *_ = self.policy.evaluate_segments(samples)
         # Normalize advantage (not present in the original algorithm)
         advantages = samples.advantages

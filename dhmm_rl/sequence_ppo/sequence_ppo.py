@@ -102,6 +102,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         uniform_kl: float = 0.0,
         next_token_coef: float = 0.0,
         desired_kl: float = 0.0,
+        segment_length: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -110,7 +111,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        _check_batch(batch_size, n_steps)
+        self.segment_length = segment_length
+        _check_segments(batch_size, n_steps, segment_length or n_steps)
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
@@ -134,7 +136,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        _check_batch(self.batch_size, self.n_steps)  # again, because `load` can change n_steps
+        _check_segments(self.batch_size, self.n_steps, self.segment_length or self.n_steps)  # again, because `load` can change n_steps
 
     def _begin_streams(self) -> None:
         super()._begin_streams()
@@ -185,6 +187,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         if self.normalize_advantage:
             buffer.advantages = self._normalize(buffer.advantages)
             buffer.generator_ready = False  # the buffer converts its arrays again
+        self._starts = self._segment_starts(self.n_steps // (self.segment_length or self.n_steps))
         warming_up = self.warming_up
         metrics = self._fit_critic() if warming_up else self._update()
         self._record(metrics, warming_up)
@@ -254,8 +257,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         return metrics
 
     def _minibatches(self) -> Iterator[SegmentSamples]:
-        """Whole segments, as many as fit into a minibatch, each environment's once."""
-        return self.rollout_buffer.segments(self.batch_size // self.n_steps, self._belief, self._position)
+        """Whole segments, as many as fit into a minibatch, each once."""
+        return self.rollout_buffer.segments(self.batch_size // (self.segment_length or self.n_steps), *self._starts)
 
     def _loss(self, samples: SegmentSamples, clip_range: float) -> tuple[Tensor, dict[str, float]]:
         """
@@ -375,9 +378,11 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         return [*super()._excluded_save_params(), "_prior_belief"]
 
 
-def _check_batch(batch_size: int, n_steps: int) -> None:
-    if batch_size < n_steps:
-        raise InputError(f"batch_size {batch_size} is less than one segment of n_steps = {n_steps} steps")
+def _check_segments(batch_size: int, n_steps: int, length: int) -> None:
+    if n_steps % length != 0:
+        raise InputError(f"n_steps {n_steps} must be a multiple of segment_length {length}")
+    if batch_size < length:
+        raise InputError(f"batch_size {batch_size} is less than one segment of {length} steps")
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
