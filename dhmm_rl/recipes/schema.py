@@ -270,6 +270,8 @@ class SequencePPOSettings(ClippedSettings):
 
     learning_rate: ScheduledRate = 2.5e-4
     n_steps: RolloutSteps = 128
+    segment_length: RolloutSteps | None = None
+    """Steps of a segment, the piece of a rollout that minibatches consist of; divides ``n_steps``, which is the default."""
     batch_size: BatchSize = 256
     n_epochs: Epochs = 5
     desired_kl: NotNegative = 0.0
