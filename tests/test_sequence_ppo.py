@@ -77,10 +77,16 @@ def test_probability_ratio_is_one_before_the_first_gradient_step(build: dict[str
         collect(model)
         buffer = model.rollout_buffer
         assert buffer.episode_starts[1:].any()
-        for samples in buffer.segments(2, *model._segment_starts(1)):
-            values, log_prob, *_ = model.policy.evaluate_segments(samples)
-            assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
-            assert (values - samples.old_values).abs().max() < 1e-4
+        for count in (1, 4):
+            read = []
+            for samples in buffer.segments(2, *model._segment_starts(count)):
+                values, log_prob, *_ = model.policy.evaluate_segments(samples)
+                assert ((log_prob - samples.old_log_prob).exp() - 1).abs().max() < 1e-4
+                assert (values - samples.old_values).abs().max() < 1e-4
+                # Episodes end after at most 15 steps, and what was before them is not read
+                assert samples.tokens.shape[1] <= min(buffer.burn_in, 14) + 32 / count
+                read += samples.returns.tolist()
+            assert sorted(read) == sorted(buffer.returns.flatten().tolist())  # every step once
         model._update_current_progress_remaining(0, 1)
         model.train()
 
@@ -453,6 +459,8 @@ def test_without_memory_it_does_not() -> None:
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="batch_size 16 is less than one segment"):
         SequencePPO("DHMMPolicy", streams(), n_steps=32, batch_size=16)
+    with pytest.raises(InputError, match="n_steps 32 must be a multiple of segment_length 5"):
+        SequencePPO("DHMMPolicy", streams(), n_steps=32, segment_length=5, batch_size=16)
     with pytest.raises(InputError, match="wrap the environment in TokenStream"):
         SequencePPO("DHMMPolicy", gym.make("CartPole-v1"))
     with pytest.raises(InputError, match="past max_len 8"):

@@ -227,7 +227,7 @@ class ClippedSettings(AlgorithmSettings):
     """Keywords that all variants of PPO take."""
 
     batch_size: BatchSize = 64
-    """Environment steps in a minibatch; SequencePPO rounds down to whole segments of ``n_steps``."""
+    """Environment steps in a minibatch; SequencePPO rounds down to whole segments."""
     n_epochs: Epochs = 10
     """Passes over the rollout in an update."""
     clip_range: ScheduledClip = 0.2

@@ -1,7 +1,7 @@
 """
 PPO (Schulman et al. 2017, arXiv 1707.06347) for policies with memory.
 
-Shapes: N environments, T steps of a rollout, C slots, B segments of a minibatch, n the ids of the widest action slot.
+Shapes: N environments, T steps of a segment, C slots, B segments of a minibatch, n the ids of the widest action slot.
 """
 
 import warnings
@@ -52,8 +52,12 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
     :param policy: ``"DHMMPolicy"``, :class:`DHMMPolicy` or :class:`SequencePolicy`, which mean the same, or a subclass of
         :class:`SequencePolicy`
     :param env: token streams
-    :param n_steps: steps T of every environment between updates; gradients reach back no further than T and the burn-in
-    :param batch_size: environment steps of a minibatch, rounded down to whole segments of ``n_steps``
+    :param n_steps: steps of every environment between updates
+    :param segment_length: steps T of a segment. A minibatch consists of whole segments, drawn from all environments and all
+        parts of the rollout, and gradients reach back no further than T and the burn-in. It must divide ``n_steps``, which is
+        the default. Shorter segments make minibatches more varied; with a long window they take longer, because each of
+        them has a burn-in of its own
+    :param batch_size: environment steps of a minibatch, rounded down to whole segments
     :param pretrained: language model to start from: a checkpoint or its path. It is also kept as the prior if its actions
         were learned from data worth imitating
     :param prior_kl: weight ρ of KL(pretrained policy ‖ policy), in nats, in the loss, where it replaces the entropy bonus
@@ -136,7 +140,9 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        _check_segments(self.batch_size, self.n_steps, self.segment_length or self.n_steps)  # again, because `load` can change n_steps
+        _check_segments(
+            self.batch_size, self.n_steps, self.segment_length or self.n_steps
+        )  # again, because `load` can change n_steps
 
     def _begin_streams(self) -> None:
         super()._begin_streams()
@@ -375,7 +381,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
             self.logger.record("train/prior_kl_coef", self.prior_kl_now)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_prior_belief"]
+        return [*super()._excluded_save_params(), "_prior_belief", "_starts"]
 
 
 def _check_segments(batch_size: int, n_steps: int, length: int) -> None:
