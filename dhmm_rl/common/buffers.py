@@ -20,7 +20,7 @@ from dhmm_rl.tokens import PAD_ID, RESET
 
 class SegmentSamples(NamedTuple):
     """
-    Segments of some environments. ``tokens`` includes the burn-in, of at most P steps; the other fields describe the T steps after it.
+    Some segments. ``tokens`` includes the burn-in, of at most P steps; the other fields describe the T steps after it.
 
     :param tokens: tokens of the burn-in and the segment, (B, P + T, C)
     :param belief: belief before the burn-in, (B, chains, K)
@@ -158,15 +158,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for begin in range(0, len(order), per_batch):
             envs, which = np.divmod(order[begin : begin + per_batch], count)
             burn_in = int(needed[envs, which].max())
-            envs, which = (torch.from_numpy(index).to(self.device) for index in (envs, which))
-            steps = (which * length)[:, None] + torch.arange(length, device=self.device)
+            of_env, which_of_env = (torch.from_numpy(index).to(self.device)[:, None] for index in (envs, which))
+            steps = which_of_env * length + torch.arange(length, device=self.device)
             before = torch.arange(self.burn_in - burn_in, self.burn_in + length, device=self.device)
-            of_env = envs[:, None]
             samples = {name: values[of_env, steps].flatten(0, 1) for name, values in stored.items() if name != "tokens"}
             yield SegmentSamples(
                 stored["tokens"][of_env, steps[:, :1] + before].long(),
-                belief[envs, which],
-                position[envs, which],
+                belief[of_env, which_of_env][:, 0],
+                position[of_env, which_of_env][:, 0],
                 samples["actions"],
                 samples["values"],
                 samples["log_probs"],

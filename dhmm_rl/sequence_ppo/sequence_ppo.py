@@ -119,8 +119,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         _check_segments(batch_size, n_steps, segment_length or n_steps)
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
-        self.uniform_kl, self.next_token_coef = uniform_kl, next_token_coef
-        self.desired_kl = desired_kl
+        self.uniform_kl, self.next_token_coef, self.desired_kl = uniform_kl, next_token_coef, desired_kl
         self._rollouts = 0
         self._advantage_variance = 0.0
         self._learning_rate_factor = 1.0
