@@ -41,7 +41,8 @@ class Suite:
     :param groups: environments by the heading of their table; the first group runs first
     :param steps: environment steps of a run, by environment
     :param references: known results by column of the tables and by environment
-    :param goal: the column of ``references`` that results are counted against
+    :param goal: name of the results that agents are counted against
+    :param goals: these results, by environment
     :param same_scale: whether returns of different environments can be averaged
     :param env_argument: function that returns what ``--env`` takes for an environment, given a folder for recipes
     """
@@ -52,6 +53,7 @@ class Suite:
     steps: Mapping[str, int]
     references: Mapping[str, Mapping[str, Reference]]
     goal: str
+    goals: Mapping[str, float]
     same_scale: bool
     env_argument: Callable[[str, Path], str]
 

@@ -92,7 +92,8 @@ def write_suite_report(suite: Suite, rows: Sequence[Row], expected: Iterable[Cel
     if suite.same_scale:
         sections.append(aggregate_table(results))
     sections.append(pairs_table(results))
-    sections += [f"## {heading}\n\n{returns_table(results, envs)}" for heading, envs in suite.groups.items()]
+    for heading, envs in suite.groups.items():
+        sections += [f"## {heading}", returns_table(results, envs), goal_counts(results, envs)]
     sections.append(f"## Every environment and agent\n\n{runs_table(results)}")
     plot(out / "report.png", results)
     with atomic_write(out / "report.md") as temporary:
@@ -104,10 +105,13 @@ def missing_runs(results: Results, expected: Sequence[Cell]) -> str:
     done = {row.cell for row in results.rows}
     missing = [cell for cell in expected if cell not in done]
     lines = [f"{len(expected) - len(missing)} of {len(expected)} runs are complete." + (" Missing:" if missing else "")]
+    agents: dict[tuple[str, ...], list[str]] = {}  # agents by the runs that they lack
     for agent in dict.fromkeys(cell.agent for cell in missing):
-        cells = [f"{cell.env} seed {cell.seed}" for cell in missing if cell.agent == agent]
+        cells = tuple(f"{cell.env} seed {cell.seed}" for cell in missing if cell.agent == agent)
+        agents.setdefault(cells, []).append(agent)
+    for cells, names in agents.items():
         shown = "; ".join(cells[:MISSING_SHOWN]) + (" and others" if len(cells) > MISSING_SHOWN else "")
-        lines.append(f"* {agent}: {len(cells)} runs ({shown})")
+        lines.append(f"* {', '.join(names)}: {len(cells)} runs{' each' if len(names) > 1 else ''} ({shown})")
     for agent in results.agents:
         mixed = [env for env in results.suite.envs if len({row.settings for row in results.runs(env, agent)}) > 1]
         if mixed:
@@ -138,7 +142,7 @@ def aggregate_table(results: Results) -> str:
 
 
 def pairs_table(results: Results) -> str:
-    """The first agent against each of the others, and how often each agent reaches the goal."""
+    """The first agent against each of the others."""
     text = "## Agent against agent\n\n"
     first, *others = results.agents
     rows = []
@@ -152,28 +156,28 @@ def pairs_table(results: Results) -> str:
         names = [[env for env, said in verdicts.items() if said == one] for one in ("above", "below")]
         counts = [str(len(names[0])), str(len(envs) - len(names[0]) - len(names[1])), ", ".join(names[1]) or "none"]
         rows.append([other, str(len(envs)), str(probability), *counts])
-    if rows:
-        head = [f"{first} against", "environments", "probability of a higher final return", "above", "undecided", "below"]
-        text += (
-            "The probability is the mean over environments of the fraction of pairs of runs, with a stratified bootstrap "
-            "interval. Above and below: the 95 % interval of the difference of the mean final returns does not contain 0. One "
-            "seed decides nothing.\n\n"
-        )
-        text += _format_table(head, rows) + "\n\n"
-    goals = results.suite.references[results.suite.goal]
+    head = [f"{first} against", "environments", "probability of a higher final return", "above", "undecided", "below"]
+    text += (
+        "The probability is the mean over environments of the fraction of pairs of runs, with a stratified bootstrap "
+        "interval. Above and below: the 95 % interval of the difference of the mean final returns does not contain 0. One "
+        "seed decides nothing."
+    )
+    return f"{text}\n\n{_format_table(head, rows)}" if rows else ""
+
+
+def goal_counts(results: Results, envs: Sequence[str]) -> str:
+    """Say in how many of the environments each agent is above the suite's goal, and equal to it."""
+    goals = results.suite.goals
+    lines = []
     for agent in results.agents:
-        envs = [env for env in goals if results.runs(env, agent)]
-        if envs:
-            counts = [
-                f"above it in {sum(mean > goals[env].value for env, mean in means.items())} and equal in "
-                f"{sum(mean == goals[env].value for env, mean in means.items())} by {name}"
-                for name, score in (("final return", _final), ("MMER", _mmer))
-                for means in [{env: float(_mean(results, env, agent, score).mean) for env in envs}]
-            ]
-            text += (
-                f'* {agent} against "{results.suite.goal}", known for {len(envs)} of its environments: {", ".join(counts)}\n'
-            )
-    return text.rstrip()
+        known = [env for env in envs if env in goals and results.runs(env, agent)]
+        counts = []
+        for name, score in (("final return", _final), ("MMER", _mmer)):
+            ahead = [_mean(results, env, agent, score).mean - goals[env] for env in known]
+            counts.append(f"{name} above it in {sum(x > 0 for x in ahead)}, equal in {sum(x == 0 for x in ahead)}")
+        if known:
+            lines.append(f"* {agent} against {results.suite.goal} in {len(known)} environments: {'; '.join(counts)}")
+    return "\n".join(lines)
 
 
 def verdict(first: Floats, second: Floats) -> str:

@@ -23,7 +23,8 @@ SMALL = Suite(
     groups={"first": ("CartPole-v1",), "second": ("Acrobot-v1",)},
     steps={"CartPole-v1": 1000, "Acrobot-v1": 2000},
     references={"best published": {"CartPole-v1": Reference(0.5, "GRU")}},
-    goal="best published",
+    goal="the best published result",
+    goals={"CartPole-v1": 0.5},
     same_scale=True,
     env_argument=suite_runner.write_facts,
 )
@@ -63,6 +64,8 @@ def test_the_environments_with_headroom_come_first_and_a_seed_before_the_next(po
     assert not {env for env in popgym_suite.envs if env.startswith("Labyrinth")} or len(popgym_suite.envs) == 48
     assert len([env for env in popgym_suite.envs if not env.startswith("Labyrinth")]) == 42
     assert set(popgym.read_published()["ceiling"]) < set(popgym_suite.envs)
+    assert popgym_suite.goals["RepeatPreviousMedium"] == 0.789
+    assert popgym_suite.goals["RepeatPreviousHard"] == -0.428  # only the GRU's has a source
     few = order_cells(popgym_suite, ("HigherLowerEasy", "BattleshipEasy"), ("gpt2",), 1)
     assert [cell.env for cell in few] == ["BattleshipEasy", "HigherLowerEasy"]
 
@@ -186,7 +189,8 @@ def test_the_report_of_some_of_the_runs_has_their_numbers_and_says_what_is_missi
     returns = [line for line in lines if line.startswith("| lstm | 2 |")]
     assert "| 0.25 [0.25, 0.25] | 0.2 [0.2, 0.2] | 0.375 [0.375, 0.375] | 0.25 [0.25, 0.25] |" in returns[0]
     assert "| lstm | 1 | 1 [1, 1] | 1 | 0 | none |" in lines
-    assert any(line.startswith("* ours") and "above it in 1 and equal in 0 by final return" in line for line in lines)
+    counts = "in 1 environments: final return above it in 1, equal in 0; MMER above it in 1, equal in 0"
+    assert f"* ours against the best published result {counts}" in lines
     assert (tmp_path / "report.png").stat().st_size > 10_000
     write_suite_report(replace(SMALL, same_scale=False), rows, expected, tmp_path)
     assert "All environments together" not in (tmp_path / "report.md").read_text()
