@@ -275,7 +275,7 @@ class SequencePPOSettings(ClippedSettings):
     batch_size: BatchSize = 256
     n_epochs: Epochs = 5
     desired_kl: NotNegative = 0.0
-    """KL divergence of an update, in nats, to which the learning rate is adapted; 0 leaves the learning rate as it is."""
+    """KL divergence of an update to which the learning rate is adapted, in units of ln n for n choices; 0: never."""
     prior_kl: NotNegative = 0.2
     """Weight of the KL divergence from the pretrained policy, in nats, instead of the entropy bonus."""
     prior_kl_decay: Share = 0.9995

@@ -4,6 +4,7 @@ PPO (Schulman et al. 2017, arXiv 1707.06347) for policies with memory.
 Shapes: N environments, T steps of a segment, C slots, B segments of a minibatch, n the ids of the widest action slot.
 """
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -70,9 +71,10 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         bonus has no gradient left where the policy is certain; this term has, so that an agent that became certain of a
         wrong action recovers. No effect with a prior or a Gaussian head
     :param next_token_coef: weight of the next-token loss of the observations, in nats per token, in the loss
-    :param desired_kl: KL divergence of an update, in nats, to which the learning rate is adapted: it falls while updates change
-        the policy more, down to :data:`LOWEST_FACTOR` times ``learning_rate``, and rises again, up to ``learning_rate``,
-        while they change it less. With 0, the default, the learning rate stays as it is
+    :param desired_kl: KL divergence of an update to which the learning rate is adapted: it falls while updates change the
+        policy more, down to :data:`LOWEST_FACTOR` times ``learning_rate``, and rises again, up to ``learning_rate``, while
+        they change it less. In units of ln n nats, where n is the largest number of choices of an action field, because a
+        policy of many choices has further to go. With 0, the default, the learning rate stays as it is
     :raises InputError: for settings that do not fit together
     """
 
@@ -175,9 +177,10 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         """Change the factor of the learning rate if the KL divergence of the last update was far from the desired one."""
         if self.desired_kl == 0:
             return
-        if kl > 1.5 * self.desired_kl:
+        desired = self.desired_kl * math.log(max(self._choices))
+        if kl > 1.5 * desired:
             self._learning_rate_factor = max(self._learning_rate_factor / FACTOR_STEP, LOWEST_FACTOR)
-        elif kl < self.desired_kl / 1.5:
+        elif kl < desired / 1.5:
             self._learning_rate_factor = min(self._learning_rate_factor * FACTOR_STEP, 1.0)
 
     def train(self) -> None:
