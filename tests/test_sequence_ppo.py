@@ -58,6 +58,7 @@ BUILDS = [
     {"layers": 2, "window": 20, "num_states": 4, "chains": 2, "control": "all"},
     {"layers": 2, "window": 10, "num_states": 4, "positions": "both"},
     {"layers": 0, "num_states": 6},
+    {"layers": 1, "window": 20, "num_states": 0, "positions": "learned", "max_len": 16},  # an episode has at most 16 steps
     {"layers": 1, "window": 8, "num_states": 4, "latent": "mingru"},
     {"layers": 2, "window": 10, "num_states": 4, "mixer": "alibi"},
     {"layers": 2, "window": 10, "num_states": 4, "sum_heads": 1, "head_slopes": [0.5]},

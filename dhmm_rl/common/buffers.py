@@ -160,12 +160,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
             burn_in = int(needed[envs, which].max())
             of_env, which_of_env = (torch.from_numpy(index).to(self.device)[:, None] for index in (envs, which))
             steps = which_of_env * length + torch.arange(length, device=self.device)
+            # A shortened burn-in begins elsewhere, in an episode that no longer matters: count from 0, so that no position is
+            # past the last one
+            first_position = position[of_env, which_of_env][:, 0] * (burn_in == self.burn_in)
             before = torch.arange(self.burn_in - burn_in, self.burn_in + length, device=self.device)
             samples = {name: values[of_env, steps].flatten(0, 1) for name, values in stored.items() if name != "tokens"}
             yield SegmentSamples(
                 stored["tokens"][of_env, steps[:, :1] + before].long(),
                 belief[of_env, which_of_env][:, 0],
-                position[of_env, which_of_env][:, 0],
+                first_position,
                 samples["actions"],
                 samples["values"],
                 samples["log_probs"],
