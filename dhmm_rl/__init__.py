@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dhmm_rl.common import DHMMFeaturesExtractor, DHMMPolicy
     from dhmm_rl.envs import GymnasiumVecEnv, TokenStream, VecTokenStream
     from dhmm_rl.model import DHMMGPT2, generate
+    from dhmm_rl.runs.acting import Acting
     from dhmm_rl.sequence_a2c import SequenceA2C
     from dhmm_rl.sequence_ppo import SequencePPO
     from dhmm_rl.tokens import Tokenizer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DHMMGPT2",
+    "Acting",
     "DHMMFeaturesExtractor",
     "DHMMPolicy",
     "GymnasiumVecEnv",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _PACKAGES = {
+    "Acting": "runs.acting",
     "DHMMGPT2": "model",
     "DHMMFeaturesExtractor": "common",
     "DHMMPolicy": "common",

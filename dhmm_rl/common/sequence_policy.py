@@ -55,6 +55,8 @@ class SequencePolicy(DHMMPolicy):
 
     :param features_extractor_kwargs: keywords of :class:`DHMMGPT2`; ``window`` is 16 steps by default
     :param keep_prior: keep a copy of the pretrained model, the prior, that training does not change; see :class:`SequencePPO`
+    :param require_state: raise an error instead of a warning when ``predict`` is called without a state in the middle of an
+        episode
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class SequencePolicy(DHMMPolicy):
         *args: Any,
         features_extractor_kwargs: dict[str, Any] | None = None,
         keep_prior: bool = False,
+        require_state: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.keep_prior = keep_prior
+        self.keep_prior, self.require_state = keep_prior, require_state
         kwargs["features_extractor_kwargs"] = {"window": DEFAULT_WINDOW} | (features_extractor_kwargs or {})
         super().__init__(*args, **kwargs)
 
@@ -168,7 +171,8 @@ class SequencePolicy(DHMMPolicy):
         :param deterministic: take the likeliest action instead of sampling one: in all environments, or in each of them (N,)
         :param action_masks: legal choices, (N, all choices)
         :return: actions (N, ...) and the state for the next call
-        :raises InputError: for an observation that is not of a token stream, and for a state of another number of environments
+        :raises InputError: for an observation that is not of a token stream, for a state of another number of environments, and
+            without a state in the middle of an episode if the policy requires one
         """
         if self.training:
             self.set_training_mode(False)
@@ -182,6 +186,8 @@ class SequencePolicy(DHMMPolicy):
         tokens = as_ids(torch.as_tensor(window[None] if single else window, device=self.device))
         if state is None:
             if ((tokens[:, 0, 0] != RESET) & (tokens[:, 0] >= 0).any(dim=-1)).any():
+                if self.require_state:
+                    raise InputError(FORGOTTEN)
                 warnings.warn(FORGOTTEN, stacklevel=3)
             _, memory = self.language_model.prefill(tokens[:, :-1])
         elif len(state.belief) != len(tokens):
@@ -225,7 +231,8 @@ class SequencePolicy(DHMMPolicy):
         return [*self.mlp_extractor.value_net.parameters(), *self.value_net.parameters()]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"keep_prior": self.keep_prior}
+        own = {"keep_prior": self.keep_prior, "require_state": self.require_state}
+        return super()._get_constructor_parameters() | own
 
 
 def _greedy_environments(deterministic: bool | NDArray[np.bool_], environments: int, device: torch.device) -> bool | Tensor:

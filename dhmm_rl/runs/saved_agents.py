@@ -99,6 +99,8 @@ class SavedAgent(NamedTuple):
             raise InputError(f"{self.path} is of another run: an agent of {content['algorithm']}, not {recipe.algorithm}")
         venv = DummyVecEnv([partial(SpacesOnly, *self._spaces())] * recipe.n_envs) if env is None else self.check_spaces(env)
         agent = make_agent(recipe, venv, seed, self.device, None, keep_prior=bool(content["keep_prior"]))
+        if content.get("masked") is True and env is None:
+            agent.masked = True  # type: ignore[attr-defined]
         with reading(self.path):
             agent.policy.load_state_dict(content["policy"])
             agent.policy.optimizer.load_state_dict(content["optimizer"])
@@ -180,6 +182,7 @@ def save_agent(agent: OnPolicyAlgorithm, path: Path, run: Path | None = None) ->
         "observation_space": _space_to_dict(agent.observation_space),
         "action_space": space_to_dict(agent.action_space),
         "keep_prior": bool(getattr(agent.policy, "keep_prior", False)),
+        "masked": bool(getattr(agent, "masked", False)),
         "policy": agent.policy.state_dict(),
         "optimizer": agent.policy.optimizer.state_dict(),
         "counters": {name: getattr(agent, name) for name in _counters(agent)},

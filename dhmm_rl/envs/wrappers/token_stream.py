@@ -72,7 +72,7 @@ class TokenSpace(spaces.Box):
         return super().__eq__(other) and (not isinstance(other, TokenSpace) or self.tokenizer == other.tokenizer)
 
 
-class _ObservationEncoder:
+class ObservationEncoder:
     """
     Encodes the observations of a stream. Their values are flattened once, for the checks and for the tokenizer.
 
@@ -112,7 +112,7 @@ class TokenStream(gym.Wrapper[Tokens, Any, Any, Any], gym.utils.RecordConstructo
         self.tokenizer = tokenizer or Tokenizer(env.observation_space, env.action_space)
         self.tokenizer.check_spaces(env.observation_space, env.action_space)
         self.observation_space = TokenSpace(self.tokenizer, history)
-        self._encode = _ObservationEncoder(self.tokenizer)
+        self._encode = ObservationEncoder(self.tokenizer)
         self._stream = np.full(self.observation_space.shape, PAD_ID)  # the steps shown, (H, C)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tokens, dict[str, Any]]:
@@ -151,7 +151,7 @@ class VecTokenStream(VecEnvWrapper):
         self.tokenizer.check_spaces(venv.observation_space, venv.action_space)
         space = TokenSpace(self.tokenizer, history)
         super().__init__(venv, observation_space=space)
-        self._encode = _ObservationEncoder(self.tokenizer)
+        self._encode = ObservationEncoder(self.tokenizer)
         self._streams = np.full((venv.num_envs, *space.shape), PAD_ID)  # the steps shown, (N, H, C)
         self._actions = np.empty(0)
 
