@@ -44,7 +44,7 @@ class ActorState(NamedTuple):
     """
     What an actor remembers of N environments between two observations.
 
-    :param inputs: input of the model at the last observation: the steps of a token stream (N, H, C), or stacked observations (N, ...)
+    :param inputs: last input of the model: the steps of a token stream (N, H, C), or stacked observations (N, ...)
     :param memory: state that the model's ``predict`` returned
     :param actions: the last actions, (N, ...)
     :param version: number of changes of the model's weights so far
