@@ -7,6 +7,7 @@ import tyro
 
 from dhmm_rl.cli import run_command, set_up
 from dhmm_rl.errors import InputError, python_command
+from dhmm_rl.pretraining.gradient_step import Compile
 from dhmm_rl.pretraining.settings import training_settings
 from dhmm_rl.pretraining.sources import Source, check_top_fraction
 from dhmm_rl.pretraining.workflow import pretrain
@@ -55,12 +56,15 @@ class Args:
     """Seed for the collected rollouts, the held-out episodes, the weights and the order of batches."""
     device: str = "cpu"
     """Device to train on. Training on 'cuda' uses mixed precision."""
+    compile: Compile = "auto"
+    """Compile the gradient steps by torch.compile: 'on', 'off', or 'auto', on a GPU for trainings that are long enough to gain
+    from it."""
     threads: int = 1
     """Number of CPU threads. Small models train fastest with one."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: Path | None = None
-    """Folder of an interrupted run to continue. All other arguments except the device are then those of the run."""
+    """Folder of an interrupted run to continue. All other arguments are then those of the run, except device and compile."""
     trust: bool = False
     """Also read zips of SB3 models as teachers, which can run code hidden in them. The folder of a run needs no trust. With
     --resume, also import an environment and wrappers that are not in installed packages."""
@@ -90,6 +94,7 @@ def main(args: Args) -> None:
             device=device,
             progress=not args.quiet,
             trust=args.trust,
+            compile=args.compile,
         )
 
     # Commands to go on from here

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dhmm_rl.model import compiled_filter, filter_kernels
+from dhmm_rl.model import compiled_filter, filter_kernels, filter_ops
 from dhmm_rl.model.bayes_filter import clip_evidence, correct, dither, predict, propagate, run_filter
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.hmm_layer import HMMLayer
@@ -229,6 +229,63 @@ def test_a_scan_has_the_beliefs_and_the_gradients_of_the_loop(
     for loop, scan in zip(*found, strict=True):
         scale = float(loop.detach().abs().max())
         torch.testing.assert_close(scan, loop, atol=scale * (1e-9 if dtype == torch.float64 else 1e-5), rtol=1e-5)
+
+
+def test_scans_one_after_the_other_are_one_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    transitions = dither(random_rows(1, 2, 3, 3, generator=generator), 1e-3)
+    inputs = [
+        random_rows(1, 2, 3, generator=generator),
+        random_rows(40, 1, 2, 2, generator=generator),
+        torch.rand(40, 1, 2, 3, generator=generator),
+        transitions,
+        random_rows(1, 1, 3, generator=generator),
+    ]
+    restarts = torch.rand(40, 1, 2, 1, generator=generator) < 0.1
+    weights = torch.rand(40, 1, 2, 3, generator=generator)
+    found = []
+    for limit in (2**20, 7 * 18):
+        monkeypatch.setattr(filter_kernels, "SCAN_LIMIT", limit)
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        initial, gates, likelihood, matrices, start = leaves
+        beliefs = filter_kernels.scan_filter(initial, gates, likelihood, matrices, start, restarts, None, None, None)
+        found.append((beliefs, *torch.autograd.grad((beliefs * weights).sum(), leaves)))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=10)
+@given(seeds, st.booleans(), st.booleans(), st.booleans())
+def test_operators_have_the_beliefs_and_the_gradients_of_the_loop(
+    seed: int, restarting: bool, jumping: bool, guard: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = (
+        random_rows(2, 1, 4, generator=generator),
+        random_rows(2, 9, 1, 3, generator=generator),
+        -5 * torch.rand(2, 9, 1, 4, generator=generator),
+        dither(random_rows(1, 3, 4, 4, generator=generator), 1e-3),
+        random_rows(1, 4, generator=generator),
+    )
+    episode_start = torch.rand(2, 9, generator=generator) < 0.3 if restarting else None
+    weights = torch.rand(2, 9, 1, 4, generator=generator)
+    found = []
+    for operators in (False, True):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(filter_ops, "operators_pay", lambda _, operators=operators: operators)
+            beliefs = run_filter(
+                *leaves[:4],
+                start=leaves[4],
+                episode_start=episode_start,
+                mutation=0.2 if jumping else 0.0,
+                generator=torch.Generator().manual_seed(seed),
+                scan=not guard,
+            )
+        gradients = torch.autograd.grad((beliefs * weights).sum(), leaves, materialize_grads=True)
+        found.append((beliefs, *gradients))
+    for loop, operator in zip(*found, strict=True):
+        torch.testing.assert_close(operator, loop, atol=1e-5, rtol=1e-4)
 
 
 def test_new_chains_stay_for_dwell_times_from_a_few_steps_to_the_dithers_limit() -> None:

@@ -158,6 +158,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for begin in range(0, len(order), per_batch):
             envs, which = np.divmod(order[begin : begin + per_batch], count)
             burn_in = int(needed[envs, which].max())
+            if self.device.type == "cuda":  # few different lengths, because an update is recorded once for each
+                burn_in = min(2 ** (burn_in - 1).bit_length(), self.burn_in) if burn_in > 0 else 0
             of_env, which_of_env = (torch.from_numpy(index).to(self.device)[:, None] for index in (envs, which))
             steps = which_of_env * length + torch.arange(length, device=self.device)
             # A shortened burn-in begins elsewhere, in an episode that no longer matters: count from 0, so that no position is

@@ -9,11 +9,13 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import ArrayLike
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from dhmm_rl.model import DHMMGPT2, HiddenStates
 from dhmm_rl.model.generation import check_predictions
+from dhmm_rl.model.steps import can_inspect
 from dhmm_rl.tokens import DONE, PAD_ID, Tokenizer
 from dhmm_rl.tokens.action_masks import validate_masks
 
@@ -120,7 +122,7 @@ class ActionTokens(Distribution):
 
         :param deterministic: take each slot's likeliest id instead of sampling one: for all samples, or for each of them (B,)
         :return: ids (B, A) and their log-probability (B,)
-        :raises InputError: if a probability is NaN
+        :raises InputError: if a probability is NaN, on a CPU; on a GPU, the log-probability is then NaN
         """
         slots = self.model.action_slots
         assert self.states is not None
@@ -129,7 +131,8 @@ class ActionTokens(Distribution):
         per_slot = []
         for j in range(slots):
             log_probs = self._slot_log_probs(ids, j, j + 1)[:, 0]
-            check_predictions(log_probs)
+            if can_inspect(log_probs):
+                check_predictions(log_probs)
             ids[:, j] = self.ids[j, _choose(log_probs, deterministic)]
             per_slot.append(log_probs)
         self._log_probs = torch.stack(per_slot, dim=1)
@@ -151,11 +154,26 @@ class ActionTokens(Distribution):
         return torch.as_tensor(self.tokenizer.decode_action(ids.cpu().numpy()), device=ids.device)
 
 
+class GaussianActions(DiagGaussianDistribution):
+    """SB3's diagonal Gaussian without torch's own checks of its parameters and samples, which would wait for a GPU."""
+
+    def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> Self:
+        """Set the mean (B, A) and the logarithm of the standard deviation (A,)."""
+        self.distribution = Normal(mean_actions, torch.ones_like(mean_actions) * log_std.exp(), validate_args=False)
+        return self
+
+
 def _choose(log_probs: Tensor, deterministic: bool | Tensor) -> Tensor:
     """Choose an index of every row (B, n): the likeliest one, or one that is drawn."""
     if isinstance(deterministic, Tensor):
         return torch.where(deterministic, _choose(log_probs, True), _choose(log_probs, False))
-    return log_probs.argmax(dim=-1) if deterministic else torch.multinomial(log_probs.exp(), 1)[:, 0]
+    if deterministic:
+        return log_probs.argmax(dim=-1)
+    probabilities = log_probs.exp()
+    if can_inspect(probabilities):
+        return torch.multinomial(probabilities, 1)[:, 0]
+    # What multinomial does, without its checks, which would wait for the GPU
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
 
 
 def check_masks(masks: ArrayLike | None, choices: Sequence[int], environments: int, device: torch.device) -> Tensor | None:

@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from dhmm_rl.common.distributions import ActionTokens
+from dhmm_rl.common.distributions import ActionTokens, GaussianActions
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, CachedParameters, HiddenStates
 from dhmm_rl.model.generation import check_predictions
+from dhmm_rl.model.steps import can_inspect
 from dhmm_rl.tokens import Tokenizer
 
 
@@ -158,11 +159,12 @@ class DHMMPolicy(ActorCriticPolicy):
         :param parameters: cached parameters of the pass that computed the features; computed by default
         """
         if self.action_head == "gaussian":
-            assert isinstance(self.action_dist, DiagGaussianDistribution)
+            assert isinstance(self.action_dist, GaussianActions)
             if masks is not None:
                 raise InputError("action masks are for action tokens; action_head = 'gaussian' cannot obey them")
             mean = self.action_net(features)
-            check_predictions((mean + self.log_std + self.log_std.exp())[..., None])
+            if can_inspect(mean):
+                check_predictions((mean + self.log_std + self.log_std.exp())[..., None])
             return self.action_dist.proba_distribution(mean, self.log_std)
         model = self.language_model
         hidden, belief = features[:, None, : model.embed_size], features[:, None, model.embed_size :]
@@ -177,7 +179,7 @@ class DHMMPolicy(ActorCriticPolicy):
         self.action_dist: Distribution = self._action_tokens()
         if self.action_head == "gaussian":
             assert isinstance(self.action_space, spaces.Box)
-            gaussian = DiagGaussianDistribution(int(np.prod(self.action_space.shape)))
+            gaussian = GaussianActions(int(np.prod(self.action_space.shape)))
             self.action_net, self.log_std = gaussian.proba_distribution_net(self.features_dim, self.log_std_init)
             assert isinstance(self.action_net, nn.Linear)
             nn.init.zeros_(self.action_net.weight)

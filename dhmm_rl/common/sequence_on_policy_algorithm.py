@@ -22,8 +22,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from dhmm_rl.common.buffers import SequenceRolloutBuffer
+from dhmm_rl.common.distributions import check_masks
 from dhmm_rl.common.policies import DHMMPolicy, as_ids
-from dhmm_rl.common.sequence_policy import SequencePolicy
+from dhmm_rl.common.recording import RecordedFunction
+from dhmm_rl.common.sequence_policy import PolicyStep, SequencePolicy
 from dhmm_rl.data.random_actions import action_masks_of
 from dhmm_rl.envs import TokenSpace
 from dhmm_rl.errors import InputError
@@ -84,6 +86,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         # The belief and the position in its episode with which each environment's burn-in begins.
         self._belief = self._position = torch.empty(0)
         self.masked = False
+        self._recorded_act: RecordedFunction[tuple[Tensor, ModelState]] | None = None
         checkpoint = load_checkpoint(pretrained) if isinstance(pretrained, str | Path) else pretrained
         policy_kwargs = dict(policy_kwargs or {})
         if checkpoint is not None:
@@ -108,6 +111,9 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         super()._setup_model()
         if not isinstance(self.policy, SequencePolicy):
             raise InputError(f"{type(self).__name__} needs a SequencePolicy, not {type(self.policy).__name__}")
+        if self.device.type == "cuda" and isinstance(self.policy.optimizer, torch.optim.Adam):
+            for group in self.policy.optimizer.param_groups:
+                group["fused"] = True  # one kernel updates all parameters
         self._begin_streams()
 
     @classmethod
@@ -158,6 +164,7 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             stored_action=(entries, np.float32 if gaussian else np.int32),
             mask_size=sum(self._choices) if self.masked else 0,
         )
+        self._recorded_act = None
         initial = self.policy.language_model.initial_state(self.n_envs)
         self._belief, self._position = initial.belief, initial.position
 
@@ -189,8 +196,8 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
             action_masks = self._action_masks(env)
             obs_tensor = torch.as_tensor(self._last_obs, device=self.device)
             # The state holds everything before, so the last step of the observed history is all that is read
-            tokens = as_ids(obs_tensor[:, -1])
-            step = policy.act(tokens, state, action_masks)
+            tokens = as_ids(torch.as_tensor(self._last_obs[:, -1]))
+            step = self._act(tokens, state, action_masks)
             state, log_probs, values = step.state, step.log_prob, step.values[:, None]
             # SB3's names: callbacks read the actions as drawn and as the environment gets them
             actions, clipped_actions = step.unclipped, step.actions
@@ -221,6 +228,32 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _act(self, tokens: Tensor, state: ModelState, masks: NDArray[np.bool_] | None) -> PolicyStep:
+        """Act on tokens (N, C) of the CPU. On a GPU, the model's step is recorded and replayed; tensors return to the CPU."""
+        policy = self.policy
+        if self.device.type != "cuda":
+            return policy.act(tokens.to(self.device), state, masks)
+
+        def act(tokens: Tensor, state: ModelState, legal: Tensor | None) -> tuple[Tensor, ModelState]:
+            stored, values, log_prob, state = policy.act_on_tensors(tokens, state, legal)
+            return torch.cat([stored.double(), values[:, None], log_prob[:, None]], dim=1), state
+
+        legal = check_masks(masks, self._choices, len(tokens), self.device)
+        arguments = (tokens.to(self.device, non_blocking=True), state, legal)
+        with torch.no_grad():
+            if self._recorded_act is None:
+                self._recorded_act = RecordedFunction(act, *arguments)
+            packed, state = self._recorded_act(*arguments)
+        stored, values, log_prob = torch.split(packed.cpu(), [packed.shape[1] - 2, 1, 1], dim=1)
+        stored = stored.float() if policy.action_head == "gaussian" else stored.long()
+        return policy.policy_step(stored, values[:, 0].float(), log_prob[:, 0].float(), state)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        """Remember finished episodes, as in SB3, without a look at the infos of all other environments."""
+        if dones is not None:
+            infos, dones = [infos[i] for i in np.flatnonzero(dones)], np.ones(np.count_nonzero(dones), dtype=np.bool_)
+        super()._update_info_buffer(infos, dones)
 
     def _action_masks(self, env: VecEnv) -> NDArray[np.bool_] | None:
         """Return the masks of legal choices (N, all choices), ``None`` for environments without masks."""
@@ -312,4 +345,4 @@ class SequenceOnPolicyAlgorithm(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_belief", "_position"]
+        return [*super()._excluded_save_params(), "_belief", "_position", "_recorded_act"]

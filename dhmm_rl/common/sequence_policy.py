@@ -20,7 +20,9 @@ from dhmm_rl.common.policies import DHMMPolicy, as_ids
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import DHMMGPT2, HiddenStates, ModelState
 from dhmm_rl.model.config import DEFAULT_WINDOW
+from dhmm_rl.model.generation import check_predictions
 from dhmm_rl.model.outputs import CachedParameters
+from dhmm_rl.model.steps import can_inspect
 from dhmm_rl.tokens import RESET
 
 FORGOTTEN = (
@@ -114,38 +116,64 @@ class SequencePolicy(DHMMPolicy):
         :param deterministic: take the likeliest actions instead of sampling: in all environments, or in each of them (N,)
         :raises InputError: if weights are NaN or infinite, and for masks that forbid every action or have another shape
         """
+        greedy = _greedy_environments(deterministic, len(tokens), self.device)
+        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
+        stored, values, log_prob, state = self.act_on_tensors(tokens, state, legal, greedy)
+        return self.policy_step(stored, values, log_prob, state)
+
+    def act_on_tensors(
+        self, tokens: Tensor, state: ModelState, legal: Tensor | None = None, greedy: bool | Tensor = False
+    ) -> tuple[Tensor, Tensor, Tensor, ModelState]:
+        """
+        :meth:`act` without what NumPy does.
+
+        :return: the fields ``stored``, ``values``, ``log_prob`` and ``state`` of :class:`PolicyStep`
+        """
         features, state = self.read_step(tokens, state)
-        actions, unclipped, stored, log_prob = self._choose(features, state.parameters, masks, deterministic)
-        return PolicyStep(actions, unclipped, stored, self.values(features), log_prob, state)
+        stored, log_prob = self._choose(features, state.parameters, legal, greedy)
+        return stored, self.values(features), log_prob, state
+
+    def policy_step(self, stored: Tensor, values: Tensor, log_prob: Tensor, state: ModelState) -> PolicyStep:
+        """
+        Decode what :meth:`act_on_tensors` chose.
+
+        :raises InputError: if weights are NaN or infinite
+        """
+        actions, unclipped = self._decode(stored, log_prob)
+        return PolicyStep(actions, unclipped, stored, values, log_prob, state)
 
     def _choose(
         self,
         features: Tensor,
         parameters: CachedParameters,
-        masks: NDArray[np.bool_] | None,
-        deterministic: bool | NDArray[np.bool_],
-    ) -> tuple[NDArray[Any], NDArray[Any], Tensor, Tensor]:
-        """Choose actions from features (N, F); returns the first fields of :class:`PolicyStep` and the log-probabilities."""
-        greedy = _greedy_environments(deterministic, len(features), self.device)
-        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(features), self.device)
+        legal: Tensor | None,
+        greedy: bool | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose actions from features (N, F); returns them in the form that is stored, and their log-probabilities."""
         distribution = self.distribution(features, legal, parameters)
         if isinstance(distribution, ActionTokens):
-            stored, log_prob = distribution.choose_ids(greedy)
-            actions = unclipped = distribution.tokenizer.decode_action(stored.cpu().numpy())
+            return distribution.choose_ids(greedy)
+        if isinstance(greedy, bool):
+            stored = distribution.get_actions(greedy)
         else:
-            if isinstance(greedy, bool):
-                stored = distribution.get_actions(greedy)
-            else:
-                stored = torch.where(greedy[:, None], distribution.mode(), distribution.sample())
-            log_prob = distribution.log_prob(stored)
-            space = self.action_space
-            unclipped = stored.cpu().numpy().reshape(-1, *space.shape)  # type: ignore[misc]
-            actions = np.clip(unclipped, space.low, space.high)  # type: ignore[attr-defined]
-        return actions, unclipped, stored, log_prob
+            stored = torch.where(greedy[:, None], distribution.mode(), distribution.sample())
+        return stored, distribution.log_prob(stored)
+
+    def _decode(self, stored: Tensor, log_prob: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Actions for the environments, and before clipping, from actions in the form that is stored."""
+        if self.device.type != "cpu":  # on a GPU, nothing was checked before
+            check_predictions(log_prob[..., None])
+        if self.action_head == "tokens":
+            actions = self.tokenizer.decode_action(stored.cpu().numpy())
+            return actions, actions
+        space = self.action_space
+        unclipped = stored.cpu().numpy().reshape(-1, *space.shape)  # type: ignore[misc]
+        return np.clip(unclipped, space.low, space.high), unclipped  # type: ignore[attr-defined]
 
     def read_step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Read one step of every stream (N, C); returns features (N, F) and the new state."""
-        states, state = self.language_model.step_hidden_states(tokens, state)
+        padded = None if can_inspect(tokens) else True
+        states, state = self.language_model.step_hidden_states(tokens, state, padded=padded)
         return self.features(states)[:, 0], state
 
     def values(self, features: Tensor) -> Tensor:
@@ -194,9 +222,7 @@ class SequencePolicy(DHMMPolicy):
             raise InputError(f"the state is of {len(state.belief)} environments, the observations are of {len(tokens)}")
         else:
             memory = state[:]
-        with torch.no_grad():
-            features, memory = self.read_step(tokens[:, -1], memory)
-            actions = self._choose(features, memory.parameters, action_masks, deterministic)[0]
+        actions, *_, memory = self.act(tokens[:, -1], memory, action_masks, deterministic)
         return (actions[0] if single else actions), memory
 
     # Training
@@ -208,7 +234,10 @@ class SequencePolicy(DHMMPolicy):
         The burn-in rebuilds the state in which the rollout read these steps, so the outputs are the same.
         """
         steps = samples.following.shape[1]
-        return self.language_model.hidden_states(samples.tokens, belief=samples.belief, position=samples.position, last=steps)
+        padded = None if can_inspect(samples.tokens) else True
+        return self.language_model.hidden_states(
+            samples.tokens, belief=samples.belief, position=samples.position, last=steps, padded=padded
+        )
 
     def evaluate_segments(self, samples: SegmentSamples) -> tuple[Tensor, Tensor, Distribution, HiddenStates]:
         """

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dhmm_rl.model.attention_masks import to_chunks, with_previous
 from dhmm_rl.model.cache import KeyValueCache
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.mixer import Context, Mixer
@@ -22,6 +23,8 @@ class Attention(Mixer):
 
     :param config: hyperparameters of the model
     """
+
+    chunks = True
 
     def __init__(self, config: DHMMConfig) -> None:
         super().__init__(config)
@@ -56,20 +59,42 @@ class Attention(Mixer):
         # The cache remembers this pass, and adds what it remembers of earlier ones.
         if cache is not None:
             k, v = cache.update(k, v, context.cache_index)
+        if context.chunked:
+            joined = self.attend_in_chunks(q, k, v, context.attention_mask)
+            projected: Tensor = self.c_proj(joined if last is None else joined[:, -last:])
+            return projected
         # Only the queries of the last steps are needed where only those are returned.
         mask = context.attention_mask
         if last is not None and last < steps:
             if mask is None:
                 mask = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
             q, mask = q[..., -last:, :], mask[..., -last:, :]
+        mixed = self.mix_heads(q, k, v, mask, context.cache_index)
+        projected = self.c_proj(mixed.transpose(1, 2).flatten(2))
+        return projected  # noqa: RET504 - typed
+
+    def attend_in_chunks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """
+        Attend in chunks of W steps, each to itself and the chunk before it; the cost grows with T · W.
+
+        :param q: queries, (B, H, T, D / H); keys and values have the same shape
+        :param mask: mask of the keys that each query sees, (B · T / W, 1, W, 2W)
+        :return: (B, T, D)
+        """
+        batch, _, steps, _ = q.shape
+        q = to_chunks(q.transpose(1, 2), self.window).transpose(1, 2)
+        k, v = (with_previous(x.transpose(1, 2), self.window).transpose(1, 2) for x in (k, v))
+        mixed = self.mix_heads(q, k, v, mask, None).transpose(1, 2)
+        return mixed.reshape(batch, -1, self.heads * self.head_size)[:, :steps]
+
+    def mix_heads(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache_index: int | Tensor | None) -> Tensor:
+        """Values of all heads, (B, H, T, D / H): the first heads sum them, the others average them. See :meth:`attend`."""
         n, mixed = self.sum_heads, []
         if n > 0:
             mixed.append(self.sum_values(q[:, :n], k[:, :n], v[:, :n], mask))
         if n < self.heads:
-            mixed.append(self.attend(q[:, n:], k[:, n:], v[:, n:], mask, context.cache_index))
-        joined = torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
-        projected: Tensor = self.c_proj(joined.transpose(1, 2).flatten(2))
-        return projected
+            mixed.append(self.attend(q[:, n:], k[:, n:], v[:, n:], mask, cache_index))
+        return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
 
     def sum_values(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """
@@ -88,7 +113,7 @@ class Attention(Mixer):
         visible = weights.tril(k.shape[2] - q.shape[2]) if mask is None else weights.masked_fill(~mask, 0.0)
         return visible @ (self.sum_scale * v)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache_index: int | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache_index: int | Tensor | None) -> Tensor:
         """
         Average the values by how well the queries match the keys, and by how recent they are where heads have slopes.
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dhmm_rl.model import compiled_filter, filter_kernels
+from dhmm_rl.model import compiled_filter, filter_kernels, filter_ops
 from dhmm_rl.model.filter_kernels import TINY, UNLIKELY
+from dhmm_rl.model.steps import can_inspect
 
 MIN_DITHER = 1e-7
 """With at least this much dither, every belief is so far from 0 that the filter needs no guards and a scan is exact enough."""
@@ -106,8 +107,8 @@ def run_filter(
     """
     Filter sequences: predict and correct, step after step.
 
-    On a CPU a plain loop is the fastest way for the lengths and widths that policies have. On a GPU a loop would wait for
-    kernel launches; a scan is used there if it is allowed and fits into memory.
+    On a CPU a plain loop is the fastest way for the lengths and widths that policies have. On a GPU a loop in Python would wait
+    for kernel launches; a single kernel runs the loop there, or a scan if matrices are too large for it or differ by token.
 
     :param initial: belief before the first step, (B, N, K)
     :param gates: weights of the transition matrices, (B, T, N, M); ones, with M = 1, if ``matrix_index`` is given
@@ -128,7 +129,7 @@ def run_filter(
         return evidence
     # Steps before which the belief is reset, (B, T), and the belief that it is reset to, (N, K).
     restarts = jumps = targets = None
-    if start is not None and episode_start is not None and bool(episode_start.any()):
+    if start is not None and episode_start is not None and not (can_inspect(episode_start) and not bool(episode_start.any())):
         restarts = episode_start
     restart_belief = transitions.new_zeros(chains, states) if start is None else start
     # Jumps are drawn for all steps at once.
@@ -136,7 +137,11 @@ def run_filter(
         jumps, targets = draw_mutations((steps, chains, len(evidence)), states, mutation, generator, evidence.device)
     likelihood = evidence.exp()
     inputs = (initial, gates, likelihood, transitions, restart_belief)
-    scans = scan and filter_kernels.scan_pays(evidence.device, evidence.numel() * states)
+    if matrix_index is None and filter_ops.operators_pay(inputs):
+        if jumps is not None and targets is not None:
+            jumps = torch.where(jumps[..., 0], targets.argmax(dim=-1), -1).permute(2, 0, 1)
+        return filter_ops.filter_by_operators(inputs, restarts, jumps, not scan)
+    scans = scan and filter_kernels.scan_pays(evidence.device, evidence[:, 0].numel() * states)
     if not scans and matrix_index is None and compiled_filter.compilation_pays(inputs):
         if jumps is not None and targets is not None:
             jumps, targets = jumps[..., 0].permute(2, 0, 1), targets.permute(2, 0, 1, 3)
@@ -164,7 +169,7 @@ def _filter_by_steps(
     restarts = None if restarts is None else restarts.T[:, None, :, None]
     matrix_of_step = None if matrix_index is None else matrix_index.T.contiguous()
     events = (restart_belief[:, None], restarts, jumps, targets, matrix_of_step)
-    if scan and filter_kernels.scan_pays(likelihood.device, likelihood.numel() * states):
+    if scan and filter_kernels.scan_pays(likelihood.device, likelihood[0].numel() * states):
         beliefs = filter_kernels.scan_filter(initial, weights, likelihood, transitions, *events)
     else:
         # A matrix product with [A_1 … A_M] propagates the belief through all matrices at once.

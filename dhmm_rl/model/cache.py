@@ -25,7 +25,7 @@ class KeyValueCache(NamedTuple):
     keys: Tensor
     values: Tensor
 
-    def update(self, keys: Tensor, values: Tensor, cache_index: int | None) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, cache_index: int | Tensor | None) -> tuple[Tensor, Tensor]:
         """
         Write the keys and values of a pass, and return those that the pass attends to.
 
@@ -34,8 +34,8 @@ class KeyValueCache(NamedTuple):
         :param cache_index: index of the single step of this pass; ``None`` for T steps on an empty cache
         """
         if cache_index is not None:
-            self.keys[:, :, cache_index] = keys[:, :, 0].to(self.keys.dtype)
-            self.values[:, :, cache_index] = values[:, :, 0].to(self.values.dtype)
+            _write(self.keys, 2, cache_index, keys)
+            _write(self.values, 2, cache_index, values)
             return self.keys.to(keys.dtype), self.values.to(values.dtype)
         steps, window = keys.shape[2], self.keys.shape[2]
         last = torch.arange(max(steps - window, 0), steps, device=keys.device)
@@ -56,17 +56,17 @@ class Cache:
     :param layers: cache of each layer, made by its mixer
     :param cache_valid: whether an entry is a step of the present episode, (B, W)
     :param cached_position_ids: position ids of the entries, (B, W, P), in a model with a ``reach``
-    :param time: number of steps that all streams have read
+    :param time: number of steps that all streams have read. On a GPU it is a tensor (1,), so that a recorded step can count
     """
 
     layers: Sequence[KeyValueCache]
     cache_valid: Tensor
     cached_position_ids: Tensor
-    time: int = 0
+    time: int | Tensor = 0
 
     @property
-    def cache_index(self) -> int:
-        """Index of the next step."""
+    def cache_index(self) -> int | Tensor:
+        """Index of the next step; a tensor (1,) if the time is one."""
         return self.time % self.cache_valid.shape[1]
 
     def add_step(
@@ -84,13 +84,13 @@ class Cache:
         if starts is not None:
             self.cache_valid.logical_and_(~starts)
         index = self.cache_index
-        self.cache_valid[:, index] = valid[:, 0]
+        _write(self.cache_valid, 1, index, valid)
         mask = self.cache_valid.clone()
-        mask[:, index] = True  # padding attends to itself, so that no row of the mask is empty
+        _write(mask, 1, index, torch.ones_like(valid))  # padding attends to itself, so that no row of the mask is empty
         mask = mask[:, None, None]
         if reach is not None:
             assert position_ids is not None
-            self.cached_position_ids[:, index] = position_ids[:, 0]
+            _write(self.cached_position_ids, 1, index, position_ids)
             mask = mask & within_reach(position_ids, self.cached_position_ids, reach)
         return mask
 
@@ -109,4 +109,13 @@ class Cache:
     def select(self, streams: Tensor) -> "Cache":
         """A copy of the cache of some streams."""
         layers = [layer.select(streams) for layer in self.layers]
-        return Cache(layers, self.cache_valid[streams], self.cached_position_ids[streams], self.time)
+        time = self.time.clone() if isinstance(self.time, Tensor) else self.time
+        return Cache(layers, self.cache_valid[streams], self.cached_position_ids[streams], time)
+
+
+def _write(ring: Tensor, dimension: int, index: int | Tensor, step: Tensor) -> None:
+    """Write one step, of size 1 in a dimension, to an index of a ring."""
+    if isinstance(index, Tensor):
+        ring.index_copy_(dimension, index, step.to(ring.dtype))
+    else:
+        ring.narrow(dimension, index, 1).copy_(step)

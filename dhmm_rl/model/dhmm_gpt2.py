@@ -92,6 +92,7 @@ class DHMMGPT2(nn.Module):
         *,
         weights: Tensor | None = None,
         position_ids: Tensor | None = None,
+        padded: bool | None = None,
     ) -> ModelOutput:
         """
         Predict what follows every step.
@@ -103,11 +104,13 @@ class DHMMGPT2(nn.Module):
         :param weights: weight of every label in the loss, broadcastable to the labels, e.g. one per field (C,)
         :param position_ids: positions for learned positions, (B, T); counted from the start of the episode by default. A model
             with a ``reach`` requires them, (B, T, P)
+        :param padded: whether some steps may be padding. By default the model inspects and checks all ids, which on a GPU waits
+            for all earlier work. Ids are not checked if this is given
         :raises InputError: for a sequence longer than ``max_len`` with learned positions, and for missing position ids
         """
-        following = self.slot_decoder.following(input_ids, labels)
+        following = self.slot_decoder.following(input_ids, labels, checked=padded is None)
         mutation = self.mutation if self.training else 0.0
-        states = self.hidden_states(input_ids, position_ids=position_ids, mutation=mutation)
+        states = self.hidden_states(input_ids, position_ids=position_ids, mutation=mutation, padded=padded)
         return make_output(self.slot_decoder, states, following, labels, weights)
 
     def cached_parameters(self) -> CachedParameters:
@@ -129,6 +132,7 @@ class DHMMGPT2(nn.Module):
         mutation: float = 0.0,
         generator: torch.Generator | None = None,
         last: int | None = None,
+        padded: bool | None = None,
     ) -> HiddenStates:
         """
         Read T steps in parallel.
@@ -140,11 +144,12 @@ class DHMMGPT2(nn.Module):
         :param mutation: probability per step that the belief jumps to a random state
         :param generator: random generator of the jumps; torch's global one by default
         :param last: number of steps to return, the last ones; all by default
+        :param padded: whether some steps may be padding, as in :meth:`forward`
         :return: hidden (B, T, D) and belief (B, T, *S), with T = ``last`` if it is given
         """
         tokens = to_slots(input_ids, len(self.slots))
         state = ModelState.create(self.cached_parameters(), len(tokens), belief, position)
-        return self._read(tokens, state, position_ids, mutation, generator, last)[0]
+        return self._read(tokens, state, position_ids, mutation, generator, last, padded)[0]
 
     def decode(
         self, states: HiddenStates, following: Tensor, first: int = 0, last: int | None = None, width: int | None = None
@@ -227,6 +232,7 @@ class DHMMGPT2(nn.Module):
         mutation: float = 0.0,
         position_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
+        padded: bool | None = None,
     ) -> tuple[HiddenStates, ModelState]:
         """
         :meth:`step` without the decoding, with the further arguments of :meth:`hidden_states`.
@@ -235,7 +241,8 @@ class DHMMGPT2(nn.Module):
         :return: hidden states with T = 1, and the new state
         """
         position_ids = None if position_ids is None else position_ids[:, None]
-        return self._read(to_slots(tokens[:, None], len(self.slots)), state, position_ids, mutation, generator)
+        steps = to_slots(tokens[:, None], len(self.slots))
+        return self._read(steps, state, position_ids, mutation, generator, padded=padded)
 
     # The one pass behind all of these
 
@@ -247,11 +254,12 @@ class DHMMGPT2(nn.Module):
         mutation: float = 0.0,
         generator: torch.Generator | None = None,
         last: int | None = None,
+        padded: bool | None = None,
     ) -> tuple[HiddenStates, ModelState]:
         """Read T steps (B, T, C) that follow a state; with a cache, they are one step or the first ones of its streams."""
         parameters, cache = state.parameters, state.cache
         # Find the steps that are padding, and those that do not depend on the steps before them.
-        steps = find_steps(tokens, self.vocab_size, self.reset_id)
+        steps = find_steps(tokens, self.vocab_size, self.reset_id, padded)
         # Embed the tokens of each step, and update the belief with every step.
         x, beliefs = self._embed(steps, state, mutation, generator)
         # Positions in the episode are needed by learned positions, and by the steps that follow.

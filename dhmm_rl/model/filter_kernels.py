@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TINY = torch.finfo(torch.float32).tiny
 UNLIKELY = 1e-16
@@ -15,11 +16,18 @@ UNLIKELY = 1e-16
 
 SCAN_LIMIT = 2**26
 """Largest number of values in the products of a scan. It stores about 12 times this number for its backward pass: 3 GB."""
+SHORTEST_SCAN = 16
+"""Number of steps from which on a scan is faster than the loop."""
 
 
 def scan_pays(device: torch.device, numbers: int) -> bool:
-    """Return whether a scan with this number of values in its products is faster than the loop, and fits into memory."""
-    return device.type == "cuda" and numbers <= SCAN_LIMIT
+    """
+    Return whether a scan is faster than the loop, and fits into memory.
+
+    :param device: device of the filter
+    :param numbers: number of values in the product of one step
+    """
+    return (device.type == "cuda" or torch.compiler.is_compiling()) and numbers * SHORTEST_SCAN <= SCAN_LIMIT
 
 
 def scan_filter(
@@ -34,11 +42,40 @@ def scan_filter(
     matrix_index: Tensor | None,
 ) -> Tensor:
     """
-    Run the filter as a scan: compute all prefix products of the steps' matrices ``A_t diag(L_t)`` in ``log2 T`` rounds (Hillis
+    Run the filter as a scan, or as several, one after the other, so that memory does not grow with K² T. Shapes are those of
+    :class:`FilterLoop`, with transitions (N, M, K, K).
+    """
+    length = max(1, SCAN_LIMIT // (likelihood[0].numel() * likelihood.shape[-1]))
+    belief, beliefs = initial, []
+    for first in range(0, len(likelihood), length):
+        span = slice(first, first + length)
+        events = [None if x is None else x[span] for x in (restarts, jumps, targets, matrix_index)]
+        inputs = (belief, gates[span], likelihood[span], transitions, restart_belief)
+        if len(likelihood) <= length:
+            return _scan(*inputs, *events)
+        # Products are computed again in the backward pass
+        part: Tensor = checkpoint(_scan, *inputs, *events, use_reentrant=False)
+        beliefs.append(part)
+        belief = part[-1]
+    return torch.cat(beliefs)
+
+
+def _scan(
+    initial: Tensor,
+    gates: Tensor,
+    likelihood: Tensor,
+    transitions: Tensor,
+    restart_belief: Tensor,
+    restarts: Tensor | None,
+    jumps: Tensor | None,
+    targets: Tensor | None,
+    matrix_index: Tensor | None,
+) -> Tensor:
+    """
+    Compute all prefix products of the steps' matrices ``A_t diag(L_t)`` in ``log2 T`` rounds (Hillis
     and Steele 1986, doi 10.1145/7902.7903). This is at least K times the work of the loop, but in few and large operations.
 
-    Products are scaled, which does not change the normalized belief. Shapes are those of :class:`FilterLoop`, with transitions
-    (N, M, K, K).
+    Products are scaled, which does not change the normalized belief.
     """
     if matrix_index is None:
         products = torch.einsum("tnbm,nmkl->tnbkl", gates, transitions)

@@ -5,7 +5,6 @@ Shapes: B sequences, T steps, C slots (the first A of them the action's), c of t
 matrices, V ids, n the ids of the widest slot.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from dhmm_rl.model import bayes_filter
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.latent_layer import LatentLayer, LatentParameters, at_least_single
 from dhmm_rl.model.slots import slot_table
+from dhmm_rl.model.steps import can_inspect
 
 PREFERENCE = 5.0
 """Initial logit of what an automaton prefers, above those of the rest."""
@@ -65,6 +65,13 @@ class HMMLayer(LatentLayer):
         gating[-1] = False
         self.gating: Tensor
         self.register_buffer("gating", gating, persistent=False)  # whether an id gates the transition, (V + 1,)
+        # The place of each id's log-likelihoods among those of all slots. Ids of action slots are not evidence: their rows, and
+        # that of padding, are zero.
+        evidence_index = torch.full((config.vocab_size + 1,), self.slot_ids.numel())
+        for j, slot in enumerate(config.slots[config.action_slots :], start=config.action_slots):
+            evidence_index[slot.start : slot.stop] = torch.arange(slot.stop - slot.start) + j * self.slot_ids.shape[1]
+        self.evidence_index: Tensor
+        self.register_buffer("evidence_index", evidence_index, persistent=False)
         self._init_parameters(config)
 
     def _init_parameters(self, config: DHMMConfig) -> None:
@@ -109,11 +116,8 @@ class HMMLayer(LatentLayer):
         logits = self.rate * at_least_single(self.emission_logits)[self.slot_ids.clamp_min(0)]
         logits = logits.masked_fill((self.slot_ids < 0)[..., None, None], -torch.inf)
         by_slot = logits.log_softmax(dim=1)  # (C, n, N, K)
-        # Ids of action slots are not evidence: their rows, and that of padding, stay zero.
-        observed = self.slot_ids >= 0
-        observed[: self.action_slots] = False
-        rows = len(self.emission_logits) + 1
-        evidence = by_slot.new_zeros(rows, *self.belief_shape).index_put((self.slot_ids[observed],), by_slot[observed])
+        nothing = by_slot.new_zeros(1, *self.belief_shape)
+        evidence = torch.cat([by_slot.flatten(0, 1), nothing]).index_select(0, self.evidence_index)
         gates, features = None, evidence.flatten(1)
         if self.gate_weight is not None:
             weights = nn.functional.pad(self.rate * at_least_single(self.gate_weight), (0, 0, 0, 0, 0, 1))
@@ -137,7 +141,11 @@ class HMMLayer(LatentLayer):
         transitions, matrix_index = parameters.transitions, None
         if ids is not None and parameters.gates is not None and self.matrices * self.belief_shape[1] >= GATHER_SIZE:
             # With one slot, a step's transition depends on its id alone: mix one matrix per id, not per step.
-            known, matrix_index = torch.unique(ids, return_inverse=True)
+            if can_inspect(ids):
+                known, matrix_index = torch.unique(ids, return_inverse=True)
+            else:  # the matrices of all ids, because the number of different ids is unknown
+                known = torch.arange(len(parameters.gates), device=ids.device)
+                matrix_index = ids
             of_each = self._gate(parameters.gates[known])
             assert of_each is not None
             transitions = bayes_filter.mix(of_each, transitions).transpose(0, 1)
@@ -180,7 +188,7 @@ class HMMLayer(LatentLayer):
             prior = bayes_filter.bound_gradient(prior)
         return prior.expand(last - first, -1, -1, -1, -1)
 
-    def slot_emissions(self, slots: slice | Sequence[int], width: int, parameters: Any) -> Tensor:
+    def slot_emissions(self, slots: slice | Tensor, width: int, parameters: Any) -> Tensor:
         """Probabilities of the slots' ids in each state, (c, N, K, n)."""
         probabilities: Tensor = parameters.log_emissions[slots][..., :width].exp()
         return probabilities

@@ -7,7 +7,6 @@ A new latent layer is one file with a subclass of :class:`LatentLayer` and one l
 Shapes: B sequences, T steps, C slots, c of these slots, V ids, F features, S shape of a belief, n the ids of the widest slot.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +109,7 @@ class LatentLayer(nn.Module):
         """
         return None
 
-    def slot_emissions(self, slots: slice | Sequence[int], width: int, parameters: Any) -> Tensor | None:
+    def slot_emissions(self, slots: slice | Tensor, width: int, parameters: Any) -> Tensor | None:
         """What :meth:`slot_logits` needs to know of c slots of at most ``width`` ids, (c, …)."""
         return None
 

@@ -24,15 +24,18 @@ class Context(NamedTuple):
     :param valid: steps that are not padding, (B, T)
     :param starts: steps that do not depend on those before them, (B, T); ``None`` if there are none
     :param attention_mask: mask of the steps that each step sees, (B, 1, T, S); ``None`` for all up to and including itself
-    :param rotary: cosines and sines of the T positions, each (…, T, D / 2H); ``None`` without rotary positions
+    :param rotary: tables of the T positions for :func:`~dhmm_rl.model.positions.rotate`; ``None`` without rotary positions
     :param cache_index: index of the single step of this pass in the caches; ``None`` if the steps are read in parallel
+    :param chunked: whether attention reads the steps in chunks as long as the window, see
+        :func:`~dhmm_rl.model.attention_masks.chunked_mask`; the mask is then (B · T / W, 1, W, 2W)
     """
 
     valid: Tensor
     starts: Tensor | None
     attention_mask: Tensor | None
     rotary: tuple[Tensor, Tensor] | None
-    cache_index: int | None = None
+    cache_index: int | Tensor | None = None
+    chunked: bool = False
 
 
 class Mixer(nn.Module):
@@ -44,6 +47,8 @@ class Mixer(nn.Module):
 
     rotary = True
     """Whether the mixer uses rotary positions."""
+    chunks = False
+    """Whether the mixer can read steps in chunks; see :class:`Context`."""
     window: int
     """Number of steps, including the present one, that an output may depend on: a burn-in of this length rebuilds it."""
 

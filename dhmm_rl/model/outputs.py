@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dhmm_rl.model.cache import Cache
 from dhmm_rl.model.latent_layer import LatentLayer, LatentParameters
+from dhmm_rl.model.steps import can_inspect
 
 
 class CachedParameters(NamedTuple):
@@ -41,6 +42,8 @@ class CachedParameters(NamedTuple):
         ids = torch.where(tokens < 0, padding, tokens)
         if slots == 1:
             rows = F.embedding(ids[..., 0], self.lookup, padding_idx=padding)
+        elif not can_inspect(ids):  # on a GPU, and in compiled code
+            rows = F.embedding(ids, self.lookup, padding_idx=padding).sum(dim=2)
         else:
             bags = F.embedding_bag(ids.flatten(0, 1), self.lookup, mode="sum", padding_idx=padding)
             rows = bags.view(batch, steps, self.lookup.shape[1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.model.embedding import STD
+from dhmm_rl.model.steps import can_inspect
 
 ROTARY_ROWS = 1024
 """Number of positions for which the rotary tables of single steps are computed at a time."""
@@ -52,11 +53,32 @@ def rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
 
     :param positions: positions of any shape
     :param head_size: width of a head
-    :return: each (..., head_size / 2), fp32
+    :return: each (..., head_size / 2), fp32; on a GPU and in compiled code (..., head_size), see :func:`rotate`
     """
+    if can_inspect(positions):
+        return _halves(positions, head_size)
+    tables: tuple[Tensor, Tensor] = full_rotary_table(positions, head_size)
+    return tables
+
+
+def _halves(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
     frequency = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size)
     angles = positions.double()[..., None] * frequency
     return angles.cos().float(), angles.sin().float()
+
+
+# An operator, because compiled code would otherwise compute cosines in double precision for every number that it rotates
+@torch.library.custom_op("dhmm_rl::full_rotary_table", mutates_args=())
+def full_rotary_table(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
+    """The factors of each number and of its partner in the other half of a head, each (..., head_size)."""
+    cos, sin = _halves(positions, head_size)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+@full_rotary_table.register_fake
+def _(positions: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
+    shape = (*positions.shape, head_size)
+    return positions.new_empty(shape, dtype=torch.float32), positions.new_empty(shape, dtype=torch.float32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,15 +87,32 @@ def _rotary_rows(chunk: int, head_size: int, device: torch.device) -> tuple[Tens
     return cos[:, None], sin[:, None]
 
 
-def rotary_at(position: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The rotary table of one position, each (1, head_size / 2); computed for many positions at once and cached."""
+def rotary_at(position: int | Tensor, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """
+    The rotary table of one position, each (1, head_size / 2).
+
+    :param position: the position; tables of numbers are computed for many positions at once and cached. Or a tensor, (1,)
+    :param head_size: width of a head
+    :param device: device of the table
+    """
+    if isinstance(position, Tensor):
+        return rotary_table(position, head_size)
     cos, sin = _rotary_rows(position // ROTARY_ROWS, head_size, device)
     return cos[position % ROTARY_ROWS], sin[position % ROTARY_ROWS]
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a rotary table (..., T, head_size / 2) to queries or keys (B, H, T, head_size)."""
+    """
+    Rotate queries or keys.
+
+    :param x: queries or keys, (B, H, T, head_size)
+    :param table: rotary table of their positions, (..., T, head_size / 2). Or (..., T, head_size), for few and simple kernels
+        on a GPU
+    """
     cos, sin = (part.to(x.dtype) for part in table)
+    if cos.shape[-1] == x.shape[-1]:
+        partner = x.view(*x.shape[:-1], 2, -1).flip(-2).flatten(-2)
+        return x * cos + partner * sin
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
@@ -94,9 +133,9 @@ class LearnedPositions(nn.Embedding):
         """
         Embeddings (B, T, D) of positions (B, T), which are negative for padding.
 
-        :raises InputError: for a position past the last
+        :raises InputError: for a position past the last, on a CPU
         """
-        if positions.numel() and int(positions.max()) >= self.num_embeddings:
+        if can_inspect(positions) and positions.numel() and int(positions.max()) >= self.num_embeddings:
             raise InputError(
                 f"position {int(positions.max())} is past max_len {self.num_embeddings}; learned positions end there, "
                 "rotary do not"

@@ -22,6 +22,8 @@ from dhmm_rl.tokens import PAD_ID
 
 CHUNK = 2**21
 """Number of values of a step's slots that are computed at once: larger arrays leave the processor's cache."""
+GPU_CHUNK = 2**28
+"""The same on a GPU, where it limits the memory."""
 
 
 class SlotHeads(NamedTuple):
@@ -56,14 +58,22 @@ class SlotDecoder(nn.Module):
         self.last_ids: Tensor
         self.register_buffer("last_ids", self.slot_ids.amax(dim=1), persistent=False)
         self.slot_groups = group_slots(self.slots)
+        self.all_slots: Tensor
+        self.observed_slots: Tensor
+        # The slots, group by group: all of them, and those of observations.
+        for name, first in (("all_slots", 0), ("observed_slots", config.action_slots)):
+            order = torch.tensor([j for slots, _ in self.slot_groups for j in slots if j >= first], dtype=torch.long)
+            self.register_buffer(name, order, persistent=False)
         self.mlp: nn.Module | None = None
         if config.layers > 0 and len(self.slots) > 1:
             self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
-    def following(self, input_ids: Tensor, labels: Tensor | None) -> Tensor:
-        """The steps to predict, (B, T, C): the labels, which are checked, or padding if there are none."""
+    def following(self, input_ids: Tensor, labels: Tensor | None, checked: bool = True) -> Tensor:
+        """The steps to predict, (B, T, C): the labels, checked or not, or padding if there are none."""
         if labels is None:
             return torch.full_like(to_slots(input_ids, len(self.slots)), PAD_ID)
+        if not checked:
+            return to_slots(labels, len(self.slots))
         return check_labels(labels, input_ids.shape, self.slots, self.slot_ids[:, 0], self.last_ids)
 
     def forward(
@@ -96,12 +106,20 @@ class SlotDecoder(nn.Module):
         targets = torch.where(following < 0, -100, following - self.slot_ids[:, 0])[..., first:]
         # Slots of similar size are computed together.
         groups = [([j for j in slots if j >= first], width) for slots, width in self.slot_groups]
-        heads = [self._heads(slots, width, states.parameters) for slots, width in groups if slots]
-        grouped = [j - first for slots, _ in groups for j in slots]
-        order = None if grouped == sorted(grouped) else torch.tensor(grouped, device=following.device)
-        # Sequences are computed in chunks, which stay in the processor's cache.
+        groups = [(slots, width) for slots, width in groups if slots]
+        grouped = [j for slots, _ in groups for j in slots]
+        order = {0: self.all_slots, len(self.slots) - len(self.observed_slots): self.observed_slots}.get(first)
+        if order is None:
+            order = torch.tensor(grouped, dtype=torch.long, device=following.device)
+        indices = torch.split(order, [len(slots) for slots, _ in groups])
+        heads = [
+            self._heads(slots, width, states.parameters, index) for (slots, width), index in zip(groups, indices, strict=True)
+        ]
+        order = None if grouped == sorted(grouped) else order - first
+        # Sequences are computed in chunks, which stay in the processor's cache or in a GPU's memory.
         numbers = sum(head.ids.numel() for head in heads) + len(grouped) * states.hidden.shape[-1]
-        rows = max(1, CHUNK // max(following.shape[1] * numbers, 1))
+        limit = GPU_CHUNK if following.device.type == "cuda" else CHUNK
+        rows = max(1, limit // max(following.shape[1] * numbers, 1))
         parts = zip(*(torch.split(whole, rows) for whole in (*states[:2], following, targets)), strict=True)
         return torch.cat(
             [
@@ -158,12 +176,20 @@ class SlotDecoder(nn.Module):
                 beliefs = parameters.latent_layer.slot_beliefs(at_least_single(belief), seen, first, last, parameters.latent)
         return x, beliefs
 
-    def _heads(self, slots: Sequence[int], width: int, parameters: CachedParameters) -> SlotHeads:
-        """What the logits of some slots are computed with; ``width``: number of ids of the widest of them."""
-        index = slice(slots.start, slots.stop) if isinstance(slots, range) else slots
+    def _heads(
+        self, slots: Sequence[int], width: int, parameters: CachedParameters, index: slice | Tensor | None = None
+    ) -> SlotHeads:
+        """What the logits of some slots are computed with."""
+        # ``width``: number of ids of the widest slot; ``index``: the slots as a tensor, needed if they are not neighbors.
+        if index is None or list(slots) == list(range(slots[0], slots[-1] + 1)):
+            index = slice(slots[0], slots[-1] + 1)
         ids = self.slot_ids[index, :width]
         padded = any(self.slots[j].stop - self.slots[j].start < width for j in slots)
-        head = None if parameters.head is None else F.embedding(ids.clamp_min(0), parameters.head)
+        head = None
+        if parameters.head is not None and len(slots) == 1 and not padded:
+            head = parameters.head[self.slots[slots[0]].start :][None, :width]
+        elif parameters.head is not None:
+            head = F.embedding(ids.clamp_min(0), parameters.head)
         layer = parameters.latent_layer
         return SlotHeads(padded, ids, head, None if layer is None else layer.slot_emissions(index, width, parameters.latent))
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dhmm_rl.model.steps import can_inspect
 from dhmm_rl.tokens import PAD_ID, Slot
 
 MAX_PADDING = 4
@@ -36,6 +38,8 @@ def group_slots(slots: Sequence[Slot]) -> list[tuple[list[int], int]]:
 
 def sum_before(x: Tensor) -> Tensor:
     """Sum over the slots before each slot, for (C, ...). Later slots do not change it, not even by rounding."""
+    if not can_inspect(x):  # on a GPU, and in compiled code
+        return F.pad(x[:-1].cumsum(dim=0), (0, 0) * (x.dim() - 1) + (1, 0))
     summed: Tensor = _SumBefore.apply(x)  # type: ignore[no-untyped-call]
     return summed
 

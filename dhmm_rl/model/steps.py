@@ -42,21 +42,32 @@ class Steps(NamedTuple):
         return steps - started_at + torch.where(continues, first[:, None], 0)
 
 
-def find_steps(tokens: Tensor, vocab_size: int, reset_id: int | None) -> Steps:
+def can_inspect(x: Tensor) -> bool:
+    """
+    Return whether Python may look at the values of a tensor at no cost: on a GPU it would wait for all earlier work, and
+    compiled code cannot do it.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def find_steps(tokens: Tensor, vocab_size: int, reset_id: int | None, padded: bool | None = None) -> Steps:
     """
     Find the steps that are padding, and those that do not depend on the steps before them.
 
     :param tokens: token ids, (B, T, C)
     :param vocab_size: number of ids of the model
     :param reset_id: id that opens an episode; ``None`` if no id does
+    :param padded: whether some steps may be padding. By default all ids are inspected, and checked
     :raises InputError: for an id that the model does not have
     """
     valid = (tokens >= 0).any(dim=-1)
     starts = None if reset_id is None else tokens[:, :, 0] == reset_id
-    lowest, highest = torch.stack(tokens.aminmax()).tolist() if tokens.numel() else (0, 0)
-    if highest >= vocab_size:
-        raise InputError(f"id {highest} is out of range: ids lie between 0 and {vocab_size - 1}, and -1 is padding")
-    if lowest < 0 and not bool(valid.all()):  # padding stands alone, and the step after it starts from nothing
+    if padded is None:
+        lowest, highest = torch.stack(tokens.aminmax()).tolist() if tokens.numel() else (0, 0)
+        if highest >= vocab_size:
+            raise InputError(f"id {highest} is out of range: ids lie between 0 and {vocab_size - 1}, and -1 is padding")
+        padded = lowest < 0 and not bool(valid.all())
+    if padded:  # padding stands alone, and the step after it starts from nothing
         apart = ~valid | F.pad(~valid[:, :-1], (1, 0))
         starts = apart if starts is None else starts | apart
     return Steps(tokens, valid, starts)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dhmm_rl.model.attention_masks import parallel_mask, within_reach
+from dhmm_rl.model.attention_masks import chunked_mask, chunks_pay, parallel_mask, within_reach
 from dhmm_rl.model.cache import Cache
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.inputs import check_position_ids
@@ -29,6 +29,7 @@ class Transformer(nn.ModuleList):
         self.reach, self.head_size = config.reach, config.embed_size // config.heads
         self.rotary = config.positions != "learned" and all(mixer.rotary for mixer in self.mixers)
         self.default_window = config.window or config.max_len
+        self.chunks = config.reach is None and all(mixer.chunks for mixer in self.mixers)
 
     @property
     def mixers(self) -> list[Mixer]:
@@ -38,7 +39,7 @@ class Transformer(nn.ModuleList):
     @property
     def window(self) -> int:
         """Number of steps, including the present one, that a block sees."""
-        return max((mixer.window for mixer in self.mixers), default=self.default_window)
+        return max([mixer.window for mixer in self.mixers] or [self.default_window])
 
     @window.setter
     def window(self, window: int) -> None:
@@ -54,7 +55,8 @@ class Transformer(nn.ModuleList):
         """An empty cache of all blocks for a number of streams."""
         valid = torch.zeros(batch, self.window, dtype=torch.bool, device=device)
         position_ids = torch.zeros(batch, self.window, len(self.reach or ()), dtype=torch.long, device=device)
-        return Cache([mixer.initial_cache(batch, device) for mixer in self.mixers], valid, position_ids)
+        time = torch.zeros(1, dtype=torch.long, device=device) if device.type == "cuda" else 0
+        return Cache([mixer.initial_cache(batch, device) for mixer in self.mixers], valid, position_ids, time)
 
     def forward(
         self,
@@ -85,6 +87,7 @@ class Transformer(nn.ModuleList):
         """What all blocks know of the steps: which steps see which, and at which rotary positions they are."""
         steps = valid.shape[1]
         rotary = mask = cache_index = None
+        chunked = False
         if self.reach is not None:
             position_ids = check_position_ids(position_ids, self.reach)
             rotary = rotary_axes(position_ids, self.head_size, self.reach)
@@ -95,7 +98,10 @@ class Transformer(nn.ModuleList):
         else:
             # Steps in parallel see each other: no mask is needed if each sees all steps before it.
             episode = None if starts is None else starts.cumsum(dim=1)
-            if episode is not None or self.window < steps or self.reach is not None:
+            chunked = self.chunks and chunks_pay(steps, self.window, valid.device)
+            if chunked:
+                mask = chunked_mask(valid, episode, self.window)
+            elif episode is not None or self.window < steps or self.reach is not None:
                 mask = parallel_mask(valid, episode, self.window)
                 if self.reach is not None and position_ids is not None:
                     mask = mask & within_reach(position_ids, position_ids, self.reach)
@@ -106,4 +112,4 @@ class Transformer(nn.ModuleList):
                 rotary = rotary_at(cache.time, self.head_size, valid.device)
             else:
                 rotary = rotary_table(torch.arange(steps, device=valid.device), self.head_size)
-        return Context(valid, starts, mask, rotary, cache_index)
+        return Context(valid, starts, mask, rotary, cache_index, chunked)

@@ -23,6 +23,7 @@ from dhmm_rl.errors import InputError
 from dhmm_rl.files import check_same_run, reading, run_checksum
 from dhmm_rl.model import DHMMGPT2
 from dhmm_rl.model.checkpoint import load_torch, save_torch
+from dhmm_rl.pretraining.gradient_step import Compile, GradientStep, compilation_pays, optimizer_for
 from dhmm_rl.recipes.schema import TrainingSettings
 from dhmm_rl.tokens import PAD_ID
 
@@ -84,6 +85,7 @@ def train_language_model(
     progress: bool = False,
     metrics: Callable[[], dict[str, float]] | None = None,
     evaluate_first: bool = False,
+    compile: Compile = "auto",
 ) -> TrainResult:
     """
     Train until the held-out loss stops falling. The model ends with the weights that had the lowest held-out loss.
@@ -101,6 +103,7 @@ def train_language_model(
     :param progress: show a progress bar
     :param metrics: function that returns further metrics by name; they are logged at each evaluation
     :param evaluate_first: also evaluate before the first step, so that a model that only gets worse keeps its initial weights
+    :param compile: compile the loss and its gradient; ``auto``: on a GPU, if the training is long enough for that
     :raises InputError: for settings that are out of range, a diverging loss, and a state in ``folder`` that cannot be read
     """
     settings.check()
@@ -108,29 +111,27 @@ def train_language_model(
     state.resume()
     batches = _batches(train_set, settings.batch_size, seed, skip=state.step)
     evaluation = _Evaluation(model, held_out, settings, state, logger, metrics)
-    held_out_batches = math.ceil(len(held_out.eval_indices()) / settings.batch_size)
-    # By default, evaluation sees at most as many batches as training
-    eval_every = settings.eval_every or max(settings.steps // 20, held_out_batches)
+    eval_every = settings.eval_every or _default_interval(held_out, settings)
     bar = tqdm(total=settings.steps, initial=state.step, desc="pretraining", unit="step", disable=None if progress else True)
     if evaluate_first and not state.best_weights:
         evaluation.run(bar)
+    compiled = compilation_pays(compile, model, settings.steps)
+    gradient_step = GradientStep(model, state.optimizer, settings.max_grad_norm, compiled)
     # Stop after the last step, or when the held-out loss has not improved for `patience` evaluations
     while state.step < settings.steps and state.stale < settings.patience:
         # Learning-rate schedule: warm-up, then cosine decay
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
         # One AdamW step on the next-token loss of a batch
-        loss = _gradient_step(model, next(batches), state.optimizer, settings)
+        state.losses.append(gradient_step(next(batches)))
         state.step += 1
         bar.update()
-        logger.record_mean("pretrain/loss", loss)
         # Held-out loss, early stopping and checkpoint
         if state.step % eval_every == 0 or state.step == settings.steps:
             evaluation.run(bar)
     bar.close()
     # Return to the weights with the lowest held-out loss
-    model.load_state_dict(state.best_weights)
-    model.eval()
+    model.eval().load_state_dict(state.best_weights)
     return TrainResult(state.step, state.best_step, state.best_loss, np.array(state.best_bits), state.elapsed())
 
 
@@ -152,6 +153,10 @@ class _Evaluation(NamedTuple):
         :raises InputError: when the held-out loss is NaN or infinite
         """
         state, logger = self.state, self.logger
+        # Only now, because on a GPU it waits for the gradient steps
+        for train_loss in torch.stack(state.losses).tolist() if state.losses else []:
+            logger.record_mean("pretrain/loss", train_loss)
+        state.losses.clear()
         loss, bits = evaluate_language_model(self.model, self.held_out, self.settings.batch_size)
         if not math.isfinite(loss):
             raise InputError(f"training diverged: the held-out loss is {loss}; a lower learning rate would help")
@@ -182,20 +187,6 @@ def steps_done(folder: Path) -> int:
     return int(load_torch(path, _FORMAT)["step"]) if path.exists() else -1
 
 
-def _gradient_step(model: DHMMGPT2, batch: Batch, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> float:
-    """Take one gradient step and return the loss before it."""
-    model.train()
-    device = model.slot_ids.device
-    batch = Batch(*(part.to(device) for part in batch))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed_precision(device)):
-        loss = model(batch.input_ids, batch.labels, weights=batch.weights, position_ids=batch.position_ids).loss
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    return float(loss.detach())
-
-
 def seconds_per_step(model: DHMMGPT2, train_set: SequenceDataset, settings: TrainingSettings, tries: int = 3) -> float:
     """
     Measure the duration of a gradient step on a copy of the model.
@@ -208,14 +199,14 @@ def seconds_per_step(model: DHMMGPT2, train_set: SequenceDataset, settings: Trai
     :param tries: number of steps to measure; the fastest one counts
     """
     copied = deepcopy(model)
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=0.0)
+    gradient_step = GradientStep(copied, torch.optim.AdamW(copied.parameters(), lr=0.0), settings.max_grad_norm)
     batches = _batches(train_set, settings.batch_size, seed=0, skip=0)
     seconds = []
     with torch.random.fork_rng():
         for _ in range(tries):
             batch = next(batches)
             began, cpu_began = time.perf_counter(), time.process_time()
-            _gradient_step(copied, batch, optimizer, settings)
+            gradient_step(batch).item()
             seconds.append(min(time.perf_counter() - began, time.process_time() - cpu_began))
     return min(seconds)
 
@@ -288,12 +279,13 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
 
 
+def _default_interval(held_out: SequenceDataset, settings: TrainingSettings) -> int:
+    """Number of gradient steps between evaluations, which see at most as many batches as the training does."""
+    return max(settings.steps // 20, math.ceil(len(held_out.eval_indices()) / settings.batch_size))
+
+
 def _chunks(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return np.array_split(indices, math.ceil(len(indices) / size))
-
-
-def _mixed_precision(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def _batches(dataset: SequenceDataset, batch_size: int, seed: int, skip: int) -> Iterator[Batch]:
@@ -335,17 +327,15 @@ class TrainingState:
 
     def __init__(self, model: DHMMGPT2, settings: TrainingSettings, path: Path) -> None:
         self.model, self.path = model, path
-        # Weight decay acts on the transformer's matrices: not on biases and norms, and not on the latent layer
-        decayed = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith("latent.")]
-        rest = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith("latent.")]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+        self.optimizer = optimizer_for(model, settings.learning_rate, settings.weight_decay)
         self.step = self.best_step = 0
         self.stale = 0
         """Number of evaluations since the lowest held-out loss."""
         self.best_loss = math.inf
         self.best_bits: list[float] = []
         self.best_weights: dict[str, Any] = {}
+        self.losses: list[Tensor] = []
+        """Training losses since the last evaluation."""
         self.seconds = 0.0
         """Seconds of training in earlier processes."""
         self.began = time.perf_counter()
@@ -385,6 +375,9 @@ class TrainingState:
         check_same_run(self.path, content.get("run"), self.path.parent)
         with reading(self.path):
             self.model.load_state_dict(content["weights"])
+            # The file may be from another kind of device, where the optimizer is another variant
+            for saved, group in zip(content["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+                saved["fused"] = group["fused"]
             self.optimizer.load_state_dict(content["optimizer"])
             torch.set_rng_state(content["torch_rng"])
             for name in _SAVED:

@@ -18,6 +18,7 @@ from dhmm_rl.data.episodes import Episode
 from dhmm_rl.errors import InputError
 from dhmm_rl.files import atomic_write, read_json, write_json
 from dhmm_rl.model import DHMMGPT2, save_checkpoint
+from dhmm_rl.pretraining.gradient_step import Compile
 from dhmm_rl.pretraining.settings import PretrainingSettings
 from dhmm_rl.pretraining.sources import CollectSettings, Source, WeightedRollouts, load_sources
 from dhmm_rl.pretraining.trainer import (
@@ -85,6 +86,7 @@ def pretrain(
     device: str = "cpu",
     progress: bool = False,
     trust: bool = False,
+    compile: Compile = "auto",
 ) -> Path:
     """
     Pretrain a language model and save it in the folder of the run. Resumes where it was interrupted.
@@ -95,6 +97,7 @@ def pretrain(
     :param device: device to train on
     :param progress: print reports and show progress bars
     :param trust: also read zips of teachers, which can run code
+    :param compile: compile the gradient steps, see :func:`~dhmm_rl.pretraining.gradient_step.compilation_pays`
     :return: path of the checkpoint
     :raises InputError: for settings that are out of range, and for data that cannot be used
     """
@@ -116,7 +119,7 @@ def pretrain(
     if allowed_seconds is not None:
         training = fit_in_time(run, model, datasets.train, training, partial(allowed_seconds, tokenizer))
     info = data.info(run) | {"seconds": time.perf_counter() - began}
-    train_and_save(run, model, tokenizer, datasets, training, info, progress)
+    train_and_save(run, model, tokenizer, datasets, training, info, progress, compile)
     return run.language_model
 
 
@@ -171,7 +174,14 @@ def make_datasets(run: Run, data: PretrainingData, tokenizer: Tokenizer, setting
 
 
 def train_and_save(
-    run: Run, model: DHMMGPT2, tokenizer: Tokenizer, datasets: Datasets, training: TrainingSettings, info: Table, progress: bool
+    run: Run,
+    model: DHMMGPT2,
+    tokenizer: Tokenizer,
+    datasets: Datasets,
+    training: TrainingSettings,
+    info: Table,
+    progress: bool,
+    compile: Compile,
 ) -> None:
     """Step 4: train the model, report its held-out loss, and save it with the tokenizer and with ``info``."""
     with closing(make_logger(run.folder, "pretrain", steps_done(run.folder))) as logger:
@@ -185,6 +195,7 @@ def train_and_save(
             seed=run.seed,
             progress=progress,
             evaluate_first=True,
+            compile=compile,
         )
     baseline = frequency_bits(datasets.train_exact, datasets.held_out, model.slot_ids)
     print_report(model, result, baseline, verbose=progress)

@@ -25,7 +25,7 @@ from dhmm_rl.common import ActionTokens, DHMMPolicy, SegmentSamples, SequenceOnP
 from dhmm_rl.errors import InputError
 from dhmm_rl.model import Checkpoint, HiddenStates, load_checkpoint
 from dhmm_rl.plain import plain_scalars
-from dhmm_rl.tokens import PAD_ID
+from dhmm_rl.sequence_ppo.loss import Coefficients, LossGradient
 
 ADVANTAGE_MEMORY = 0.9
 """Share of the advantages' earlier variance that still counts in the next rollout; see :meth:`SequencePPO._normalize`."""
@@ -77,6 +77,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         policy of many choices has further to go. With 0, the default, the learning rate stays as it is
     :raises InputError: for settings that do not fit together
     """
+
+    _loss_gradient: LossGradient | None = None
 
     @plain_scalars
     def __init__(
@@ -147,6 +149,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _begin_streams(self) -> None:
         super()._begin_streams()
+        self._loss_gradient = None
         self._prior_belief = self._belief
 
     def _advance_burn_in(self, tokens: Tensor) -> None:
@@ -233,13 +236,20 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         :return: metrics of every minibatch, by name
         """
         # Compute current clip range
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        progress = self._current_progress_remaining
+        clip_range_vf = 0.0 if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        coefficients = Coefficients(
+            self.clip_range(progress), clip_range_vf, self.vf_coef, self.ent_coef,  # type: ignore[operator]
+            self.prior_kl_now, self.uniform_kl, self.next_token_coef,
+        )  # fmt: skip
+        gradient = self._loss_gradient = self._loss_gradient or LossGradient(self.policy)
         metrics = defaultdict(list)
         for _ in range(self.n_epochs):
             # Do a complete pass on the rollout buffer
             kl_divergences = []
             for samples in self._minibatches():
-                loss, terms = self._loss(samples, clip_range)
+                # Loss, its gradient, and the gradient's norm before it was clipped
+                terms, norm = gradient(samples, coefficients, self.max_grad_norm)
                 kl_divergences.append(terms["approx_kl"])
                 for name, value in terms.items():
                     metrics[name].append(value)
@@ -252,14 +262,10 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
                 if not np.isfinite(terms["loss"]):
                     continue
                 # Optimization step
-                self.policy.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                # Clip grad norm
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                if norm.isfinite():
+                if np.isfinite(norm):
                     self.policy.optimizer.step()
                 else:
-                    metrics["gradient_norm"].append(norm.item())
+                    metrics["gradient_norm"].append(norm)
             self._n_updates += 1
         self._adapt_learning_rate(float(np.mean(kl_divergences)))  # of the last pass
         return metrics
@@ -267,73 +273,6 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
     def _minibatches(self) -> Iterator[SegmentSamples]:
         """Whole segments, as many as fit into a minibatch, each once."""
         return self.rollout_buffer.segments(self.batch_size // (self.segment_length or self.n_steps), *self._starts)
-
-    def _loss(self, samples: SegmentSamples, clip_range: float) -> tuple[Tensor, dict[str, float]]:
-        """
-        PPO's loss of a minibatch.
-
-        :return: the loss, and its terms and other metrics by name
-        """
-        values, log_prob, distribution, states = self.policy.evaluate_segments(samples)
-
-        # Ratio between new and old policy, 1 before the first gradient step of an update
-        log_ratio = log_prob - samples.old_log_prob
-        ratio = log_ratio.exp()
-        # Clipped surrogate loss
-        advantages = samples.advantages
-        policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
-
-        # Value loss using the TD(gae_lambda) target
-        if self.clip_range_vf is not None:
-            # Clip the difference between old and new value; this depends on the reward scaling
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-            values = samples.old_values + (values - samples.old_values).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = mse_loss(values, samples.returns)
-
-        # Entropy loss favors exploration; a policy without an analytical entropy is measured at its actions
-        entropy = distribution.entropy()
-        entropy_loss = -(-log_prob if entropy is None else entropy).mean()
-
-        loss = policy_loss + self.vf_coef * value_loss
-        with torch.no_grad():
-            metrics = {
-                # Approximate form of the reverse KL divergence, see http://joschu.net/blog/kl-approx.html
-                "approx_kl": (ratio - 1 - log_ratio).mean().item(),
-                "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
-                "policy_gradient_loss": policy_loss.item(),
-                "value_loss": value_loss.item(),
-                "entropy_loss": entropy_loss.item(),
-            }
-        if samples.prior_log_probs is not None:
-            # KL(pretrained policy ‖ policy) replaces the entropy bonus
-            assert isinstance(distribution, ActionTokens)
-            prior_kl = _kl(samples.prior_log_probs, distribution.slot_log_probs()).mean()
-            loss = loss + self.prior_kl_now * prior_kl
-            metrics["prior_kl"] = prior_kl.item()
-        else:
-            loss = loss + self.ent_coef * entropy_loss
-            # KL(uniform ‖ policy) keeps a gradient where the policy is certain
-            if self.uniform_kl > 0 and isinstance(distribution, ActionTokens):
-                uniform_kl = distribution.kl_from_uniform().mean()
-                loss = loss + self.uniform_kl * uniform_kl
-                metrics["uniform_kl"] = uniform_kl.item()
-        if self.next_token_coef > 0:
-            # The model stays a language model: it goes on predicting observations
-            next_token_loss = self._next_token_loss(samples, states)
-            loss = loss + self.next_token_coef * next_token_loss
-            metrics["next_token_loss"] = next_token_loss.item()
-        metrics["loss"] = loss.item()
-        return loss, metrics
-
-    def _next_token_loss(self, samples: SegmentSamples, states: HiddenStates) -> Tensor:
-        """Mean cross-entropy of the next step's observation tokens, given its action, in nats per token."""
-        model = self.policy.language_model
-        following, actions = samples.following, model.action_slots
-        # A following step counts if it is known (not padding) and continues the episode (not RESET)
-        continues = following[..., :1] > 1
-        labels = torch.where(continues, following, PAD_ID)
-        total = model.token_losses(states, labels, first=actions).sum()
-        return total / (labels[..., actions:] >= 0).sum().clamp_min(1)
 
     @torch.no_grad()
     def _prior_log_probs(self) -> Tensor | None:
@@ -383,7 +322,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
             self.logger.record("train/prior_kl_coef", self.prior_kl_now)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_prior_belief", "_starts"]
+        return [*super()._excluded_save_params(), "_prior_belief", "_starts", "_loss_gradient"]
 
 
 def _check_segments(batch_size: int, n_steps: int, length: int) -> None:
@@ -391,9 +330,3 @@ def _check_segments(batch_size: int, n_steps: int, length: int) -> None:
         raise InputError(f"n_steps {n_steps} must be a multiple of segment_length {length}")
     if batch_size < length:
         raise InputError(f"batch_size {batch_size} is less than one segment of {length} steps")
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats of action tokens (B, action slots, n), summed over the slots, (B,)."""
-    log_ratio = (log_p - log_q).nan_to_num(0.0)  # illegal choices have probability 0 under both: -inf - -inf
-    return (log_p.exp() * log_ratio).sum(dim=(-1, -2))

@@ -107,7 +107,6 @@ class GymnasiumVecEnv(VecEnv):
         observations, rewards, terminated, truncated, vector_infos = self._call("step", self.env.step, self._actions)
         infos = _by_environment(vector_infos, self.num_envs)
         dones = np.asarray(terminated | truncated)
-        current_infos = infos  # those of the observations that are returned
         self._returns += rewards
         self._lengths += 1
         if dones.any():
@@ -117,10 +116,10 @@ class GymnasiumVecEnv(VecEnv):
                 infos[i].setdefault("episode", monitored)
             self._returns[dones] = 0
             self._lengths[dones] = 0
-            current_infos = [self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
-        self._store_masks(current_infos)
-        for i, info in enumerate(infos):
-            info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+        if self.mask_key is not None:  # masks belong to the observations that are returned
+            self._store_masks([self.reset_infos[i] if done else infos[i] for i, done in enumerate(dones)])
+        for info, timed_out in zip(infos, np.asarray(truncated & ~terminated).tolist(), strict=True):
+            info["TimeLimit.truncated"] = timed_out
         return self._copied(observations), np.asarray(rewards, dtype=np.float32), dones, infos
 
     def _reset_ended(self, dones: NDArray[np.bool_], observations: Any, infos: list[dict[str, Any]]) -> Any:
@@ -138,9 +137,13 @@ class GymnasiumVecEnv(VecEnv):
                     infos[i]["episode"] = self.reset_infos[i].pop("episode")
                 infos[i]["terminal_observation"] = self.reset_infos[i].pop("final_obs")
         else:
-            last = list(iterate(self.env.observation_space, observations))
+            # Copies, because the environment may overwrite its arrays
+            if isinstance(observations, np.ndarray) and observations.dtype != object:
+                last: Any = dict(zip(ended, observations[ended], strict=True))
+            else:
+                last = deepcopy(list(iterate(self.env.observation_space, observations)))
             for i in ended:
-                infos[i]["terminal_observation"] = deepcopy(last[i])  # a copy, because the environment may overwrite its arrays
+                infos[i]["terminal_observation"] = last[i]
             observations, vector_infos = self._call("reset", self.reset_some, self.env, dones)
             after = _by_environment(vector_infos, self.num_envs)
             for i in ended:

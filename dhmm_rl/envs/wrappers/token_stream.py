@@ -7,6 +7,7 @@ Shapes: N environments, H steps of history, C slots, of which the first A are th
 import json
 import operator
 import zlib
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -173,16 +174,25 @@ class VecTokenStream(VecEnvWrapper):
         ids = self._encode(observations)
         self._streams[:, :-1] = self._streams[:, 1:]
         self._write_step(slice(None), self.tokenizer.encode_action(self._actions), ids)
-        for i in np.flatnonzero(dones).tolist():
-            # The observation of a finished episode is already the first one of the next episode.
-            terminal_observation = infos[i].get("terminal_observation")
-            if terminal_observation is not None:  # some vector environments do not report it
-                terminal_stream = self._streams[i].copy()
-                terminal_stream[-1, self.tokenizer.action_slots :] = self._encode(terminal_observation)
-                infos[i]["terminal_observation"] = terminal_stream
+        # The observation of a finished episode is already the first one of the next episode. Some vector environments do not
+        # report its own last observation.
+        ended = np.flatnonzero(dones).tolist()
+        reported = [i for i in ended if infos[i].get("terminal_observation") is not None]
+        terminal_ids = self._encode_each([infos[i]["terminal_observation"] for i in reported])
+        for i, terminal in zip(reported, terminal_ids, strict=True):
+            terminal_stream = self._streams[i].copy()
+            terminal_stream[-1, self.tokenizer.action_slots :] = terminal
+            infos[i]["terminal_observation"] = terminal_stream
+        for i in ended:
             self._streams[i] = PAD_ID
             self._write_step(i, RESET, ids[i])
         return self._streams.copy(), rewards, dones, infos
+
+    def _encode_each(self, observations: list[Any]) -> Sequence[Tokens]:
+        """Encode single observations; arrays together."""
+        if len(observations) > 1 and all(isinstance(observation, np.ndarray) for observation in observations):
+            return list(self._encode(np.stack(observations)))
+        return [self._encode(observation) for observation in observations]
 
     def _write_step(self, env: slice | int, action_ids: Tokens | int, observation_ids: Tokens) -> None:
         self._streams[env, -1, : self.tokenizer.action_slots] = action_ids
