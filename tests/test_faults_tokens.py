@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from dhmm_rl.data import Rollouts, collect, random_observations
@@ -492,6 +493,7 @@ LEARNED: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:tokens hardly tell")  # bins set by hand cover more than what random actions reach
 @pytest.mark.parametrize("name", LEARNED)
 def test_fitted_tokens_learn_as_well_as_bounds_set_by_hand(name: str) -> None:
     make, by_hand, steps = LEARNED[name]
@@ -508,8 +510,9 @@ def test_fitted_tokens_learn_as_well_as_bounds_set_by_hand(name: str) -> None:
             agent = SequencePPO(
                 "DHMMPolicy",
                 env,
-                learning_rate=1e-3,
+                learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
                 n_steps=64,
+                segment_length=16,
                 seed=seed,
                 device="cpu",
                 policy_kwargs={"features_extractor_kwargs": extractor},
@@ -517,4 +520,5 @@ def test_fitted_tokens_learn_as_well_as_bounds_set_by_hand(name: str) -> None:
             evaluated = VecTokenStream(make_vec_env(make, 10, seed=1000 + seed), tokenizer, history=1)
             returns.append(evaluate_policy(agent, evaluated, 20)[0])
         means[bool(overrides)] = np.mean(returns)
+    print(f"{name}: fitted {means[False]:.1f}, by hand {means[True]:.1f}")
     assert means[False] >= 0.8 * means[True]  # single runs differ by more than the two ways do
