@@ -101,3 +101,22 @@ def test_states_are_copied_with_all_their_tensors(cartpole: Tokenizer) -> None:
     for mine, theirs in zip(tensors, copies, strict=True):
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr() or mine.numel() == 0
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_memory_of_a_gradient_is_linear_in_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "chunks_pay", lambda *_: True)
+    model = DHMMGPT2(32, embed_size=16, layers=2, heads=2, window=16, num_states=8)
+    kept = []
+    for steps in (256, 512):
+        ids = torch.randint(32, (1, steps))
+        sizes: dict[int, int] = {}
+
+        def keep(x: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model(ids, ids, padded=False)
+        kept.append(sum(sizes.values()))
+    assert kept[1] <= 2 * kept[0]
