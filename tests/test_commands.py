@@ -132,7 +132,7 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("env", "agent", "algo"),
     [
-        ("CartPoleNoVel-v1", "lstm", "recipe"),
+        pytest.param("CartPoleNoVel-v1", "lstm", "recipe", marks=pytest.mark.slow),
         pytest.param("TMaze-v0", "lstm", "recipe", marks=pytest.mark.slow),
         pytest.param("CartPoleNoVel-v1", "mlp-framestack", "recipe", marks=pytest.mark.slow),
         ("Tiger-v0", "mlp-framestack", "recipe"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dhmm_rl.errors import InputError
 from dhmm_rl.languages import Mess3
-from dhmm_rl.model import DHMMGPT2, generate, hmm_layer, load_checkpoint, save_checkpoint
+from dhmm_rl.model import DHMMGPT2, ModelState, generate, hmm_layer, load_checkpoint, save_checkpoint
 from dhmm_rl.model.attention import Attention
 from dhmm_rl.model.config import DHMMConfig
 from dhmm_rl.model.mingru import compose_prefixes
@@ -436,27 +436,23 @@ def test_without_layers_it_reaches_the_entropy_rate_of_a_known_hmm() -> None:
 
 def test_one_step_costs_the_same_late_as_early() -> None:
     model = DHMMGPT2(44, layers=2, num_states=8, window=64).eval()
-    state = model.initial_state(8)
     tokens = torch.randint(44, (8,))
 
-    def fastest() -> float:
-        nonlocal state
-        times = []
-        for _ in range(100):
-            began = time.perf_counter()
+    def after(steps: int) -> ModelState:
+        state = model.initial_state(8)
+        for _ in range(steps):
             _, state = model.step(tokens, state)
-            times.append(time.perf_counter() - began)
-        return min(times)
+        return state
 
-    for _ in range(100):
-        _, state = model.step(tokens, state)
-    early = fastest()
-    assert state.cache is not None
-    while state.cache.time < 10_000:
-        _, state = model.step(tokens, state)
-    late = fastest()
-    print(f"one step at 100: {1e3 * early:.2f} ms, at 10 000: {1e3 * late:.2f} ms")
-    assert late / early <= 1.2
+    states, fastest = {"early": after(100), "late": after(5_000)}, {"early": math.inf, "late": math.inf}
+    for _ in range(20):  # in turns, because other work on the machine comes and goes
+        for name in states:
+            for _ in range(20):
+                began = time.perf_counter()
+                _, states[name] = model.step(tokens, states[name])
+                fastest[name] = min(fastest[name], time.perf_counter() - began)
+    print(", ".join(f"{name}: {1e3 * seconds:.2f} ms" for name, seconds in fastest.items()))
+    assert fastest["late"] / fastest["early"] <= 1.2
 
 
 def test_generation_keeps_to_legal_ids_and_to_its_seed() -> None:

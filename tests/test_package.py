@@ -28,6 +28,7 @@ def test_the_wheel_holds_dhmm_rl_and_nothing_else(wheel: Path) -> None:
         assert shipped == {path.name for path in (ROOT / kind).glob("*.toml")}
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv/bin/python")
