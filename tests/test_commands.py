@@ -138,7 +138,8 @@ def test_pretrain_then_ppo_then_play(finished: Path) -> None:
         ("Tiger-v0", "mlp-framestack", "recipe"),
         ("PendulumNoVel-v1", "short.toml", "sequence-ppo"),
         pytest.param("PendulumNoVel-v1", "short.toml", "ppo", marks=pytest.mark.slow),
-        ("TMaze-v0", "dhmm-gpt2", "ppo"),  # its recipe has settings that only SequencePPO knows
+        # Its recipe has settings that only SequencePPO knows
+        pytest.param("TMaze-v0", "dhmm-gpt2", "ppo", marks=pytest.mark.slow),
     ],
 )
 def test_every_algorithm_is_trained_and_played(env: str, agent: str, algo: str, tmp_path: Path) -> None:
@@ -202,6 +203,7 @@ def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> Non
     process.wait()
 
 
+@pytest.mark.slow  # tests/test_kills.py has a quick one
 def test_killed_runs_resume(agent: Path, tmp_path: Path) -> None:
     agent.write_text(SHORT.replace("steps = 20", "steps = 400"))
     arguments = ["--agent", str(agent), "--steps", "8192", "--eval-share", "inf"]
