@@ -119,16 +119,13 @@ def measure_pretraining(args: Args) -> None:
         print(f"{name:<20}{speed:>12,.0f}{speed / reference:>9.2f}{min(found):>12,.0f}{max(found):>12,.0f}", flush=True)
 
 
-def our_step(
-    args: Args, length: int | None = None, compiled: bool | None = None, **settings: Any
-) -> Callable[[Tensor], Tensor]:
+def our_step(args: Args, **settings: Any) -> Callable[[Tensor], Tensor]:
     """Return a function that takes a gradient step of DHMM-GPT2 on ids (B, T + 1)."""
     torch.manual_seed(0)
-    settings = {"window": length or args.length, "max_len": length or args.length} | settings
+    settings = {"window": args.length, "max_len": args.length} | settings
     model = DHMMGPT2(args.vocab_size, embed_size=args.embed_size, layers=args.layers, heads=args.heads, **settings)
     model.to(args.device)
-    optimizer = optimizer_for(model, 1e-4, 0.1)
-    step = GradientStep(model, optimizer, 1.0, args.compile if compiled is None else compiled)
+    step = GradientStep(model, optimizer_for(model, 1e-4, 0.1), max_grad_norm=1.0, compiled=args.compile)
 
     def take(ids: Tensor) -> Tensor:
         shape = ids[:, 1:].shape
@@ -168,7 +165,7 @@ def measure_memory(args: Args) -> None:
     print(f"\nlong streams: K = 8, window 256, {args.layers} layers, width {args.embed_size}, 2 streams, not compiled")
     print(f"{'steps':<10}{'peak memory, MB':>18}{'per step, kB':>14}{'tokens/s':>12}")
     for length in args.lengths:
-        step = our_step(args, length, compiled=False, window=min(256, length // 8))
+        step = our_step(replace(args, length=length, compile=False), window=min(256, length // 8))
         ids = torch.randint(args.vocab_size, (2, length + 1))
         step(ids).item()
         began = time.perf_counter()

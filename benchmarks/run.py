@@ -212,8 +212,7 @@ def has_settings(agent: AgentRecipe, recipe: AgentRecipe) -> bool:
     :param agent: the agent as a run has saved it, with the discount factor that was found if the recipe has none
     :param recipe: the recipe
     """
-    derived = "gamma" in agent.ppo and "gamma" not in recipe.ppo
-    ppo = {key: value for key, value in agent.ppo.items() if not (derived and key == "gamma")}
+    ppo = {key: value for key, value in agent.ppo.items() if key != "gamma" or key in recipe.ppo}
     return replace(agent, ppo=ppo) == recipe
 
 

@@ -132,7 +132,7 @@ def order_cells(suite: Suite, envs: Sequence[str], agents: Sequence[str], seeds:
 
 def read_rows(path: Path) -> list[Row]:
     """
-    Read a table of runs; an empty list if there is none.
+    Return the rows of a table of runs, or an empty list if the file does not exist.
 
     :param path: path of the table
     :raises InputError: if it cannot be read

@@ -14,7 +14,7 @@ from scipy import stats
 from benchmarks import stratified
 from benchmarks.report import Estimate, format_number, interquartile_mean
 from benchmarks.stratified import Floats
-from benchmarks.suite import Cell, Row, Suite
+from benchmarks.suite import Cell, Reference, Row, Suite
 from dhmm_rl.files import atomic_write
 from dhmm_rl.plotting import save_figure
 
@@ -195,9 +195,7 @@ def returns_table(results: Results, envs: Sequence[str]) -> str:
             final, mmer = (_mean(results, env, agent, score) for score in (_final, _mmer))
             cells.append(f"{_show(final)} / {_show(mmer._replace(low=np.nan))}" if results.runs(env, agent) else "–")
         for known in results.suite.references.values():
-            reference = known.get(env)
-            note = f" ({reference.note})" if reference and reference.note else ""
-            cells.append("–" if reference is None else format_number(reference.value) + note)
+            cells.append(_show_reference(known[env]) if env in known else "–")
         rows.append([env, *cells])
     head = ["environment", *(f"{agent}: final / MMER" for agent in results.agents), *results.suite.references]
     return _format_table(head, rows)
@@ -301,6 +299,11 @@ def _mean(results: Results, env: str, agent: str, score: Score) -> Estimate:
 def _show(estimate: Estimate) -> str:
     """Format an estimate; a dash where no episode ended."""
     return str(estimate) if np.isfinite(estimate.mean) else "–"
+
+
+def _show_reference(reference: Reference) -> str:
+    """Format a known result, with who reached it."""
+    return format_number(reference.value) + (f" ({reference.note})" if reference.note else "")
 
 
 def _format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -103,7 +103,7 @@ def run_missing(suite: Suite, args: SuiteArgs, cells: Sequence[Cell], failures: 
     """
     path = args.results / "runs.csv"
     earlier = {row.cell: row for row in read_rows(path)}
-    budgets = {cell: suite.steps[cell.env] if args.steps is None else args.steps for cell in cells}
+    budgets = {cell: args.steps or suite.steps[cell.env] for cell in cells}
     for cell, budget in budgets.items():
         if cell in earlier and earlier[cell].budget != budget:
             raise InputError(

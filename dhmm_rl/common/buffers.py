@@ -136,8 +136,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """
         Yield every segment of the rollout once, in random order. All steps of a rollout are cut into segments of equal length.
 
-        The burn-in of a minibatch is no longer than its segments need: what was before the start of their episodes has no
-        effect on them.
+        The burn-in of a minibatch is trimmed to what its segments need: steps before the start of their episodes have no effect
+        on them.
 
         :param per_batch: number of segments B in a minibatch
         :param belief: belief before the burn-in of every segment, (N, segments of an environment, chains, K)
@@ -156,20 +156,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         needed = self._needed_burn_in(length)
         order = np.random.permutation(self.n_envs * count)  # noqa: NPY002 - the generator that SB3 seeds
         for begin in range(0, len(order), per_batch):
-            envs, which = np.divmod(order[begin : begin + per_batch], count)
-            burn_in = int(needed[envs, which].max())
+            env, segment = np.divmod(order[begin : begin + per_batch], count)
+            burn_in = int(needed[env, segment].max())
             if self.device.type == "cuda":  # few different lengths, because an update is recorded once for each
                 burn_in = min(2 ** (burn_in - 1).bit_length(), self.burn_in) if burn_in > 0 else 0
-            of_env, which_of_env = (torch.from_numpy(index).to(self.device)[:, None] for index in (envs, which))
-            steps = which_of_env * length + torch.arange(length, device=self.device)
+            chosen = tuple(torch.from_numpy(index).to(self.device) for index in (env, segment))
+            of_env, of_segment = (index[:, None] for index in chosen)
+            steps = of_segment * length + torch.arange(length, device=self.device)
             # A shortened burn-in begins elsewhere, in an episode that no longer matters: count from 0, so that no position is
             # past the last one
-            first_position = position[of_env, which_of_env][:, 0] * (burn_in == self.burn_in)
+            first_position = position[chosen] * (burn_in == self.burn_in)
             before = torch.arange(self.burn_in - burn_in, self.burn_in + length, device=self.device)
             samples = {name: values[of_env, steps].flatten(0, 1) for name, values in stored.items() if name != "tokens"}
             yield SegmentSamples(
                 stored["tokens"][of_env, steps[:, :1] + before].long(),
-                belief[of_env, which_of_env][:, 0],
+                belief[chosen],
                 first_position,
                 samples["actions"],
                 samples["values"],

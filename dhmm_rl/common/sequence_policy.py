@@ -117,7 +117,7 @@ class SequencePolicy(DHMMPolicy):
         :raises InputError: if weights are NaN or infinite, and for masks that forbid every action or have another shape
         """
         greedy = _greedy_environments(deterministic, len(tokens), self.device)
-        legal = None if masks is None else check_masks(masks, self._action_tokens().choices, len(tokens), self.device)
+        legal = None if masks is None else check_masks(masks, self.action_choices, len(tokens), self.device)
         stored, values, log_prob, state = self.act_on_tensors(tokens, state, legal, greedy)
         return self.policy_step(stored, values, log_prob, state)
 

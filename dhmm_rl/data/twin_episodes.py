@@ -55,9 +55,9 @@ def only_next_reward_depends_on_actions(env: VecEnv, seed: int = 0) -> bool:
         return False
     rewards_differ = False
     repetitions = math.ceil(ENVIRONMENTS / env.num_envs)
-    for pair, steps in enumerate(np.repeat(LENGTHS, repetitions)):
-        first = _play(env, int(steps), seed + pair, None)
-        second = _play(env, int(steps), seed + pair, first.actions)
+    for pair, steps in enumerate(length for length in LENGTHS for _ in range(repetitions)):
+        first = _play(env, steps, seed + pair, None)
+        second = _play(env, steps, seed + pair, first.actions)
         if not (np.array_equal(first.observations, second.observations) and np.array_equal(first.ends, second.ends)):
             return False
         same = (first.actions == second.actions).reshape(*first.rewards.shape, -1).all(axis=-1)

@@ -61,17 +61,18 @@ class Attention(Mixer):
             k, v = cache.update(k, v, context.cache_index)
         if context.chunked:
             joined = self.attend_in_chunks(q, k, v, context.attention_mask)
-            projected: Tensor = self.c_proj(joined if last is None else joined[:, -last:])
-            return projected
-        # Only the queries of the last steps are needed where only those are returned.
-        mask = context.attention_mask
-        if last is not None and last < steps:
-            if mask is None:
-                mask = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
-            q, mask = q[..., -last:, :], mask[..., -last:, :]
-        mixed = self.mix_heads(q, k, v, mask, context.cache_index)
-        projected = self.c_proj(mixed.transpose(1, 2).flatten(2))
-        return projected  # noqa: RET504 - typed
+            if last is not None:
+                joined = joined[:, -last:]
+        else:
+            # Only the queries of the last steps are needed where only those are returned.
+            mask = context.attention_mask
+            if last is not None and last < steps:
+                if mask is None:
+                    mask = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+                q, mask = q[..., -last:, :], mask[..., -last:, :]
+            joined = self.mix_heads(q, k, v, mask, context.cache_index).transpose(1, 2).flatten(2)
+        projected: Tensor = self.c_proj(joined)
+        return projected
 
     def attend_in_chunks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """

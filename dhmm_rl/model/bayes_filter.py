@@ -149,7 +149,7 @@ def run_filter(
             *inputs, restarts, jumps, targets, not scan
         )
         return filtered
-    return _filter_by_steps(inputs, restarts, jumps, targets, matrix_index, scan)
+    return _filter_by_steps(inputs, restarts, jumps, targets, matrix_index, scans, not scan)
 
 
 def _filter_by_steps(
@@ -158,7 +158,8 @@ def _filter_by_steps(
     jumps: Tensor | None,
     targets: Tensor | None,
     matrix_index: Tensor | None,
-    scan: bool,
+    scans: bool,
+    guard: bool,
 ) -> Tensor:
     """Filter by a scan or by the loop in Python; the inputs are those of :class:`compiled_filter.CompiledFilter`."""
     initial, gates, likelihood, transitions, restart_belief = inputs
@@ -169,14 +170,14 @@ def _filter_by_steps(
     restarts = None if restarts is None else restarts.T[:, None, :, None]
     matrix_of_step = None if matrix_index is None else matrix_index.T.contiguous()
     events = (restart_belief[:, None], restarts, jumps, targets, matrix_of_step)
-    if scan and filter_kernels.scan_pays(likelihood.device, likelihood[0].numel() * states):
+    if scans:
         beliefs = filter_kernels.scan_filter(initial, weights, likelihood, transitions, *events)
     else:
         # A matrix product with [A_1 … A_M] propagates the belief through all matrices at once.
         if matrix_index is None:
             transitions = transitions.transpose(1, 2).reshape(chains, states, -1)
         beliefs = filter_kernels.FilterLoop.apply(  # type: ignore[no-untyped-call]
-            initial, weights, likelihood, transitions.contiguous(), *events, not scan
+            initial, weights, likelihood, transitions.contiguous(), *events, guard
         )
     return beliefs.permute(2, 0, 1, 3)
 

@@ -36,25 +36,24 @@ def scan_filter(
     likelihood: Tensor,
     transitions: Tensor,
     restart_belief: Tensor,
-    restarts: Tensor | None,
-    jumps: Tensor | None,
-    targets: Tensor | None,
-    matrix_index: Tensor | None,
+    *events: Tensor | None,
 ) -> Tensor:
     """
     Run the filter as a scan, or as several, one after the other, so that memory does not grow with K² T. Shapes are those of
     :class:`FilterLoop`, with transitions (N, M, K, K).
+
+    :param events: restarts, jumps, their targets, and the one matrix of each step; ``None`` where there are none
     """
     length = max(1, SCAN_LIMIT // (likelihood[0].numel() * likelihood.shape[-1]))
     belief, beliefs = initial, []
     for first in range(0, len(likelihood), length):
         span = slice(first, first + length)
-        events = [None if x is None else x[span] for x in (restarts, jumps, targets, matrix_index)]
-        inputs = (belief, gates[span], likelihood[span], transitions, restart_belief)
+        arguments: list[Any] = [belief, gates[span], likelihood[span], transitions, restart_belief]
+        arguments += [event if event is None else event[span] for event in events]
         if len(likelihood) <= length:
-            return _scan(*inputs, *events)
+            return _scan(*arguments)
         # Products are computed again in the backward pass
-        part: Tensor = checkpoint(_scan, *inputs, *events, use_reentrant=False)
+        part: Tensor = checkpoint(_scan, *arguments, use_reentrant=False)
         beliefs.append(part)
         belief = part[-1]
     return torch.cat(beliefs)

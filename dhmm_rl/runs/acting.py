@@ -92,7 +92,8 @@ class Acting:
             self._normalize = normalize.normalize_obs
         stack = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
         frames = frames if stack is None else stack.stacked_obs.n_stack
-        self._reader = _make_reader(model.observation_space, frames)
+        space = model.observation_space
+        self._reader = _TokenReader(space) if isinstance(space, TokenSpace) else _ArrayReader(space, frames)
         algorithm = find_algorithm(model)
         self._takes_masks = algorithm is not None and ALGORITHMS[algorithm].takes_masks
         self._requires_masks = self._takes_masks and (
@@ -124,17 +125,9 @@ class Acting:
         :raises InputError: if no episode has begun, if the number of environments changes in the middle of an episode, without
             the masks that the agent was trained with, for an observation of another space, and if the model was trained since
         """
-        rows, single = self._reader.read(observation)
-        starts = _starts(reset, len(rows))
-        if self._state is None and not starts.all():
-            raise InputError(NOT_BEGUN)
-        state = None if starts.all() else self._state
-        if masks is not None and single:
-            masks = np.asarray(masks)[None]
-        actions, self._state = self._choose(
-            rows, state, starts, masks, self.deterministic if deterministic is None else deterministic
-        )
-        return actions[0] if single else actions
+        chosen = self.deterministic if deterministic is None else deterministic
+        actions, self._state = self._step(observation, self._state, reset, chosen, masks, NOT_BEGUN)
+        return actions
 
     def predict(
         self,
@@ -155,13 +148,26 @@ class Acting:
         :return: actions, and the state for the next call
         :raises InputError: as :meth:`act`; also without a state where ``episode_start`` does not say that all episodes begin
         """
+        starts = False if episode_start is None else episode_start
+        return self._step(observation, state, starts, deterministic, action_masks, FORGOTTEN)
+
+    def _step(
+        self,
+        observation: Any,
+        state: ActorState | None,
+        reset: bool | ArrayLike,
+        deterministic: bool | NDArray[np.bool_],
+        masks: ArrayLike | None,
+        forgotten: str,
+    ) -> tuple[Any, ActorState]:
+        """Choose actions for raw observations; ``forgotten`` says what is wrong without a state in mid-episode."""
         rows, single = self._reader.read(observation)
-        starts = _starts(False if episode_start is None else episode_start, len(rows))
+        starts = _starts(reset, len(rows))
         if state is None and not starts.all():
-            raise InputError(FORGOTTEN)
-        if action_masks is not None and single:
-            action_masks = np.asarray(action_masks)[None]
-        actions, state = self._choose(rows, None if starts.all() else state, starts, action_masks, deterministic)
+            raise InputError(forgotten)
+        if masks is not None and single:
+            masks = np.asarray(masks)[None]
+        actions, state = self._choose(rows, None if starts.all() else state, starts, masks, deterministic)
         return (actions[0] if single else actions), state
 
     def _choose(
@@ -253,10 +259,6 @@ class _ArrayReader:
         if state is not None:
             earlier[~starts] = state.inputs[~starts, self.shape[0] :]
         return np.concatenate([earlier, rows], axis=1)
-
-
-def _make_reader(space: spaces.Space[Any], frames: int) -> _TokenReader | _ArrayReader:
-    return _TokenReader(space) if isinstance(space, TokenSpace) else _ArrayReader(space, frames)
 
 
 def _starts(reset: bool | ArrayLike, count: int) -> NDArray[np.bool_]:

@@ -60,9 +60,17 @@ class LossGradient:
         :return: the loss, its terms and other metrics by name, and the norm before clipping
         """
         terms = tuple(bool(number > 0) for number in coefficients)  # those that the loss has
-        if samples.tokens.device.type != "cuda":
-            *metrics, norm = self._compute(samples, coefficients, terms, max_grad_norm).tolist()
-            return dict(zip(self._names, metrics, strict=True)), norm
+        if samples.tokens.device.type == "cuda":
+            computed = self._replay(samples, coefficients, terms, max_grad_norm)
+        else:
+            computed = self._compute(samples, coefficients, terms, max_grad_norm)
+        *metrics, norm = computed.tolist()
+        return dict(zip(self._names, metrics, strict=True)), norm
+
+    def _replay(
+        self, samples: SegmentSamples, coefficients: Coefficients, terms: tuple[bool, ...], max_grad_norm: float
+    ) -> Tensor:
+        """:meth:`_compute` on a GPU."""
 
         def compute(samples: SegmentSamples, numbers: Tensor) -> Tensor:
             return self._compute(samples, Coefficients(*numbers.unbind()), terms, max_grad_norm)
@@ -72,8 +80,7 @@ class LossGradient:
         numbers = torch.tensor(coefficients, dtype=torch.float32).to(samples.tokens.device)
         if key not in self._recorded:
             self._recorded[key] = RecordedGradient(self._parameters, compute, samples, numbers)
-        *metrics, norm = self._recorded[key](samples, numbers).tolist()
-        return dict(zip(self._names, metrics, strict=True)), norm
+        return self._recorded[key](samples, numbers)
 
     def _compute(
         self, samples: SegmentSamples, coefficients: Coefficients, terms: tuple[bool, ...], max_grad_norm: float

@@ -120,7 +120,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         _init_setup_model: bool = True,
     ) -> None:
         self.segment_length = segment_length
-        _check_segments(batch_size, n_steps, segment_length or n_steps)
+        _check_segments(batch_size, n_steps, segment_length)
         self.prior_kl, self.prior_kl_decay = prior_kl, prior_kl_decay
         self.critic_warmup, self.critic_warmup_lr = critic_warmup, critic_warmup_lr
         self.uniform_kl, self.next_token_coef, self.desired_kl = uniform_kl, next_token_coef, desired_kl
@@ -143,9 +143,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        _check_segments(
-            self.batch_size, self.n_steps, self.segment_length or self.n_steps
-        )  # again, because `load` can change n_steps
+        _check_segments(self.batch_size, self.n_steps, self.segment_length)  # again, because `load` can change n_steps
 
     def _begin_streams(self) -> None:
         super()._begin_streams()
@@ -156,6 +154,11 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         super()._advance_burn_in(tokens)
         if self.policy.prior is not None:
             self._prior_belief = self.policy.prior.advance(tokens, self._prior_belief)[0][:, -1]
+
+    @property
+    def _segment_steps(self) -> int:
+        """Steps T of a segment."""
+        return self.segment_length or self.n_steps
 
     @property
     def warming_up(self) -> bool:
@@ -198,7 +201,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         if self.normalize_advantage:
             buffer.advantages = self._normalize(buffer.advantages)
             buffer.generator_ready = False  # the buffer converts its arrays again
-        self._starts = self._segment_starts(self.n_steps // (self.segment_length or self.n_steps))
+        self._starts = self._segment_starts(self.n_steps // self._segment_steps)
         warming_up = self.warming_up
         metrics = self._fit_critic() if warming_up else self._update()
         self._record(metrics, warming_up)
@@ -272,7 +275,7 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
 
     def _minibatches(self) -> Iterator[SegmentSamples]:
         """Whole segments, as many as fit into a minibatch, each once."""
-        return self.rollout_buffer.segments(self.batch_size // (self.segment_length or self.n_steps), *self._starts)
+        return self.rollout_buffer.segments(self.batch_size // self._segment_steps, *self._starts)
 
     @torch.no_grad()
     def _prior_log_probs(self) -> Tensor | None:
@@ -325,7 +328,8 @@ class SequencePPO(SequenceOnPolicyAlgorithm, PPO):
         return [*super()._excluded_save_params(), "_prior_belief", "_starts", "_loss_gradient"]
 
 
-def _check_segments(batch_size: int, n_steps: int, length: int) -> None:
+def _check_segments(batch_size: int, n_steps: int, segment_length: int | None) -> None:
+    length = segment_length or n_steps
     if n_steps % length != 0:
         raise InputError(f"n_steps {n_steps} must be a multiple of segment_length {length}")
     if batch_size < length:
